@@ -1,0 +1,1 @@
+//! The daemon: start and stop order, signals, supervision.

@@ -1,0 +1,339 @@
+//! Plain types that every module shares: names, commits, statuses and their transitions. No I/O.
+
+use std::fmt;
+use std::str::FromStr;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// Identifies a row of `repositories`.
+pub type RepositoryId = i64;
+/// Identifies a row of `deployments`; a later deployment has a larger one.
+pub type DeploymentId = i64;
+
+/// A repository as people name it: `project/repository`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RepositoryName {
+    /// The project's name.
+    pub project: String,
+    /// The repository's key in its project file.
+    pub name: String,
+}
+
+impl fmt::Display for RepositoryName {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}/{}", self.project, self.name)
+    }
+}
+
+/// A word that is none of an enumeration's.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("`{word}` is not one of {accepted}")]
+pub struct UnknownWord {
+    word: String,
+    accepted: String,
+}
+
+/// Implements the words of an enumeration: the database, the API and the command line use the same ones.
+macro_rules! words {
+    ($name:ident { $($variant:ident = $word:literal),+ $(,)? }) => {
+        impl $name {
+            /// Every value, in the order of declaration.
+            pub const ALL: &'static [$name] = &[$($name::$variant),+];
+
+            /// The word in the database, the API and on the command line.
+            pub fn as_str(self) -> &'static str {
+                match self { $($name::$variant => $word),+ }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.pad(self.as_str())
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = UnknownWord;
+
+            fn from_str(word: &str) -> Result<Self, UnknownWord> {
+                match word {
+                    $($word => Ok($name::$variant),)+
+                    _ => Err(UnknownWord {
+                        word: word.to_owned(),
+                        accepted: [$($word),+].join(", "),
+                    }),
+                }
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.as_str())
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let word = String::deserialize(deserializer)?;
+                word.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    };
+}
+
+/// Where a deployment stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Status {
+    /// Accepted and stored; the worker has not begun.
+    Pending,
+    /// The worker is at it.
+    Running,
+    /// The host runs what the commit says, and it is well.
+    Success,
+    /// It ended otherwise; the error says how.
+    Failed,
+    /// There was nothing to do.
+    Skipped,
+}
+
+words!(Status { Pending = "pending", Running = "running", Success = "success", Failed = "failed", Skipped = "skipped" });
+
+impl Status {
+    /// Whether nothing will change it any more.
+    pub fn is_final(self) -> bool {
+        !matches!(self, Status::Pending | Status::Running)
+    }
+
+    /// Whether a deployment may go from this status to `next`.
+    pub fn may_become(self, next: Status) -> bool {
+        match self {
+            // A pending row of an orphan, or one that is cancelled, fails without having run.
+            Status::Pending => matches!(next, Status::Running | Status::Failed),
+            Status::Running => next.is_final(),
+            Status::Success | Status::Failed | Status::Skipped => false,
+        }
+    }
+}
+
+/// What made a deployment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Trigger {
+    /// A check found a new commit.
+    Poll,
+    /// A POST to the API.
+    Api,
+    /// `shiparr deploy`.
+    Cli,
+    /// A forge's delivery.
+    Webhook,
+    /// A changed project file.
+    Config,
+    /// A failure that can pass, or an interruption, is tried again.
+    Retry,
+}
+
+words!(Trigger { Poll = "poll", Api = "api", Cli = "cli", Webhook = "webhook", Config = "config", Retry = "retry" });
+
+/// How grave a log line is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LogLevel {
+    /// A step of the deployment, or a child's output.
+    Info,
+    /// Something that a person should look at; the deployment went on.
+    Warning,
+    /// Why the deployment failed.
+    Error,
+}
+
+words!(LogLevel { Info = "info", Warning = "warning", Error = "error" });
+
+/// What somebody asked of a deployment beyond the commit; joined triggers add up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Asked {
+    /// Pull images even where they are there.
+    pub pull: bool,
+    /// Make containers anew even where nothing changed.
+    pub recreate: bool,
+}
+
+impl Asked {
+    /// Both wishes together.
+    #[must_use]
+    pub fn and(self, other: Asked) -> Asked {
+        Asked { pull: self.pull || other.pull, recreate: self.recreate || other.recreate }
+    }
+}
+
+/// The full hash of a commit: 40 (SHA-1) or 64 (SHA-256) lower-case hexadecimal digits.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(transparent)]
+pub struct CommitHash(String);
+
+impl CommitHash {
+    /// The first seven digits, as people read them.
+    pub fn short(&self) -> &str {
+        &self.0[..7]
+    }
+
+    /// All digits.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for CommitHash {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+/// A text that is not a full commit hash.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("`{0}` is not a commit hash (40 or 64 hexadecimal digits)")]
+pub struct NotAHash(String);
+
+impl FromStr for CommitHash {
+    type Err = NotAHash;
+
+    fn from_str(text: &str) -> Result<Self, NotAHash> {
+        let digits = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        if matches!(text.len(), 40 | 64) && text.bytes().all(digits) {
+            Ok(CommitHash(text.to_owned()))
+        } else {
+            Err(NotAHash(text.to_owned()))
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for CommitHash {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// A commit as messages and histories show it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Commit {
+    /// Its full hash.
+    pub hash: CommitHash,
+    /// The first line of its message.
+    pub subject: String,
+    /// The author's name.
+    pub author: String,
+}
+
+/// Whether a failure can pass by itself, and so is tried again (spec section 4, "Again").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Chance {
+    /// Network, registry, Docker gone, disk full, a conflict: tried again after a pause.
+    CanPass,
+    /// It does not parse, decrypt or get healthy: left until something changes.
+    Final,
+}
+
+/// A project as the database knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProjectRecord {
+    /// Row id.
+    pub id: i64,
+    /// Unique name.
+    pub name: String,
+    /// From the project file.
+    pub description: Option<String>,
+    /// The file that it was last loaded from.
+    pub config_file: String,
+    /// When it was first seen.
+    pub created_at: Timestamp,
+    /// How many repositories it has, orphans included.
+    pub repositories: u64,
+}
+
+/// A repository as the database and the memory of its last check know it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RepositoryRecord {
+    /// Row id.
+    pub id: RepositoryId,
+    /// `project/repository`.
+    pub name: RepositoryName,
+    /// The remote, without any credential.
+    pub git_url: String,
+    /// The followed branch, or full reference.
+    pub branch: String,
+    /// Folder of the stack in the repository.
+    pub path: String,
+    /// Where the working tree lives.
+    pub local_path: String,
+    /// Seconds between two checks.
+    pub check_interval_seconds: u64,
+    /// The last commit that was deployed with success, and nothing else.
+    pub last_commit_hash: Option<CommitHash>,
+    /// The newest commit that a check has seen and that was handled.
+    pub observed_commit: Option<CommitHash>,
+    /// The commit whose files lie in `local_path`.
+    pub checked_out_commit: Option<CommitHash>,
+    /// When the remote was last asked.
+    pub last_checked_at: Option<Timestamp>,
+    /// When it will be asked next.
+    pub next_check_at: Option<Timestamp>,
+    /// What the last check failed with, in one line.
+    pub last_error: Option<String>,
+    /// Since when checks have failed without a success between.
+    pub failing_since: Option<Timestamp>,
+    /// Since when no project file names it any more.
+    pub orphaned_at: Option<Timestamp>,
+    /// When a failure that can pass is tried again.
+    pub retry_at: Option<Timestamp>,
+    /// When it was first seen.
+    pub created_at: Timestamp,
+    /// The newest deployment, skipped ones included.
+    pub last_deployment: Option<DeploymentRecord>,
+    /// Where it stands (spec section 5): a pending or running deployment's status, else that of the last one that was not
+    /// skipped, else none.
+    pub status: Option<Status>,
+}
+
+/// A deployment, a row of the queue and of the history.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeploymentRecord {
+    /// Row id.
+    pub id: DeploymentId,
+    /// Whose it is.
+    pub repository_id: RepositoryId,
+    /// `project/repository`.
+    pub repository: RepositoryName,
+    /// The commit, from the moment that it started.
+    pub commit: Option<Commit>,
+    /// Where it stands.
+    pub status: Status,
+    /// What made it.
+    pub trigger: Trigger,
+    /// 1 for the first try.
+    pub attempt: u32,
+    /// What was asked of it.
+    pub asked: Asked,
+    /// One line: why it failed, or, while pending, what it waits for.
+    pub error: Option<String>,
+    /// When it was accepted.
+    pub created_at: Timestamp,
+    /// When the worker began.
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    pub finished_at: Option<Timestamp>,
+    /// Whether `up` had begun.
+    pub up_began: bool,
+}
+
+/// A line of a deployment's log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogLine {
+    /// Position in the log, growing; not dense.
+    pub id: i64,
+    /// When it was written.
+    pub at: Timestamp,
+    /// How grave it is.
+    pub level: LogLevel,
+    /// One line, scrubbed of secrets.
+    pub message: String,
+}

@@ -1,0 +1,1 @@
+//! Telling people: messages, and the programs and URLs that carry them.

@@ -1,0 +1,1 @@
+//! Decryption through the `sops` program.
