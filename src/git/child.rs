@@ -63,7 +63,7 @@ pub(super) fn fetch_and_checkout(remote: &Remote, checkout: &Checkout, limit: &L
     let _lock = store::lock(&checkout.store)?;
     let mut notes = Vec::new();
     let opened = store::open(&checkout.store).map_err(Failed::Store);
-    let done = opened.and_then(|repository| attempt(repository, remote, checkout, limit, &mut notes));
+    let done = opened.and_then(|repository| attempt(repository, remote, checkout, limit, &mut notes, false));
     match done {
         Ok(done) => Ok(done),
         Err(Failed::Git(error)) => Err(error),
@@ -74,7 +74,7 @@ pub(super) fn fetch_and_checkout(remote: &Remote, checkout: &Checkout, limit: &L
             let why = error.message().replace('\n', " ");
             notes = vec![format!("the object store was damaged ({why}) and has been fetched anew")];
             let repository = store::rebuild(&checkout.store)?;
-            attempt(repository, remote, checkout, limit, &mut notes).map_err(|failed| match failed {
+            attempt(repository, remote, checkout, limit, &mut notes, true).map_err(|failed| match failed {
                 Failed::Git(error) => error,
                 Failed::Store(error) => {
                     GitError::passing(format!("the object store {}: {}", checkout.store.display(), error.message()))
@@ -90,11 +90,12 @@ fn attempt(
     checkout: &Checkout,
     limit: &Limit,
     notes: &mut Vec<String>,
+    is_new: bool,
 ) -> Result<CheckedOut, Failed> {
     let tip = fetch::tip(&repository, remote, limit)?;
     let commit = describe(&repository, tip)?;
     let mut journal = Journal::read(&checkout.store.with_extension("journal"), &checkout.local_path);
-    let trees = collect_trees(repository, remote, checkout, &journal, tip, limit, notes)?;
+    let trees = collect_trees(repository, remote, checkout, &journal, tip, limit, notes, is_new)?;
     let tree = WorkTree::open(&checkout.local_path)?;
     let changed_files = checkout::run(&tree, &trees, &mut journal, checkout, tip, notes)?;
     let repository = trees.sources.main();
@@ -106,6 +107,9 @@ fn attempt(
 }
 
 /// Everything that may be compared with the working tree: the new commit, the one whose files lie there, and those of runs that did not end.
+///
+/// The store keeps the commit whose files lie there: where it is gone, the store is damaged. From a store that was made anew it is gone for
+/// good when the remote has rewritten its history, and what lies there then counts as untracked.
 fn collect_trees(
     repository: Repository,
     remote: &Remote,
@@ -114,12 +118,19 @@ fn collect_trees(
     tip: Oid,
     limit: &Limit,
     notes: &mut Vec<String>,
+    is_new: bool,
 ) -> Result<Trees, Failed> {
     let mut sources = submodules::Sources::new(repository);
     let new = sources.fetch_and_flatten(tip, remote, limit, notes)?;
     let base = journal.base(checkout.checked_out.as_ref());
-    // A commit that is gone from the store says nothing: what lies there then counts as untracked.
-    let base = base.and_then(|base| sources.flatten(base, remote)).unwrap_or_default();
+    let base = match base.map(|base| (base, sources.flatten(base, remote))) {
+        Some((base, None)) if !is_new => {
+            return Err(Failed::Store(git2::Error::from_str(&format!(
+                "the commit {base} that was checked out is gone"
+            ))));
+        }
+        base => base.and_then(|(_, files)| files).unwrap_or_default(),
+    };
     let perhaps = journal.unfinished().into_iter().filter_map(|commit| sources.flatten(commit, remote)).collect();
     Ok(Trees { sources, new, base, perhaps })
 }

@@ -9,6 +9,8 @@ mod cache;
 mod journal;
 mod plan;
 mod saved;
+#[cfg(test)]
+mod tests;
 mod worktree;
 
 use std::collections::BTreeMap;
