@@ -78,13 +78,12 @@ pub fn send(request: &Request, limit: &Limit) -> Result<Response, HttpError> {
 ///
 /// # Errors
 /// As [`send`]; `on_piece` returning `false` ends it without an error.
-pub fn stream(
-    request: &Request,
-    limit: &Limit,
-    on_piece: &mut dyn FnMut(&[u8]) -> bool,
-) -> Result<Response, HttpError> {
+pub fn stream(request: &Request, limit: &Limit, on_piece: OnPiece<'_>) -> Result<Response, HttpError> {
     exchange(request, limit, Some(on_piece))
 }
+
+/// Takes the pieces of a body; `false` when it has enough.
+type OnPiece<'a> = &'a mut dyn FnMut(&[u8]) -> bool;
 
 /// Why a transfer was ended by this side.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -98,11 +97,7 @@ enum Ended {
 }
 
 /// One request and its answer. With `on_piece`, the body of a success goes there.
-fn exchange(
-    request: &Request,
-    limit: &Limit,
-    mut on_piece: Option<&mut dyn FnMut(&[u8]) -> bool>,
-) -> Result<Response, HttpError> {
+fn exchange(request: &Request, limit: &Limit, mut on_piece: Option<OnPiece<'_>>) -> Result<Response, HttpError> {
     check_url(&request.url)?;
     if limit.is_over() {
         return Err(over(limit));

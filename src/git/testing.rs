@@ -249,11 +249,13 @@ fn serve(stream: TcpStream, folder: &Path, seen: &Mutex<Vec<Seen>>, manners: &Ma
     seen.lock().unwrap().push(Seen { line: line.trim().to_owned(), authorization, answer_bytes: answer.len() });
     let mut stream = stream;
     stream.write_all(&answer).ok()?;
-    while manners.drips {
+    if !manners.drips {
+        return Some(());
+    }
+    loop {
         std::thread::sleep(Duration::from_millis(50));
         stream.write_all(b"0").ok()?;
     }
-    Some(())
 }
 
 fn basic(user_and_password: &str) -> String {
