@@ -241,7 +241,7 @@ fn runs_that_are_ended_at_any_moment_are_completed_by_the_next() {
             fs::write(lab.path(&format!("clone/file-{number}-{suffix}")), content).unwrap();
         }
         let hash = lab.push("round", &format!("{round}"));
-        for milliseconds in (2..80).step_by(2).chain([30_000]) {
+        for milliseconds in (2..80).step_by(5).chain([30_000]) {
             let limit = Limit::after(Duration::from_millis(milliseconds));
             match git::fetch_and_checkout(&remote, &lab.checkout(checked_out.clone()), &lab.child, &limit) {
                 Ok(done) => {

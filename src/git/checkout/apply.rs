@@ -40,7 +40,7 @@ impl Plan {
             let size = trees.sources.size(&write.entry)?;
             needed_bytes += size.saturating_sub(write.over.map_or(0, |stamp| stamp.size));
             if size <= MAX_PROBED_BYTES {
-                trees.sources.read(&write.entry)?;
+                trees.sources.with_content(&write.entry, |_| ())?;
             }
         }
         let space = fstatvfs(&tree.root).map_err(|error| io_failed("look at", b".", error))?;
@@ -226,14 +226,18 @@ impl Writer<'_> {
     }
 
     fn write(&mut self, write: &Write) -> Result<(), Failed> {
-        let content = self.trees.sources.read(&write.entry)?;
-        let Some(stamp) = &write.over else { return self.create(&write.path, &write.entry, &content, false) };
+        let sources = &self.trees.sources;
+        sources.with_content(&write.entry, |content| self.write_content(write, content))?
+    }
+
+    fn write_content(&mut self, write: &Write, content: &[u8]) -> Result<(), Failed> {
+        let Some(stamp) = &write.over else { return self.create(&write.path, &write.entry, content, false) };
         match self.tree.open_file(&write.path, OFlags::WRONLY) {
-            Ok(file) => self.rewrite(&write.path, file, stamp, &write.entry, &content),
+            Ok(file) => self.rewrite(&write.path, file, stamp, &write.entry, content),
             Err(Errno::TXTBSY) => {
                 let path = show(&write.path);
                 self.notes.push(format!("{path} is a program that runs: it was replaced by a new file"));
-                self.create(&write.path, &write.entry, &content, true)
+                self.create(&write.path, &write.entry, content, true)
             }
             Err(error) => Err(io_failed("write", &write.path, error)),
         }
