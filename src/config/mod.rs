@@ -16,6 +16,8 @@ mod reader;
 pub mod settings;
 mod suggest;
 mod template;
+#[cfg(test)]
+mod tests;
 mod tokens;
 mod yaml;
 
