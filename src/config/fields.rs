@@ -7,9 +7,9 @@ use std::time::Duration;
 use super::problem::Severity;
 use super::project::{Build, Pull, UnsetVariables};
 use super::reader::{At, Reader, Section, at_entry, joined};
-use super::settings::is_host_name;
 use super::suggest::did_you_mean;
 use super::template::{Template, is_name};
+use super::variables::is_host_name;
 use super::yaml::Value;
 use crate::git::RemoteUrl;
 

@@ -19,6 +19,7 @@ mod template;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod variables;
 mod yaml;
 
 pub use catalog::{Accepted, AcceptedRepository, Basis, Catalog, Diff};

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use super::Environment;
 use super::problem::{Problem, Severity};
-use super::settings::{MAX_SECONDS, boolean};
 use super::suggest::did_you_mean;
 use super::template::{Template, Unresolved};
+use super::variables::{MAX_SECONDS, boolean};
 use super::yaml::{Entry, Map, Node, Value};
 
 /// How much of a wrong value a message repeats.
