@@ -160,6 +160,25 @@ impl Settings {
     }
 }
 
+/// What the verbs that ask a daemon take from the environment. A setting of the daemon that cannot be used does not keep them from asking it.
+pub struct ClientSettings {
+    /// Where the control socket may be.
+    pub runtime_path: PathBuf,
+    /// Used for `--url`.
+    pub proxies: Proxies,
+}
+
+impl ClientSettings {
+    /// Reads these settings alone.
+    pub fn from_environment(environment: &Environment) -> ClientSettings {
+        let mut read = Reading::new(environment);
+        ClientSettings {
+            runtime_path: read.path("RUNTIME_PATH").unwrap_or_else(|| default_runtime_path(environment)),
+            proxies: read.proxies(),
+        }
+    }
+}
+
 /// Whether a folder (or, before it is made, the one that it will be in) is on a file system in memory.
 ///
 /// # Errors
