@@ -35,12 +35,18 @@ die() {
 
 have() { command -v "$1" >/dev/null 2>&1; }
 
+# Daemons and root's tools lie where not everyone's PATH leads.
+have_system_command() { PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin command -v "$1" >/dev/null 2>&1; }
+
+# What sudo lets through: the way to the network, and where the build goes.
+KEPT_BY_SUDO=HTTP_PROXY,HTTPS_PROXY,NO_PROXY,http_proxy,https_proxy,no_proxy,CARGO_TARGET_DIR,NO_COLOR
+
 # Runs a command as root: as it is when we are root, else with sudo.
 as_root() {
     if [ "$(id -u)" -eq 0 ]; then
         "$@"
     elif have sudo; then
-        sudo -- "$@"
+        sudo "--preserve-env=$KEPT_BY_SUDO" -- "$@"
     else
         die "root is needed for: $* (run this as root, or install sudo)"
     fi
@@ -87,7 +93,7 @@ apt_candidate() {
     apt-cache policy "$1" 2>/dev/null | sed -n 's/^ *Candidate: //p' | grep -v '^(none)$' || true
 }
 
-# install_apt_packages PACKAGE...: those of them that are not installed.
+# install_apt_packages PACKAGE...: those of them that are not installed. Nothing is ever removed to make room for one.
 install_apt_packages() {
     local package missing=()
     for package in "$@"; do
@@ -96,37 +102,58 @@ install_apt_packages() {
     [ ${#missing[@]} -gt 0 ] || return 0
     refresh_apt_lists
     say "installing: ${missing[*]}"
-    quietly apt_get install -y --no-install-recommends "${missing[@]}" || die "apt could not install: ${missing[*]}"
+    quietly apt_get install -y --no-remove --no-install-recommends "${missing[@]}" || die "apt could not install: ${missing[*]}"
 }
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Building
 
-# A C compiler for the bundled SQLite, libgit2 and libssh2; OpenSSL, zlib and libcurl are the system's.
+# A C compiler for the bundled SQLite, libgit2 and libssh2; OpenSSL, zlib and libcurl are the system's, from whatever
+# package has them.
 install_build_libraries() {
-    install_apt_packages ca-certificates gcc libc6-dev make pkg-config libssl-dev zlib1g-dev libcurl4-openssl-dev git
+    local missing=()
+    have cc || missing+=(gcc libc6-dev)
+    have git || missing+=(git)
+    [ -e /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates)
+    have pkg-config || missing+=(pkg-config)
+    has_library openssl || missing+=(libssl-dev)
+    has_library zlib || missing+=(zlib1g-dev)
+    has_library libcurl || missing+=(libcurl4-openssl-dev)
+    install_apt_packages "${missing[@]}"
 }
 
-# Puts cargo on PATH where rustup left it, also when `sudo` has cut PATH down, and checks that it is new enough. A Rust
+has_library() { have pkg-config && pkg-config --exists "$1"; }
+
+# Empty: builds run as who we are. Else the name of the person who called sudo, whose toolchain it is and whose `target/`
+# should stay theirs.
+BUILDER=
+
+# Finds cargo, also where rustup left it and where `sudo` has cut PATH down, and checks that it is new enough. A Rust
 # toolchain is the one thing that is asked for and not installed: people have their own ideas about where it comes from.
 find_rust_toolchain() {
-    local home version
-    home=${HOME:-/root}
-    if ! have cargo && [ -n "${SUDO_USER:-}" ]; then
-        home=$(getent passwd "$SUDO_USER" | cut -d: -f6)
+    local version
+    if ! have cargo && [ -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ]; then
+        PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
     fi
-    have cargo || PATH=$PATH:${CARGO_HOME:-$home/.cargo}/bin
-    have cargo || die "cargo is not there: install Rust $RUST_MINIMUM or newer (Debian 13: apt-get install cargo; else rustup)"
-    version=$(as_builder rustc --version | cut -d' ' -f2)
+    if [ "$(id -u)" -eq 0 ] && [ "${SUDO_USER:-root}" != root ]; then
+        BUILDER=$SUDO_USER
+        as_builder cargo --version >/dev/null 2>&1 || BUILDER=
+    fi
+    version=$(as_builder rustc --version 2>/dev/null | cut -d' ' -f2) || true
+    if [ -z "$version" ] || ! as_builder cargo --version >/dev/null 2>&1; then
+        die "cargo is not there: install Rust $RUST_MINIMUM or newer (Debian 13: apt-get install cargo; else with rustup)"
+    fi
     version_at_least "$version" "$RUST_MINIMUM" || die "rustc $version is too old: Shiparr needs $RUST_MINIMUM or newer"
 }
 
-# Runs a command as the person who called sudo, so that their toolchain is used and `target/` stays theirs.
+# Runs a command as the builder.
 as_builder() {
-    if [ "$(id -u)" -eq 0 ] && [ -n "${SUDO_USER:-}" ] && [ "$SUDO_USER" != root ]; then
-        sudo -u "$SUDO_USER" -H -- env PATH="$PATH" "$@"
-    else
+    local home
+    if [ -z "$BUILDER" ]; then
         "$@"
+    else
+        home=$(getent passwd "$BUILDER" | cut -d: -f6)
+        sudo -u "$BUILDER" -H "--preserve-env=$KEPT_BY_SUDO" -- env "PATH=$home/.cargo/bin:$PATH" "$@"
     fi
 }
 
@@ -137,15 +164,20 @@ docker_answers() { docker info --format '{{.ServerVersion}}' >/dev/null 2>&1; }
 
 # The engine, its client and what its networks need; it is started where it does not run.
 install_docker() {
-    if ! have docker || ! docker_answers; then
-        if ! have dockerd; then
-            install_apt_packages docker.io iptables
-        fi
-        # From Debian 13 on the client is a package of its own.
-        have docker || install_apt_packages docker-cli
-        start_docker
+    if have docker && docker_answers; then
+        return 0
     fi
-    have iptables || install_apt_packages iptables
+    if ! have_system_command dockerd; then
+        install_apt_packages docker.io
+    fi
+    # From Debian 13 on the client is a package of its own.
+    have docker || install_apt_packages docker-cli
+    have_system_command iptables || install_apt_packages iptables
+    # Where the kernel has AppArmor on, the engine starts no container without its parser.
+    if [ "$(cat /sys/module/apparmor/parameters/enabled 2>/dev/null)" = Y ]; then
+        have_system_command apparmor_parser || install_apt_packages apparmor
+    fi
+    start_docker
 }
 
 start_docker() {
@@ -265,7 +297,7 @@ END
     say "installing from Debian 13: $*"
     quietly apt_get "${apt_options[@]}" update || die "Debian 13's package lists cannot be had from $mirror"
     (cd "$folder/packages" && quietly apt_get "${apt_options[@]}" download "$@") || die "cannot download from Debian 13: $*"
-    quietly apt_get install -y --no-install-recommends "$folder"/packages/*.deb || die "apt could not install: $*"
+    quietly apt_get install -y --no-remove --no-install-recommends "$folder"/packages/*.deb || die "apt could not install: $*"
     as_root rm -rf "$folder"
 }
 
