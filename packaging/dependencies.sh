@@ -160,7 +160,8 @@ as_builder() {
 # ---------------------------------------------------------------------------------------------------------------------
 # Docker Engine
 
-docker_answers() { docker info --format '{{.ServerVersion}}' >/dev/null 2>&1; }
+# Not `docker info`: with a format it exits 0 in some versions although no engine answered.
+docker_answers() { docker version --format '{{.Server.Version}}' >/dev/null 2>&1; }
 
 # The engine, its client and what its networks need; it is started where it does not run.
 install_docker() {
@@ -208,7 +209,7 @@ wait_for_docker() {
     local deadline=$((SECONDS + DOCKER_START_LIMIT_SECONDS))
     until docker_answers; do
         # Someone who is not in the docker group sees an engine that is there and does not answer them.
-        if [ "$(id -u)" -ne 0 ] && as_root docker info >/dev/null 2>&1; then
+        if [ "$(id -u)" -ne 0 ] && as_root docker version >/dev/null 2>&1; then
             return 0
         fi
         if [ "$SECONDS" -ge "$deadline" ]; then
