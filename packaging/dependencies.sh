@@ -52,6 +52,12 @@ as_root() {
     fi
 }
 
+# A machine's own runner may start us without a home, where the tools below keep what they have.
+if [ -z "${HOME:-}" ]; then
+    HOME=$(getent passwd "$(id -u)" | cut -d: -f6)
+    export HOME
+fi
+
 # True where the first version is the second or a newer one.
 version_at_least() { [ "$(printf '%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]; }
 
