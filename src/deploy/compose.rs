@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use self::client::Client;
 use self::explain::Tail;
 use self::watch::{Container, Expected, Failure, Verdict, Watch};
-use super::{Driver, Log, Plan, Stack, StepError, Timing, stack};
+use super::{Driver, Log, Plan, Stack, StepError, Timing};
 use crate::command::{Command, Limit, Output};
 use crate::config::Settings;
 use crate::config::project::{Build, Pull, UnsetVariables};
@@ -160,10 +160,7 @@ impl Driver for Compose {
 
     fn plan(&self, stack: &Stack, limit: &Limit, log: &mut dyn Log) -> Result<Plan, StepError> {
         const WHAT: &str = "docker compose config";
-        let files = if stack.files.is_empty() { files::find(&stack.folder)? } else { stack.files.clone() };
-        for file in &files {
-            stack::stay_inside(&stack.root, file, "the compose file")?;
-        }
+        let files = if stack.files.is_empty() { files::find(&stack.root, &stack.folder)? } else { stack.files.clone() };
         let project = chosen_project(stack, &files)?;
         let captured = self
             .call(stack, &files, project.as_deref(), limit)

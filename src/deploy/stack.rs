@@ -77,7 +77,12 @@ impl Defaults {
         };
         let separator = get("COMPOSE_PATH_SEPARATOR").unwrap_or(":");
         Defaults {
-            files: get("COMPOSE_FILE").map(|text| list(text, separator)).unwrap_or_default().into_iter().map(PathBuf::from).collect(),
+            files: get("COMPOSE_FILE")
+                .map(|text| list(text, separator))
+                .unwrap_or_default()
+                .into_iter()
+                .map(PathBuf::from)
+                .collect(),
             project: get("COMPOSE_PROJECT_NAME").map(str::to_owned),
             profiles: get("COMPOSE_PROFILES").map(|text| list(text, ",")).unwrap_or_default(),
         }

@@ -112,7 +112,11 @@ impl Client {
         // The client names its plugins even while Docker does not answer.
         let answer = self.ask("docker info", ["info", "--format", "{{json .ClientInfo.Plugins}}"], limit).ok()?;
         let plugins: Vec<Plugin> = serde_json::from_slice(&answer.stdout).ok()?;
-        plugins.into_iter().find(|plugin| plugin.name == "compose").map(|plugin| plugin.path).filter(|path| path.is_file())
+        plugins
+            .into_iter()
+            .find(|plugin| plugin.name == "compose")
+            .map(|plugin| plugin.path)
+            .filter(|path| path.is_file())
     }
 
     /// The unix socket that the client would use; none when it would use something else.
@@ -132,7 +136,8 @@ impl Client {
             Some(folder) => PathBuf::from(folder),
             None => Path::new(self.variable("HOME")?).join(".docker"),
         };
-        let config: serde_json::Value = serde_json::from_slice(&std::fs::read(folder.join("config.json")).ok()?).ok()?;
+        let config: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(folder.join("config.json")).ok()?).ok()?;
         config.get("currentContext")?.as_str().filter(|context| !context.is_empty()).map(str::to_owned)
     }
 

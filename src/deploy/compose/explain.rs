@@ -1,5 +1,9 @@
 //! From what Docker and Compose say when they fail to one line that says what to do, and whether another try can help.
 
+use std::borrow::Cow;
+use std::collections::VecDeque;
+use std::process::ExitStatus;
+
 use crate::command::CommandError;
 use crate::deploy::StepError;
 use crate::model::Chance;
@@ -66,8 +70,49 @@ const KNOWN: &[(&str, Chance, &str)] = &[
     ("dependency failed to start", Chance::Final, "its last log lines are in the deployment's log"),
 ];
 
+/// How many of a command's last lines are kept to find the telling one.
+const TAIL_LINES: usize = 40;
+
+/// The last lines that a command said.
+#[derive(Debug, Default)]
+pub struct Tail {
+    lines: VecDeque<String>,
+}
+
+impl Tail {
+    /// Keeps a line, and forgets the oldest once there are too many.
+    pub fn push(&mut self, line: &str) {
+        let line = line.trim_end();
+        if line.trim().is_empty() {
+            return;
+        }
+        if self.lines.len() == TAIL_LINES {
+            self.lines.pop_front();
+        }
+        self.lines.push_back(line.to_owned());
+    }
+
+    /// Whether there is no line.
+    pub fn is_empty(&self) -> bool {
+        self.lines.is_empty()
+    }
+
+    /// All lines of a text.
+    pub fn of(text: &str) -> Tail {
+        let mut tail = Tail::default();
+        text.lines().for_each(|line| tail.push(line));
+        tail
+    }
+
+    /// The line that says why it failed: the last one that is neither progress nor a warning. Compose and Docker say it last.
+    fn telling_line(&self) -> Option<String> {
+        let telling = self.lines.iter().rev().find(|line| !is_noise(line)).or(self.lines.back())?;
+        Some(message_of(telling).1.trim().to_owned())
+    }
+}
+
 /// The error for a failed command from all that it said: `what` names the command for people (`docker compose up`).
-pub fn failed(what: &str, output: &Tail, status: std::process::ExitStatus) -> StepError {
+pub fn failed(what: &str, output: &Tail, status: ExitStatus) -> StepError {
     let Some(line) = output.telling_line() else {
         return StepError { message: format!("{what} failed without a word ({status})"), chance: Chance::Final };
     };
@@ -101,6 +146,20 @@ pub fn not_run(what: &str, error: &CommandError, chance_of_timeout: Chance) -> S
     }
 }
 
+/// Level and message of a line that Compose's logger wrote (`time="…" level=warning msg="…"`); every other line is its own message.
+pub fn message_of(line: &str) -> (Option<&str>, Cow<'_, str>) {
+    let parsed = line.starts_with("time=").then(|| {
+        let (_, rest) = line.split_once("level=")?;
+        let (level, rest) = rest.split_once(" msg=")?;
+        let message = rest.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(rest);
+        Some((level, message.replace("\\\"", "\"")))
+    });
+    match parsed.flatten() {
+        Some((level, message)) => (Some(level), message.into()),
+        None => (None, line.into()),
+    }
+}
+
 fn classify(line: &str) -> (Chance, &'static str) {
     let line = line.to_lowercase();
     KNOWN
@@ -124,60 +183,10 @@ fn boundary(text: &str, index: usize) -> usize {
     (0..=index).rev().find(|index| text.is_char_boundary(*index)).unwrap_or(0)
 }
 
-/// How many of a command's last lines are kept to find the telling one.
-const TAIL_LINES: usize = 40;
-
-/// The last lines that a command said.
-#[derive(Debug, Default)]
-pub struct Tail {
-    lines: std::collections::VecDeque<String>,
-}
-
-impl Tail {
-    /// Keeps a line, and forgets the oldest once there are too many.
-    pub fn push(&mut self, line: &str) {
-        let line = line.trim_end();
-        if line.trim().is_empty() {
-            return;
-        }
-        if self.lines.len() == TAIL_LINES {
-            self.lines.pop_front();
-        }
-        self.lines.push_back(line.to_owned());
-    }
-
-    /// All lines of a text.
-    pub fn of(text: &str) -> Tail {
-        let mut tail = Tail::default();
-        text.lines().for_each(|line| tail.push(line));
-        tail
-    }
-
-    /// The line that says why it failed: the last one that is neither progress nor a warning. Compose and Docker say it last.
-    fn telling_line(&self) -> Option<String> {
-        let telling = self.lines.iter().rev().find(|line| !is_noise(line)).or(self.lines.back())?;
-        Some(message_of(telling).1.trim().to_owned())
-    }
-}
-
 fn is_noise(line: &str) -> bool {
     let (level, message) = message_of(line);
     let progress = ["Container ", "Network ", "Volume ", "Image "].iter().any(|word| message.starts_with(word));
     level == Some("warning") || level == Some("info") || progress || message.starts_with("---") || line.starts_with(' ')
-}
-
-/// Level and message of a line that Compose's logger wrote (`time="…" level=warning msg="…"`); every other line is its own message.
-pub fn message_of(line: &str) -> (Option<&str>, std::borrow::Cow<'_, str>) {
-    let parsed = line.starts_with("time=").then(|| {
-        let (_, rest) = line.split_once("level=")?;
-        let (level, rest) = rest.split_once(" msg=")?;
-        let message = rest.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(rest);
-        Some((level, message.replace("\\\"", "\"")))
-    });
-    match parsed.flatten() {
-        Some((level, message)) => (Some(level), message.into()),
-        None => (None, line.into()),
-    }
 }
 
 #[cfg(test)]
@@ -187,7 +196,7 @@ mod tests {
     use super::*;
 
     fn up_failed(text: &str) -> StepError {
-        failed("docker compose up", &Tail::of(text), std::process::ExitStatus::from_raw(256))
+        failed("docker compose up", &Tail::of(text), ExitStatus::from_raw(256))
     }
 
     #[test]

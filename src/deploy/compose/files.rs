@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::deploy::StepError;
+use crate::deploy::{StepError, stack};
 
 /// The names that are looked for, in this order: the first that is there counts. Compose itself prefers `docker-compose.yml` to
 /// `.yaml` too, but it climbs to parent folders, and that never does here.
@@ -11,8 +11,8 @@ const NAMES: [&str; 4] = ["compose.yaml", "compose.yml", "docker-compose.yml", "
 /// The stack's own files in `folder`: the first of the names, with its override where there is one.
 ///
 /// # Errors
-/// There is none: names the folder and what was looked for.
-pub fn find(folder: &Path) -> Result<Vec<PathBuf>, StepError> {
+/// There is none: names the folder and what was looked for. One is a link that leads out of the repository at `root`.
+pub fn find(root: &Path, folder: &Path) -> Result<Vec<PathBuf>, StepError> {
     let there = |name: &str| Some(folder.join(name)).filter(|path| path.is_file());
     let Some((name, main)) = NAMES.iter().find_map(|name| Some((name, there(name)?))) else {
         return Err(StepError::for_good(format!(
@@ -23,7 +23,11 @@ pub fn find(folder: &Path) -> Result<Vec<PathBuf>, StepError> {
     };
     let stem = name.rsplit_once('.').map_or(*name, |(stem, _)| stem);
     let beside = ["yml", "yaml"].iter().find_map(|ending| there(&format!("{stem}.override.{ending}")));
-    Ok(std::iter::once(main).chain(beside).collect())
+    let files: Vec<PathBuf> = std::iter::once(main).chain(beside).collect();
+    for file in &files {
+        stack::stay_inside(root, file, "the compose file")?;
+    }
+    Ok(files)
 }
 
 /// Whether one of the files has a `name:` at its top level, which then is the compose project's name.
@@ -73,8 +77,11 @@ mod tests {
     fn finds_the_first_name_with_its_override() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
-        let error = find(folder.path()).unwrap_err().message;
-        assert!(error.contains(&folder.path().display().to_string()) && error.contains("docker-compose.yml"), "{error}");
+        let error = find(folder.path(), folder.path()).unwrap_err().message;
+        assert!(
+            error.contains(&folder.path().display().to_string()) && error.contains("docker-compose.yml"),
+            "{error}"
+        );
         for (added, expected) in [
             ("docker-compose.yaml", &["docker-compose.yaml"][..]),
             ("compose.override.yaml", &["docker-compose.yaml"]),
@@ -85,7 +92,7 @@ mod tests {
         ] {
             std::fs::write(path(added), "services: {}").unwrap();
             let expected: Vec<PathBuf> = expected.iter().map(|name| path(name)).collect();
-            assert_eq!(find(folder.path()).unwrap(), expected, "after {added}");
+            assert_eq!(find(folder.path(), folder.path()).unwrap(), expected, "after {added}");
         }
     }
 
@@ -94,13 +101,9 @@ mod tests {
         for text in ["name: x\nservices: {}", "services: {}\n\"name\" : ${X}", "{\"name\": \"x\", \"services\": {}}"] {
             assert!(has_name(text), "{text}");
         }
-        for text in [
-            "services:\n  a:\n    name: x",
-            "names: x",
-            "# name: x",
-            "{\"services\": {\"name\": {}}}",
-            "x-name: y\n",
-        ] {
+        for text in
+            ["services:\n  a:\n    name: x", "names: x", "# name: x", "{\"services\": {\"name\": {}}}", "x-name: y\n"]
+        {
             assert!(!has_name(text), "{text}");
         }
     }

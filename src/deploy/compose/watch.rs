@@ -59,6 +59,13 @@ impl Container {
         self.name.trim_start_matches('/')
     }
 
+    /// Whether it ended with an error, is unhealthy or restarts; for finding those whose logs tell why `up` failed.
+    pub fn has_failed(&self) -> bool {
+        let unhealthy = self.state.health.as_ref().is_some_and(|health| health.status == "unhealthy");
+        let ended = matches!(self.state.status.as_str(), "exited" | "dead") && self.state.exit_code != 0;
+        unhealthy || ended || self.state.status == "restarting"
+    }
+
     /// Whether it runs the service for good: not `docker compose run`'s.
     fn service(&self) -> Option<&str> {
         let labels = self.config.labels.as_ref()?;
