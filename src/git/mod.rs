@@ -1,8 +1,8 @@
 //! Git: the check of a remote (one HTTP request), and the child process that fetches and checks out.
 
-use std::fmt;
+mod url;
+
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -11,37 +11,7 @@ use crate::http::Proxies;
 use crate::model::{Chance, Commit, CommitHash};
 use crate::secrets::Secret;
 
-/// A remote's URL, normalized: a scheme, no credential.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct RemoteUrl(String);
-
-impl RemoteUrl {
-    /// As it is stored and shown.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// `github.com`, `git.example.com:3000`; none for local paths.
-    pub fn host_with_port(&self) -> Option<String> {
-        todo!()
-    }
-}
-
-impl fmt::Display for RemoteUrl {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.0)
-    }
-}
-
-impl FromStr for RemoteUrl {
-    type Err = String;
-
-    /// Accepts https, http, ssh, `git@host:path`, `file://`, an absolute path, and `host/path` (https).
-    fn from_str(_text: &str) -> Result<Self, String> {
-        todo!()
-    }
-}
+pub use url::{RemoteUrl, Scheme};
 
 /// What goes with a request to a remote that asks who is there.
 #[derive(Clone, Debug)]
