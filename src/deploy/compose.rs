@@ -1,7 +1,6 @@
 //! The Docker Compose driver.
 
 mod client;
-pub mod dotenv;
 mod explain;
 mod files;
 mod plan;

@@ -4,7 +4,9 @@ pub mod compose;
 mod journal;
 pub mod pipeline;
 mod probe;
+pub mod remote;
 pub mod stack;
+mod variables;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;

@@ -18,7 +18,7 @@ const MAX_BODY_BYTES: usize = 1 << 20;
 /// Waits until `url` answers with the expected status, at most the probe's own timeout.
 ///
 /// # Errors
-/// It did not: what it answered last, in one line. The URL may carry a secret; the caller scrubs.
+/// It did not: what it answered last, in one line. Without the URL, which may carry a secret.
 pub fn wait(probe: &Probe, url: &str, proxies: &Proxies, limit: &Limit, log: &mut dyn Log) -> Result<(), StepError> {
     let own_limit = limit.at_most(probe.timeout);
     let mut told = String::new();
@@ -35,13 +35,13 @@ pub fn wait(probe: &Probe, url: &str, proxies: &Proxies, limit: &Limit, log: &mu
             Err(error) => error.to_string(),
         };
         if answer != told && !own_limit.is_over() {
-            log.line(LogLevel::Info, &format!("healthcheck_url {url}: {answer}"));
+            log.line(LogLevel::Info, &format!("healthcheck_url: {answer}"));
             told.clone_from(&answer);
         }
         if !own_limit.sleep(PAUSE) {
             let last = if told.is_empty() { answer } else { told };
             return Err(StepError::for_good(format!(
-                "healthcheck_url {url} was not well within {} s: {last}",
+                "healthcheck_url was not well within {} s: {last}",
                 probe.timeout.as_secs()
             )));
         }

@@ -80,14 +80,17 @@ impl Client {
     /// # Errors
     /// It does not, in one line that says what to do.
     pub fn available(&self, limit: &Limit) -> Result<(), String> {
-        let limit = limit.at_most(PING_LIMIT);
+        let ping_limit = limit.at_most(PING_LIMIT);
         match self.socket() {
-            Some(socket) => ping(&socket, &limit),
+            Some(socket) => ping(&socket, &ping_limit)?,
             None => self
-                .ask("docker version", ["version", "--format", "{{.Server.Version}}"], &limit)
+                .ask("docker version", ["version", "--format", "{{.Server.Version}}"], &ping_limit)
                 .map(drop)
-                .map_err(|error| error.message),
+                .map_err(|error| error.message)?,
         }
+        // Known now, the plugin's executable delays no deployment.
+        self.plugin(limit);
+        Ok(())
     }
 
     /// The plugin's executable, asked of the client once. Somebody who chose another client wants it to be called for everything.
