@@ -6,6 +6,7 @@ mod files;
 mod plan;
 mod watch;
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -126,7 +127,7 @@ impl Compose {
         for (id, name) in containers.iter().take(MAX_LOGGED_CONTAINERS) {
             log.line(LogLevel::Error, &format!("last log lines of {name}:"));
             let ended = self.client.docker().args(["logs", "--tail", LOG_LINES, id]).stream(limit, &mut |_, line| {
-                log.line(LogLevel::Info, &format!("{name} | {}", line.trim_end()));
+                log.line(LogLevel::Error, &format!("{name} | {}", line.trim_end()));
             });
             if let Err(error) = ended {
                 log.line(LogLevel::Warning, &format!("cannot read the log of {name}: {error}"));
@@ -281,11 +282,11 @@ fn chosen_project(stack: &Stack, files: &[PathBuf]) -> Result<Option<String>, St
     }
 }
 
-fn refuse_unset_variables(unset: &[String], stack: &Stack, log: &mut dyn Log) -> Result<(), StepError> {
+fn refuse_unset_variables(unset: &BTreeSet<String>, stack: &Stack, log: &mut dyn Log) -> Result<(), StepError> {
     if unset.is_empty() {
         return Ok(());
     }
-    let names = unset.join(", ");
+    let names = unset.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
     if stack.unset_variables == UnsetVariables::Blank {
         log.line(LogLevel::Warning, &format!("not set, and blank: {names}"));
         return Ok(());

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::explain::{self, Tail};
-use crate::command::{Captured, Command, Limit};
+use crate::command::{Captured, Command, CommandError, Limit};
 use crate::deploy::StepError;
 use crate::http;
 use crate::model::Chance;
@@ -63,11 +63,16 @@ impl Client {
         args: impl IntoIterator<Item = A>,
         limit: &Limit,
     ) -> Result<Captured, StepError> {
-        let captured = self
-            .docker()
-            .args(args)
-            .capture(&limit.at_most(QUESTION_LIMIT), MAX_ANSWER_BYTES)
-            .map_err(|error| explain::not_run(what, &error, Chance::CanPass))?;
+        let captured =
+            self.docker().args(args).capture(&limit.at_most(QUESTION_LIMIT), MAX_ANSWER_BYTES).map_err(|error| {
+                match error {
+                    CommandError::TimedOut { .. } if !limit.is_over() => StepError::for_now(format!(
+                        "{what} gave no answer within {} s: look at Docker (`systemctl status docker`)",
+                        QUESTION_LIMIT.as_secs()
+                    )),
+                    error => explain::not_run(what, &error, Chance::CanPass),
+                }
+            })?;
         if captured.status.success() {
             Ok(captured)
         } else {

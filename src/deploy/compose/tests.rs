@@ -437,3 +437,32 @@ fn the_asked_and_the_configured_become_arguments() {
     let expected = ["-p", "x", "--project-directory", folder, "-f", "/f", "--env-file", "/dev/null", "--profile", "p"];
     assert_eq!(arguments(&lab.stack, &["/f".into()], Some("x")), expected);
 }
+
+#[test]
+fn the_layouts_that_people_have() {
+    let yaml = "include: [included/compose.yaml]\n\
+                services:\n  web:\n    extends: {file: base.yaml, service: base}\n    env_file: [one.env, two.env]\n    scale: 2\n    \
+                networks: [default, outside]\n    depends_on: {migrate: {condition: service_completed_successfully}}\n  \
+                migrate:\n    image: shiparr-test/busybox:1\n    command: 'true'\n\
+                networks:\n  outside: {external: true, name: '${NETWORK}'}\n";
+    Lab::run(yaml, |lab| {
+        std::fs::create_dir(lab.folder.path().join("included")).unwrap();
+        lab.write("included/compose.yaml", &format!("services: {{cache: {SLEEPER}}}"));
+        lab.write("base.yaml", &format!("services: {{base: {SLEEPER}}}"));
+        lab.write("one.env", "A=1\nB=1\n");
+        lab.write("two.env", "B=2\n");
+        let network = format!("{}-outside", lab.stack.default_project);
+        let label = format!("com.docker.compose.project={}", lab.stack.default_project);
+        lab.docker(&["network", "create", "--label", &label, &network]);
+        lab.set(&[("NETWORK", &network)]);
+        lab.up_and_wait(LIMIT).unwrap();
+        let filter = format!("label={label}");
+        let names = lab.docker(&["ps", "--filter", &filter, "--format", "{{.Label \"com.docker.compose.service\"}}"]);
+        let mut names: Vec<&str> = names.lines().collect();
+        names.sort_unstable();
+        assert_eq!(names, ["cache", "web", "web"]);
+        let first = lab.docker(&["ps", "-q", "--filter", &filter, "--filter", "label=com.docker.compose.service=web"]);
+        let environment = lab.docker(&["inspect", "--format", "{{json .Config.Env}}", first.lines().next().unwrap()]);
+        assert!(environment.contains("A=1") && environment.contains("B=2"), "{environment}");
+    });
+}
