@@ -219,24 +219,24 @@ const NASTY: [&str; 22] = [
     "{\"json\": [\"a\", 'b']}",
 ];
 
-/// The variables that the real Compose interpolates with from an env file.
-fn read_by_compose(env_file: &str, names: &[String], docker_config: Option<&str>) -> Option<Vec<String>> {
+/// The variables that the real Compose (no engine is asked) interpolates with from an env file.
+fn read_by_compose(env_file: &str, names: &[String], docker_config: Option<&str>) -> Vec<String> {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("x.env"), env_file).unwrap();
     let labels: String = names.iter().map(|name| format!("      {name}: \"${{{name}}}\"\n")).collect();
     let stack = format!("services:\n  x:\n    image: x\n    labels:\n{labels}");
     std::fs::write(folder.path().join("compose.yaml"), stack).unwrap();
-    let mut environment = vec![("PATH".into(), std::env::var_os("PATH")?)];
+    let mut environment = vec![("PATH".into(), std::env::var_os("PATH").unwrap())];
     environment.extend(docker_config.map(|folder| ("DOCKER_CONFIG".into(), folder.into())));
     let captured = Command::new("docker", &environment)
         .args(["compose", "--env-file", "x.env", "config", "--format", "json"])
         .folder(folder.path())
         .capture(&Limit::after(std::time::Duration::from_secs(60)), 1 << 20)
-        .ok()?;
+        .unwrap();
     assert!(captured.status.success(), "{}", captured.stderr);
     let config: serde_json::Value = serde_json::from_slice(&captured.stdout).unwrap();
     let label = |name: &String| config["services"]["x"]["labels"][name].as_str().unwrap().replace("$$", "$");
-    Some(names.iter().map(label).collect())
+    names.iter().map(label).collect()
 }
 
 /// Debian's Compose, and the newer one where it has been built.
@@ -254,10 +254,8 @@ fn compose_reads_rendered_values_back_exactly() {
     let text = render(variables.iter().map(|(name, value)| (name.as_str(), value)));
     assert_eq!(pairs(&parse_dotenv(&text, NOTHING).unwrap()), pairs(&variables), "our own reading");
     for docker_config in composes() {
-        match read_by_compose(&text, &names, docker_config.as_deref()) {
-            Some(read) => assert_eq!(read, NASTY),
-            None => eprintln!("skipped: no docker client here"),
-        }
+        let read = read_by_compose(&text, &names, docker_config.as_deref());
+        assert_eq!(read, NASTY);
     }
 }
 
@@ -267,9 +265,7 @@ fn compose_agrees_on_a_dotenv_file() {
         DOTENV_VARIABLES.iter().copied().filter(|(name, _)| !name.contains('.') && *name != "SURROUNDED").collect();
     let names: Vec<String> = expected.iter().map(|(name, _)| (*name).to_owned()).collect();
     for docker_config in composes() {
-        match read_by_compose(DOTENV_FILE, &names, docker_config.as_deref()) {
-            Some(read) => assert_eq!(read, expected.iter().map(|(_, value)| *value).collect::<Vec<_>>()),
-            None => eprintln!("skipped: no docker client here"),
-        }
+        let read = read_by_compose(DOTENV_FILE, &names, docker_config.as_deref());
+        assert_eq!(read, expected.iter().map(|(_, value)| *value).collect::<Vec<_>>());
     }
 }
