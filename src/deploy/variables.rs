@@ -105,10 +105,8 @@ impl Gathering<'_> {
             let around = || self.outside.iter().find(|(key, _)| key == name).map(|(_, value)| value.to_string_lossy());
             self.all.get(name).map(|value| value.expose().to_owned()).or_else(|| Some(around()?.into_owned()))
         };
-        let surroundings = Surroundings {
-            lookup: &lookup,
-            blank_unset: self.repository.unset_variables == UnsetVariables::Blank,
-        };
+        let surroundings =
+            Surroundings { lookup: &lookup, blank_unset: self.repository.unset_variables == UnsetVariables::Blank };
         let within = shown.is_relative().then_some(self.repository.local_path.as_path());
         let shown = shown.to_string_lossy();
         let EnvFile { variables, decrypted } = read_env_file(path, &shown, within, &self.sops, surroundings, limit)?;

@@ -176,10 +176,7 @@ mod tests {
         );
         assert_eq!(
             warnings(stderr),
-            (
-                BTreeSet::from(["FOO".to_owned()]),
-                BTreeSet::from(["/x/compose.yaml: `version` is obsolete".to_owned()])
-            )
+            (BTreeSet::from(["FOO".to_owned()]), BTreeSet::from(["/x/compose.yaml: `version` is obsolete".to_owned()]))
         );
     }
 }

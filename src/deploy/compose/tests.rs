@@ -260,7 +260,11 @@ fn profiles_choose_services_and_orphans_go() {
         assert_eq!(lab.plan().unwrap().services.len(), 2);
         lab.up().unwrap();
         lab.stack.profiles.clear();
-        // The container of the inactive profile has failed, and does not count.
+        // Neither the failed container of the inactive profile counts nor a failed one-off.
+        let limit = Limit::after(LIMIT);
+        let files = [lab.folder.path().join("compose.yaml")];
+        let run = lab.compose.call(&lab.stack, &files, Some(&lab.stack.default_project), &limit);
+        assert!(!run.args(["run", "-T", "a", "false"]).capture(&limit, 1 << 20).unwrap().status.success());
         lab.up_and_wait(LIMIT).unwrap();
         lab.write("compose.yaml", &format!("services: {{c: {SLEEPER}}}"));
         lab.up().unwrap();
@@ -373,10 +377,10 @@ fn the_limit_can_pass_only_before_a_container_changed() {
     // A registry that accepts and never answers.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let yaml = format!("services: {{a: {{image: 'localhost:{}/x:1'}}}}", silent.local_addr().unwrap().port());
-    let never_healthy = format!(
-        "services: {{a: {{image: 'shiparr-test/busybox:1', command: sleep 1000, init: true, healthcheck: {{test: 'false', interval: 60s}}}}, \
-         b: {{image: 'shiparr-test/busybox:1', command: sleep 1000, init: true, depends_on: {{a: {{condition: service_healthy}}}}}}}}"
-    );
+    let never_healthy =
+        "services: {a: {image: 'shiparr-test/busybox:1', command: sleep 1000, init: true, healthcheck: {test: 'false', interval: 60s}}, \
+         b: {image: 'shiparr-test/busybox:1', command: sleep 1000, init: true, depends_on: {a: {condition: service_healthy}}}}"
+    .to_owned();
     for (yaml, chance) in [(yaml, Chance::CanPass), (never_healthy, Chance::Final)] {
         Lab::run(&yaml, |lab| {
             let plan = lab.plan().unwrap();
