@@ -64,6 +64,7 @@ impl Scrubber {
             self.learn_encoded(parts.user);
         }
         let (path, query) = parts.path_and_query.split_once('?').unwrap_or((parts.path_and_query, ""));
+        self.learn_encoded(path.trim_matches('/'));
         for part in path.split(['/', '#']).filter(|part| looks_like_token(part)) {
             self.learn_encoded(part);
         }
@@ -376,6 +377,7 @@ mod tests {
         let mut scrubber = Scrubber::new();
         scrubber.learn_url("discord://aTokenWithoutDigits@123456789012345678");
         scrubber.learn_url("smtp://mailer:pa%24%24word@smtp.example.com:587/?from=a@example.com");
+        scrubber.learn_url("https://ntfy.example.com/family-alarm/");
         scrubber.learn_url("https://hooks.example.com/services/T00000000/abcdefghijklmnopqrst?key=swordfish");
         for secret in [
             "aTokenWithoutDigits",
@@ -383,6 +385,7 @@ mod tests {
             "pa%24%24word",
             "pa$$word",
             "T00000000",
+            "family-alarm",
             "abcdefghijklmnopqrst",
             "swordfish",
             "hooks.example.com/services/T00000000/abcdefghijklmnopqrst?key=swordfish",

@@ -1,6 +1,6 @@
 //! Decryption through the `sops` program, from memory to memory.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -128,8 +128,8 @@ impl Sops {
         }
         let said = unwrapped(said);
         let encrypted = format!("{shown} is encrypted for {}", list(&recipients));
-        match self.variable("SOPS_AGE_KEY_FILE") {
-            Some(file) if !Path::new(file).exists() => {
+        match self.file_variable("SOPS_AGE_KEY_FILE") {
+            Some(file) if !file.exists() => {
                 format!("{encrypted}, and the key file {} (SOPS_AGE_KEY_FILE) does not exist", file.display())
             }
             Some(file) if std::fs::File::open(file).is_err() => {
@@ -163,9 +163,9 @@ impl Sops {
         }
     }
 
-    fn variable(&self, name: &str) -> Option<&OsStr> {
+    fn file_variable(&self, name: &str) -> Option<&Path> {
         let found = self.environment.iter().rev().find(|(known, _)| known == name).map(|(_, value)| value.as_os_str());
-        found.filter(|value| !value.is_empty())
+        found.filter(|value| !value.is_empty()).map(Path::new)
     }
 
     /// The beginning of sops's own words in one line, without what its environment holds.
