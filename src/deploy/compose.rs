@@ -6,6 +6,7 @@ mod files;
 mod plan;
 mod watch;
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -73,22 +74,29 @@ impl Compose {
         Err(explain::failed(what, tail, status))
     }
 
-    /// All containers of a compose project, as they are now.
+    /// The containers of a compose project as they are now, without those of `docker compose run`.
     fn containers(&self, project: &str, limit: &Limit) -> Result<Vec<Container>, StepError> {
-        let filter = format!("label=com.docker.compose.project={project}");
-        let listed = self.client.ask("docker ps", ["ps", "-aq", "--no-trunc", "--filter", &filter], limit)?;
+        let project = format!("label=com.docker.compose.project={project}");
+        let lasting = "label=com.docker.compose.oneoff=False";
+        let args = ["ps", "-aq", "--no-trunc", "--filter", &project, "--filter", lasting];
+        let listed = self.client.ask("docker ps", args, limit)?;
         let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
         self.inspect(&listed.split_whitespace().collect::<Vec<_>>(), limit)
     }
 
+    /// Those of the containers that are still there.
     fn inspect(&self, ids: &[&str], limit: &Limit) -> Result<Vec<Container>, StepError> {
+        const WHAT: &str = "docker inspect";
         if ids.is_empty() {
             return Ok(Vec::new());
         }
-        let args = ["inspect", "--type", "container"].iter().chain(ids);
-        let inspected = self.client.ask("docker inspect", args, limit)?;
-        serde_json::from_slice(&inspected.stdout)
-            .map_err(|error| StepError::for_good(format!("the output of docker inspect is not as expected: {error}")))
+        let answer = self.client.answer(WHAT, ["inspect", "--type", "container"].iter().chain(ids), limit)?;
+        let some_are_gone = answer.stderr.to_lowercase().contains("no such");
+        if !answer.status.success() && !some_are_gone {
+            return Err(explain::failed(WHAT, &Tail::of(&answer.stderr), answer.status));
+        }
+        serde_json::from_slice(&answer.stdout)
+            .map_err(|error| StepError::for_good(format!("the output of {WHAT} is not as expected: {error}")))
     }
 
     /// Looks at the stack until it is well or bad, or the limit is over.
@@ -113,11 +121,10 @@ impl Compose {
             }
             pause = (pause * 3 / 2).min(LONGEST_PAUSE);
             let ids: Vec<&str> = containers.iter().map(|container| container.id.as_str()).collect();
-            // One that is gone makes the inspection fail; the list then says what there is in its place.
-            containers = match self.inspect(&ids, limit) {
-                Ok(inspected) if !inspected.is_empty() => inspected,
-                _ => self.containers(&plan.project, limit)?,
-            };
+            let inspected = self.inspect(&ids, limit)?;
+            // Somebody else may have replaced one.
+            let all_are_there = !ids.is_empty() && inspected.len() == ids.len();
+            containers = if all_are_there { inspected } else { self.containers(&plan.project, limit)? };
         }
     }
 
@@ -126,7 +133,7 @@ impl Compose {
         for (id, name) in containers.iter().take(MAX_LOGGED_CONTAINERS) {
             log.line(LogLevel::Error, &format!("last log lines of {name}:"));
             let ended = self.client.docker().args(["logs", "--tail", LOG_LINES, id]).stream(limit, &mut |_, line| {
-                log.line(LogLevel::Info, &format!("{name} | {}", line.trim_end()));
+                log.line(LogLevel::Error, &format!("{name} | {}", line.trim_end()));
             });
             if let Err(error) = ended {
                 log.line(LogLevel::Warning, &format!("cannot read the log of {name}: {error}"));
@@ -281,11 +288,11 @@ fn chosen_project(stack: &Stack, files: &[PathBuf]) -> Result<Option<String>, St
     }
 }
 
-fn refuse_unset_variables(unset: &[String], stack: &Stack, log: &mut dyn Log) -> Result<(), StepError> {
+fn refuse_unset_variables(unset: &BTreeSet<String>, stack: &Stack, log: &mut dyn Log) -> Result<(), StepError> {
     if unset.is_empty() {
         return Ok(());
     }
-    let names = unset.join(", ");
+    let names = unset.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
     if stack.unset_variables == UnsetVariables::Blank {
         log.line(LogLevel::Warning, &format!("not set, and blank: {names}"));
         return Ok(());

@@ -97,7 +97,9 @@ fn deploy(host: &Host, job: &Job, limit: &Limit, journal: &mut Journal<'_>) -> R
     // 2. Decrypt. What is in plain text goes when `plaintext` does, however this ends.
     let folder = stack::folder(&job.repository)?;
     let step = Instant::now();
-    let (variables, plaintext) = variables::gather(&job.repository, &folder, &host.settings, limit, journal)?;
+    let runtime_name = job.deployment.id.to_string();
+    let (variables, plaintext) =
+        variables::gather(&job.repository, &folder, &host.settings, &runtime_name, limit, journal)?;
     let stack = describe(job, folder, variables, &plaintext)?;
     if !stack.variables.is_empty() {
         journal.step(&format!("{} variables", stack.variables.len()), step);

@@ -8,10 +8,9 @@ use crate::git::Remote;
 /// # Errors
 /// A token or passphrase that cannot be had now, in one line that says where it should come from.
 pub fn of(repository: &Repository, settings: &Settings) -> Result<Remote, String> {
-    let passphrase = repository
-        .ssh_key_passphrase
-        .as_ref()
-        .map(|template| template.resolve(&settings.environment).map_err(|error| format!("`ssh_key_passphrase`: {error}")));
+    let passphrase = repository.ssh_key_passphrase.as_ref().map(|template| {
+        template.resolve(&settings.environment).map_err(|error| format!("`ssh_key_passphrase`: {error}"))
+    });
     Ok(Remote {
         url: repository.url.clone(),
         branch: repository.branch.clone(),

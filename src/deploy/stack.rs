@@ -38,6 +38,21 @@ pub fn named_file(root: &Path, folder: &Path, file: &Path, what: &str) -> Result
     }
 }
 
+/// `path` as seen from `folder`, without `.` and, by its text, without `..`.
+pub fn joined(folder: &Path, path: &Path) -> PathBuf {
+    let mut joined = PathBuf::new();
+    for component in folder.join(path).components() {
+        match component {
+            Component::CurDir => {}
+            Component::ParentDir => {
+                joined.pop();
+            }
+            other => joined.push(other),
+        }
+    }
+    joined
+}
+
 /// Refuses a path that leaves the working tree once links are followed.
 ///
 /// # Errors
@@ -87,21 +102,6 @@ impl Defaults {
             profiles: get("COMPOSE_PROFILES").map(|text| list(text, ",")).unwrap_or_default(),
         }
     }
-}
-
-/// `path` seen from `folder`, without `.` and, by its text, without `..`.
-fn joined(folder: &Path, path: &Path) -> PathBuf {
-    let mut joined = PathBuf::new();
-    for component in folder.join(path).components() {
-        match component {
-            Component::CurDir => {}
-            Component::ParentDir => {
-                joined.pop();
-            }
-            other => joined.push(other),
-        }
-    }
-    joined
 }
 
 #[cfg(test)]

@@ -5,9 +5,9 @@
 
 #![allow(clippy::disallowed_methods, reason = "the harness starts processes and threads of its own")]
 
-mod support;
 mod checkout;
 mod deploying;
 mod faults;
 mod remotes;
 mod secrets;
+mod support;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::explain::{self, Tail};
-use crate::command::{Captured, Command, Limit};
+use crate::command::{Captured, Command, CommandError, Limit};
 use crate::deploy::StepError;
 use crate::http;
 use crate::model::Chance;
@@ -63,16 +63,33 @@ impl Client {
         args: impl IntoIterator<Item = A>,
         limit: &Limit,
     ) -> Result<Captured, StepError> {
-        let captured = self
-            .docker()
-            .args(args)
-            .capture(&limit.at_most(QUESTION_LIMIT), MAX_ANSWER_BYTES)
-            .map_err(|error| explain::not_run(what, &error, Chance::CanPass))?;
+        let captured = self.answer(what, args, limit)?;
         if captured.status.success() {
             Ok(captured)
         } else {
             Err(explain::failed(what, &Tail::of(&captured.stderr), captured.status))
         }
+    }
+
+    /// Asks the docker client something, and leaves its exit code to the caller.
+    ///
+    /// # Errors
+    /// It gave no answer, in one line.
+    pub fn answer<A: AsRef<OsStr>>(
+        &self,
+        what: &str,
+        args: impl IntoIterator<Item = A>,
+        limit: &Limit,
+    ) -> Result<Captured, StepError> {
+        self.docker().args(args).capture(&limit.at_most(QUESTION_LIMIT), MAX_ANSWER_BYTES).map_err(
+            |error| match error {
+                CommandError::TimedOut { .. } if !limit.is_over() => StepError::for_now(format!(
+                    "{what} gave no answer within {} s: look at Docker (`systemctl status docker`)",
+                    QUESTION_LIMIT.as_secs()
+                )),
+                error => explain::not_run(what, &error, Chance::CanPass),
+            },
+        )
     }
 
     /// Whether Docker answers: a ping on its socket, or the client's own question where Docker is elsewhere.

@@ -56,22 +56,18 @@ pub fn parse(json: &[u8]) -> Result<Resolved, String> {
     })
 }
 
-/// Variables of which Compose warned that nobody sets them, each once, in the order of the warnings; and its other warnings.
-pub fn warnings(stderr: &str) -> (Vec<String>, Vec<String>) {
-    let (mut unset, mut others) = (Vec::new(), Vec::new());
+/// Variables of which Compose warned that nobody sets them, and its other warnings; each once and sorted, for Compose has no order.
+pub fn warnings(stderr: &str) -> (BTreeSet<String>, BTreeSet<String>) {
+    let (mut unset, mut others) = (BTreeSet::new(), BTreeSet::new());
     for line in stderr.lines() {
         let (level, message) = message_of(line);
         if level != Some("warning") {
             continue;
         }
-        let list = match unset_variable(&message) {
-            Some(_) => &mut unset,
-            None => &mut others,
+        match unset_variable(&message) {
+            Some(name) => unset.insert(name.to_owned()),
+            None => others.insert(message.into_owned()),
         };
-        let text = unset_variable(&message).unwrap_or(&message).to_owned();
-        if !list.contains(&text) {
-            list.push(text);
-        }
     }
     (unset, others)
 }
@@ -180,7 +176,7 @@ mod tests {
         );
         assert_eq!(
             warnings(stderr),
-            (vec!["FOO".to_owned()], vec!["/x/compose.yaml: `version` is obsolete".to_owned()])
+            (BTreeSet::from(["FOO".to_owned()]), BTreeSet::from(["/x/compose.yaml: `version` is obsolete".to_owned()]))
         );
     }
 }

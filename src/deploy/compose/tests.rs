@@ -260,7 +260,11 @@ fn profiles_choose_services_and_orphans_go() {
         assert_eq!(lab.plan().unwrap().services.len(), 2);
         lab.up().unwrap();
         lab.stack.profiles.clear();
-        // The container of the inactive profile has failed, and does not count.
+        // Neither the failed container of the inactive profile counts nor a failed one-off.
+        let limit = Limit::after(LIMIT);
+        let files = [lab.folder.path().join("compose.yaml")];
+        let run = lab.compose.call(&lab.stack, &files, Some(&lab.stack.default_project), &limit);
+        assert!(!run.args(["run", "-T", "a", "false"]).capture(&limit, 1 << 20).unwrap().status.success());
         lab.up_and_wait(LIMIT).unwrap();
         lab.write("compose.yaml", &format!("services: {{c: {SLEEPER}}}"));
         lab.up().unwrap();
@@ -373,10 +377,10 @@ fn the_limit_can_pass_only_before_a_container_changed() {
     // A registry that accepts and never answers.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let yaml = format!("services: {{a: {{image: 'localhost:{}/x:1'}}}}", silent.local_addr().unwrap().port());
-    let never_healthy = format!(
-        "services: {{a: {{image: 'shiparr-test/busybox:1', command: sleep 1000, init: true, healthcheck: {{test: 'false', interval: 60s}}}}, \
-         b: {{image: 'shiparr-test/busybox:1', command: sleep 1000, init: true, depends_on: {{a: {{condition: service_healthy}}}}}}}}"
-    );
+    let never_healthy =
+        "services: {a: {image: 'shiparr-test/busybox:1', command: sleep 1000, init: true, healthcheck: {test: 'false', interval: 60s}}, \
+         b: {image: 'shiparr-test/busybox:1', command: sleep 1000, init: true, depends_on: {a: {condition: service_healthy}}}}"
+    .to_owned();
     for (yaml, chance) in [(yaml, Chance::CanPass), (never_healthy, Chance::Final)] {
         Lab::run(&yaml, |lab| {
             let plan = lab.plan().unwrap();
@@ -436,4 +440,33 @@ fn the_asked_and_the_configured_become_arguments() {
     let folder = lab.stack.folder.to_str().unwrap();
     let expected = ["-p", "x", "--project-directory", folder, "-f", "/f", "--env-file", "/dev/null", "--profile", "p"];
     assert_eq!(arguments(&lab.stack, &["/f".into()], Some("x")), expected);
+}
+
+#[test]
+fn the_layouts_that_people_have() {
+    let yaml = "include: [included/compose.yaml]\n\
+                services:\n  web:\n    extends: {file: base.yaml, service: base}\n    env_file: [one.env, two.env]\n    scale: 2\n    \
+                networks: [default, outside]\n    depends_on: {migrate: {condition: service_completed_successfully}}\n  \
+                migrate:\n    image: shiparr-test/busybox:1\n    command: 'true'\n\
+                networks:\n  outside: {external: true, name: '${NETWORK}'}\n";
+    Lab::run(yaml, |lab| {
+        std::fs::create_dir(lab.folder.path().join("included")).unwrap();
+        lab.write("included/compose.yaml", &format!("services: {{cache: {SLEEPER}}}"));
+        lab.write("base.yaml", &format!("services: {{base: {SLEEPER}}}"));
+        lab.write("one.env", "A=1\nB=1\n");
+        lab.write("two.env", "B=2\n");
+        let network = format!("{}-outside", lab.stack.default_project);
+        let label = format!("com.docker.compose.project={}", lab.stack.default_project);
+        lab.docker(&["network", "create", "--label", &label, &network]);
+        lab.set(&[("NETWORK", &network)]);
+        lab.up_and_wait(LIMIT).unwrap();
+        let filter = format!("label={label}");
+        let names = lab.docker(&["ps", "--filter", &filter, "--format", "{{.Label \"com.docker.compose.service\"}}"]);
+        let mut names: Vec<&str> = names.lines().collect();
+        names.sort_unstable();
+        assert_eq!(names, ["cache", "web", "web"]);
+        let first = lab.docker(&["ps", "-q", "--filter", &filter, "--filter", "label=com.docker.compose.service=web"]);
+        let environment = lab.docker(&["inspect", "--format", "{{json .Config.Env}}", first.lines().next().unwrap()]);
+        assert!(environment.contains("A=1") && environment.contains("B=2"), "{environment}");
+    });
 }

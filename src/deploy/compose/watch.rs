@@ -66,11 +66,8 @@ impl Container {
         unhealthy || ended || self.state.status == "restarting"
     }
 
-    /// Whether it runs the service for good: not `docker compose run`'s.
     fn service(&self) -> Option<&str> {
-        let labels = self.config.labels.as_ref()?;
-        let one_off = labels.get("com.docker.compose.oneoff").is_some_and(|value| value.eq_ignore_ascii_case("true"));
-        labels.get("com.docker.compose.service").map(String::as_str).filter(|_| !one_off)
+        self.config.labels.as_ref()?.get("com.docker.compose.service").map(String::as_str)
     }
 
     fn restarts_by_itself(&self) -> bool {
@@ -230,7 +227,7 @@ mod tests {
         let mut value = json!({
             "Id": format!("id-{service}"), "Name": format!("/x-{service}-1"), "Created": "2026-01-01T00:00:51.5Z", "RestartCount": 0,
             "State": {"Status": "running", "ExitCode": 0, "StartedAt": "2026-01-01T00:00:52.123456789Z"},
-            "Config": {"Labels": {"com.docker.compose.service": service, "com.docker.compose.oneoff": "False"}},
+            "Config": {"Labels": {"com.docker.compose.service": service}},
             "HostConfig": {"RestartPolicy": {"Name": "no", "MaximumRetryCount": 0}},
         });
         merge(&mut value, changes);
@@ -326,13 +323,8 @@ mod tests {
 
     #[test]
     fn counts_only_active_services_and_misses_none() {
-        let one_off = container(
-            "a",
-            json!({"Id": "other", "State": {"Status": "exited", "ExitCode": 9},
-                   "Config": {"Labels": {"com.docker.compose.oneoff": "True"}}}),
-        );
         let inactive = container("gone", json!({"State": {"Status": "exited", "ExitCode": 9}}));
-        let containers = [container("a", json!({})), one_off, inactive];
+        let containers = [container("a", json!({})), inactive];
         assert_eq!(judge_with(&mut Watch::default(), &containers, &["a"], &[]), Verdict::Well(vec![]));
         let verdict = judge_with(&mut Watch::default(), &containers, &["a", "b"], &[]);
         assert_eq!(waits(&verdict), "service b has 0 of 1 containers");

@@ -46,14 +46,8 @@ impl Daemon {
         let shared_memory = Path::new("/dev/shm");
         let runtime = if shared_memory.is_dir() { shared_memory.to_owned() } else { std::env::temp_dir() };
         let runtime = TempDir::with_prefix_in("shiparr-test-", runtime).expect("make a folder in memory");
-        let mut daemon = Daemon {
-            folder,
-            runtime,
-            port: free_port(),
-            environment: BTreeMap::new(),
-            wrapper: None,
-            child: None,
-        };
+        let mut daemon =
+            Daemon { folder, runtime, port: free_port(), environment: BTreeMap::new(), wrapper: None, child: None };
         let settings = [
             ("Shiparr_PORT", daemon.port.to_string()),
             ("Shiparr_CONFIG_PATH", text(&daemon.config())),
