@@ -199,3 +199,169 @@ fn is_deployed(transaction: &Transaction, id: RepositoryId, tip: &CommitHash) ->
     )?;
     Ok(statement.query_row(params![id, tip.as_str()], |row| row.get(0))?)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::Outcome;
+    use super::super::testing::{NOTHING, Scene, at, failed, hash, home, scene};
+    use super::*;
+    use crate::model::Status;
+
+    /// Length and time of change of every file in the data folder.
+    fn files(scene: &Scene) -> Vec<(std::ffi::OsString, u64, std::time::SystemTime)> {
+        let mut files: Vec<_> = fs::read_dir(scene.folder.path())
+            .unwrap()
+            .map(|entry| {
+                let entry = entry.unwrap();
+                let metadata = entry.metadata().unwrap();
+                (entry.file_name(), metadata.len(), metadata.modified().unwrap())
+            })
+            .collect();
+        files.sort();
+        files
+    }
+
+    #[test]
+    fn a_new_commit_is_queued_once() {
+        let scene = scene();
+        let id = scene.id("media");
+        let queued = scene.store.check_found(id, &hash(1), at(1)).unwrap().unwrap();
+        assert!(!queued.joined);
+        let row = scene.deployment(queued.deployment_id);
+        assert_eq!((row.trigger, row.forced, row.commit), (Trigger::Poll, false, None));
+        assert_eq!(scene.record("media").observed_commit, Some(hash(1)));
+        assert!(scene.store.check_found(id, &hash(1), at(2)).unwrap().is_none());
+        let next = scene.store.check_found(id, &hash(2), at(3)).unwrap().unwrap();
+        assert_eq!((next.deployment_id, next.joined), (queued.deployment_id, true));
+    }
+
+    #[test]
+    fn a_thousand_checks_that_find_nothing_new_write_nothing() {
+        let scene = scene();
+        let id = scene.id("media");
+        scene.store.check_found(id, &hash(1), at(0)).unwrap();
+        let other = scene.id("web");
+        scene.store.check_failed(other, "the remote does not answer", at(0)).unwrap();
+        let before = files(&scene);
+        for second in 1..=1000 {
+            assert!(scene.store.check_found(id, &hash(1), at(second)).unwrap().is_none());
+            scene.store.check_scheduled(id, at(second + 300));
+            assert!(!scene.store.check_failed(other, "the remote does not answer", at(second)).unwrap());
+            assert!(scene.store.take_long_failing_checks(at(-1)).unwrap().is_empty());
+        }
+        assert_eq!(files(&scene), before);
+        let record = scene.record("media");
+        assert_eq!((record.last_checked_at, record.next_check_at), (Some(at(1000)), Some(at(1300))));
+        assert_eq!(scene.record("web").last_checked_at, Some(at(1000)));
+    }
+
+    #[test]
+    fn what_is_only_in_memory_is_stored_with_the_next_write_or_at_the_end() {
+        let scene = scene();
+        let (media, web) = (scene.id("media"), scene.id("web"));
+        for id in [media, web] {
+            scene.store.check_found(id, &hash(1), at(1)).unwrap();
+            scene.store.check_found(id, &hash(1), at(2)).unwrap();
+        }
+        assert_eq!(scene.killed().record("media").last_checked_at, Some(at(1)));
+        let pending = scene.record("media").last_deployment.unwrap().id;
+        scene.start(pending, 1, 3);
+        scene.finish(pending, &Outcome::Success, 4);
+        let later = scene.killed();
+        assert_eq!(later.record("media").last_checked_at, Some(at(2)));
+        assert_eq!(later.record("web").last_checked_at, Some(at(1)));
+        scene.store.flush_checks().unwrap();
+        let later = scene.killed();
+        assert_eq!(later.record("web").last_checked_at, Some(at(2)));
+        assert_eq!(later.record("web").next_check_at, None);
+    }
+
+    #[test]
+    fn a_poll_of_what_runs_or_was_deployed_makes_no_row() {
+        let scene = scene();
+        let id = scene.id("media");
+        // Somebody asked before the first check.
+        let first = scene.enqueue("media", Trigger::Api, NOTHING, 1);
+        scene.start(first, 1, 2);
+        let forget = || {
+            scene.shell().execute("UPDATE repositories SET observed_commit = NULL", []).unwrap();
+        };
+        forget();
+        assert!(scene.store.check_found(id, &hash(1), at(3)).unwrap().is_none(), "it is running");
+        assert_eq!(scene.record("media").observed_commit, Some(hash(1)));
+        scene.finish(first, &Outcome::Success, 4);
+        forget();
+        assert!(scene.store.check_found(id, &hash(1), at(5)).unwrap().is_none(), "it was deployed");
+        scene.deploy("media", 2, &failed("unhealthy"), 6);
+        let back = scene.store.check_found(id, &hash(1), at(7)).unwrap();
+        assert!(back.is_some(), "another commit was started since, so the old one is not what runs");
+    }
+
+    #[test]
+    fn a_poll_queues_beside_a_row_that_runs_another_commit_or_an_unknown_one() {
+        let scene = scene();
+        let id = scene.id("media");
+        let running = scene.enqueue("media", Trigger::Api, NOTHING, 1);
+        scene.store.start(running, "configuration 1", at(2)).unwrap();
+        let queued = scene.store.check_found(id, &hash(1), at(3)).unwrap().unwrap();
+        assert_ne!(queued.deployment_id, running);
+        assert_eq!(scene.record("media").status, Some(Status::Running));
+    }
+
+    #[test]
+    fn a_failing_check_is_news_when_it_begins_changes_and_ends() {
+        let scene = scene();
+        let id = scene.id("media");
+        assert!(scene.store.check_failed(id, "the remote does not answer", at(1)).unwrap());
+        assert!(!scene.store.check_failed(id, "the remote does not answer", at(2)).unwrap());
+        assert!(scene.store.check_failed(id, "401: the token was refused\nby the forge", at(3)).unwrap());
+        let record = scene.record("media");
+        assert_eq!(record.last_error.as_deref(), Some("401: the token was refused"));
+        assert_eq!((record.failing_since, record.last_checked_at), (Some(at(1)), Some(at(3))));
+        scene.store.check_found(id, &hash(1), at(4)).unwrap();
+        let record = scene.record("media");
+        assert_eq!((record.last_error, record.failing_since), (None, None));
+        assert!(scene.store.check_failed(id, "the remote does not answer", at(5)).unwrap());
+        assert!(scene.store.check_found(id, &hash(1), at(6)).unwrap().is_none());
+        assert_eq!(scene.record("media").last_error, None, "also when the commit is the same");
+    }
+
+    #[test]
+    fn a_long_failure_is_taken_once_until_it_has_ended() {
+        let scene = scene();
+        let (media, web) = (scene.id("media"), scene.id("web"));
+        let take = |since| {
+            let taken = scene.store.take_long_failing_checks(at(since)).unwrap();
+            taken.iter().map(|record| (record.id, record.failing_since)).collect::<Vec<_>>()
+        };
+        scene.store.check_failed(media, "away", at(0)).unwrap();
+        scene.store.check_failed(web, "away", at(10)).unwrap();
+        assert!(take(-1).is_empty());
+        assert_eq!(take(5), [(media, Some(at(0)))]);
+        assert!(take(5).is_empty());
+        assert_eq!(take(10), [(web, Some(at(10)))]);
+        scene.store.check_found(media, &hash(1), at(20)).unwrap();
+        scene.store.check_failed(media, "away", at(30)).unwrap();
+        assert!(take(20).is_empty());
+        assert_eq!(take(30), [(media, Some(at(30)))]);
+        scene.store.check_found(web, &hash(1), at(30)).unwrap();
+        scene.store.check_failed(web, "away", at(31)).unwrap();
+        scene.store.sync(&[home(&["media"])], &[], at(32)).unwrap();
+        assert!(take(40).is_empty(), "nobody waits for an orphan");
+    }
+
+    #[test]
+    fn a_check_that_ends_after_its_repository_became_an_orphan_changes_nothing() {
+        let scene = scene();
+        let id = scene.id("media");
+        scene.store.check_scheduled(id, at(300));
+        scene.store.sync(&[home(&["web"])], &[], at(1)).unwrap();
+        assert!(scene.store.check_found(id, &hash(1), at(2)).unwrap().is_none());
+        assert!(!scene.store.check_failed(id, "away", at(3)).unwrap());
+        let record = scene.record("media");
+        assert_eq!((record.observed_commit, record.last_error, record.next_check_at), (None, None, None));
+        assert!(scene.store.check_found(99, &hash(1), at(2)).unwrap().is_none());
+    }
+}

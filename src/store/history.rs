@@ -126,3 +126,97 @@ pub(super) fn one(connection: &Connection, id: &str, value: i64) -> Result<Optio
     );
     Ok(connection.prepare_cached(&sql)?.query_row([value], |row| deployment(row, 0)).optional()?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Outcome;
+    use super::super::testing::{NOTHING, at, commit, failed, home, plan, project, scene, scene_with};
+    use super::*;
+    use crate::model::{Status, Trigger};
+
+    #[test]
+    fn pages_hold_what_the_filter_says_newest_first() {
+        let scene = scene_with(&[home(&["media", "web"]), project("work", &["site"])], 200);
+        let site = scene.store.repositories(Some("work")).unwrap()[0].id;
+        let mut made = Vec::new();
+        for round in 0..3 {
+            made.push((scene.deploy("media", round, &Outcome::Success, 1), "home", scene.id("media"), Status::Success));
+            made.push((scene.deploy("web", round, &failed("unhealthy"), 1), "home", scene.id("web"), Status::Failed));
+            let id = scene.store.enqueue(site, Trigger::Api, NOTHING, at(1)).unwrap().deployment_id;
+            scene.start(id, 1, 1);
+            scene.finish(id, &Outcome::Success, 2);
+            made.push((id, "work", site, Status::Success));
+        }
+        made.reverse();
+        for repository_id in [None, Some(scene.id("media")), Some(site)] {
+            for project in [None, Some("home".to_owned()), Some("work".to_owned()), Some("nobody".to_owned())] {
+                for status in [None, Some(Status::Success), Some(Status::Failed), Some(Status::Pending)] {
+                    for before in [None, Some(made[4].0)] {
+                        let filter =
+                            DeploymentFilter { repository_id, project: project.clone(), status, before, limit: 3 };
+                        let page = scene.store.deployments(&filter).unwrap();
+                        let expected = made.iter().filter(|(id, its_project, its_repository, its_status)| {
+                            repository_id.is_none_or(|wanted| wanted == *its_repository)
+                                && project.as_deref().is_none_or(|wanted| wanted == *its_project)
+                                && status.is_none_or(|wanted| wanted == *its_status)
+                                && before.is_none_or(|before| *id < before)
+                        });
+                        let expected: Vec<_> = expected.map(|made| made.0).take(3).collect();
+                        assert_eq!(page.iter().map(|row| row.id).collect::<Vec<_>>(), expected, "{filter:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_deployment_carries_all_that_is_known_of_it() {
+        let scene = scene();
+        let id = scene.deploy("media", 7, &Outcome::Success, 5);
+        let row = scene.deployment(id);
+        assert_eq!(row.repository.to_string(), "home/media");
+        assert_eq!((row.repository_id, row.commit), (scene.id("media"), Some(commit(7))));
+        assert_eq!((row.created_at, row.started_at, row.finished_at), (at(5), Some(at(5)), Some(at(5))));
+        assert_eq!(scene.store.deployment(99).unwrap(), None);
+    }
+
+    #[test]
+    fn a_page_is_never_longer_than_the_limit() {
+        let scene = scene();
+        scene.deploy("media", 1, &Outcome::Success, 1);
+        let none = DeploymentFilter { limit: 0, ..DeploymentFilter::default() };
+        assert!(scene.store.deployments(&none).unwrap().is_empty());
+        let sql = format!(
+            "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 600) \
+             INSERT INTO deployments {COPIED} FROM deployments, n"
+        );
+        scene.shell().execute_batch(&sql).unwrap();
+        let all = DeploymentFilter { limit: u32::MAX, ..DeploymentFilter::default() };
+        assert_eq!(scene.store.deployments(&all).unwrap().len(), PAGE_LIMIT as usize);
+    }
+
+    /// Columns of a row that is copied many times.
+    const COPIED: &str = "(repository_id, project_id, status, \"trigger\", forced, attempt, interruptions, asked, created_at, \
+                          started_at, finished_at, told_at) SELECT repository_id, project_id, status, \"trigger\", forced, \
+                          attempt, interruptions, asked, created_at, started_at, finished_at, finished_at";
+
+    #[test]
+    fn every_page_is_read_from_an_index_in_its_order() {
+        let scene = scene();
+        for repository_id in [None, Some(1)] {
+            for project_id in [None, Some(1)] {
+                for status in [None, Some("failed")] {
+                    let page = Page { repository_id, project_id, status };
+                    let plan = plan(&scene.shell(), &page.sql());
+                    assert!(!plan.contains("TEMP B-TREE"), "{plan}");
+                    assert!(!plan.contains("SCAN"), "{plan}");
+                }
+            }
+        }
+        for id in ["?1".to_owned(), last_outcome_of("?1")] {
+            let sql = format!("SELECT * FROM deployments d WHERE d.id = {id}");
+            let plan = plan(&scene.shell(), &sql);
+            assert!(!plan.contains("SCAN deployments") && !plan.contains("SCAN d"), "{plan}");
+        }
+    }
+}

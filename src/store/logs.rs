@@ -220,3 +220,106 @@ fn insert(
         .execute(params![id, tail.position, stored(now), level.as_str(), message])?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{NOTHING, Scene, at, failed, scene};
+    use super::*;
+    use crate::model::Trigger;
+
+    fn running(scene: &Scene) -> DeploymentId {
+        let id = scene.enqueue("media", Trigger::Api, NOTHING, 1);
+        scene.start(id, 1, 2);
+        id
+    }
+
+    fn texts(scene: &Scene, id: DeploymentId) -> Vec<String> {
+        scene.store.log_lines(id, 0, u32::MAX).unwrap().into_iter().map(|line| line.message).collect()
+    }
+
+    #[test]
+    fn lines_are_read_page_by_page_in_their_order() {
+        let scene = scene();
+        let (id, other) = (running(&scene), scene.enqueue("web", Trigger::Api, NOTHING, 1));
+        scene.store.log(id, LogLevel::Info, "fetched", at(3)).unwrap();
+        scene.store.log(other, LogLevel::Info, "of another deployment", at(3)).unwrap();
+        scene.store.log(id, LogLevel::Warning, "two\nlines", at(4)).unwrap();
+        scene.store.log(id, LogLevel::Error, "", at(5)).unwrap();
+        assert_eq!(texts(&scene, id), ["fetched", "two", "lines", ""]);
+        let page = scene.store.log_lines(id, 0, 2).unwrap();
+        assert_eq!((page[1].at, page[1].level), (at(4), LogLevel::Warning));
+        let rest = scene.store.log_lines(id, page[1].id, 9).unwrap();
+        assert_eq!(rest.iter().map(|line| line.message.as_str()).collect::<Vec<_>>(), ["lines", ""]);
+        assert!(matches!(scene.store.log(99, LogLevel::Info, "x", at(1)), Err(StoreError::Refused(_))));
+    }
+
+    #[test]
+    fn a_flood_is_cut_and_does_not_hide_the_error() {
+        let scene = scene();
+        let id = running(&scene);
+        let flood = "a line\n".repeat(LOG_LINES_KEPT as usize + 5);
+        scene.store.log(id, LogLevel::Info, &flood, at(3)).unwrap();
+        assert_eq!(texts(&scene, id).last().unwrap(), "… more lines were not kept");
+        scene.store.log(id, LogLevel::Info, "one more", at(3)).unwrap();
+        scene.store.log(id, LogLevel::Error, "web is unhealthy", at(4)).unwrap();
+        scene.finish(id, &failed("unhealthy"), 5);
+        scene.store.log(id, LogLevel::Info, "after the end", at(6)).unwrap();
+        let lines = texts(&scene, id);
+        assert_eq!(lines.len() as u64, LOG_LINES_KEPT + 2);
+        assert_eq!(lines[LOG_LINES_KEPT as usize..], ["… 6 more lines were not kept", "web is unhealthy"]);
+    }
+
+    #[test]
+    fn errors_cannot_flood_either() {
+        let scene = scene();
+        let id = running(&scene);
+        let flood = "an error\n".repeat((LOG_LINES_KEPT + GRAVE_LINES_KEPT) as usize + 50);
+        scene.store.log(id, LogLevel::Error, &flood, at(3)).unwrap();
+        assert_eq!(texts(&scene, id).len() as u64, LOG_LINES_KEPT + GRAVE_LINES_KEPT + 1);
+    }
+
+    #[test]
+    fn long_lines_and_large_logs_are_bounded() {
+        let scene = scene();
+        let id = running(&scene);
+        let long = "ä".repeat(LINE_BYTES_KEPT);
+        scene.store.log(id, LogLevel::Info, &format!("x{long}"), at(3)).unwrap();
+        let line = texts(&scene, id).remove(0);
+        assert!(line.ends_with(&format!("ä… {} more bytes were not kept", LINE_BYTES_KEPT + 2)), "{}", &line[8000..]);
+        for _ in 0..=LOG_BYTES_KEPT / LINE_BYTES_KEPT as u64 {
+            scene.store.log(id, LogLevel::Info, &long, at(3)).unwrap();
+        }
+        let lines = texts(&scene, id);
+        assert_eq!(lines.last().unwrap(), "… more lines were not kept");
+        assert!(lines.iter().map(String::len).sum::<usize>() < LOG_BYTES_KEPT as usize + 2 * LINE_BYTES_KEPT);
+    }
+
+    #[test]
+    fn a_log_goes_on_after_a_restart_and_after_the_end() {
+        let mut scene = scene();
+        let id = running(&scene);
+        scene.store.log(id, LogLevel::Info, "before", at(3)).unwrap();
+        scene = scene.killed();
+        scene.store.log(id, LogLevel::Info, "after", at(4)).unwrap();
+        scene.finish(id, &failed("unhealthy"), 5);
+        scene.store.log(id, LogLevel::Warning, "the notifier failed", at(6)).unwrap();
+        assert_eq!(texts(&scene, id), ["before", "after", "the notifier failed"]);
+        assert!(lock(&scene.store.writers).tails.0.is_empty());
+    }
+
+    #[test]
+    fn followers_miss_nothing_between_reading_and_waiting() {
+        let scene = scene();
+        let id = running(&scene);
+        let seen = scene.store.change_seen();
+        assert_eq!(scene.store.wait_for_change(seen, Duration::from_millis(1)), seen, "nothing happened");
+        scene.store.log(id, LogLevel::Info, "in between", at(3)).unwrap();
+        let now = scene.store.wait_for_change(seen, Duration::from_secs(600));
+        assert_ne!(now, seen);
+        std::thread::scope(|threads| {
+            let follower = threads.spawn(|| scene.store.wait_for_change(now, Duration::from_secs(600)));
+            scene.finish(id, &failed("unhealthy"), 4);
+            assert_ne!(follower.join().unwrap(), now);
+        });
+    }
+}

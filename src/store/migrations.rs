@@ -1,6 +1,7 @@
 //! The schema, as a list of steps that only ever grows. `user_version` is the number of steps that a database has had.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, TransactionBehavior};
@@ -181,6 +182,8 @@ fn copy_database(connection: &Connection, copy: &Path) -> Result<(), StoreError>
         path: partial.clone(),
         problem: "the path of the data folder is not UTF-8, so no copy can be made before the migration".to_owned(),
     })?;
+    // SQLite would make it with the mode that the umask leaves.
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(&partial).map_err(failed)?;
     if let Err(error) = connection.execute("VACUUM INTO ?1", [target]) {
         // What was written of it is of no use, and may be what fills the disk.
         let _ = fs::remove_file(&partial);
@@ -190,4 +193,83 @@ fn copy_database(connection: &Connection, copy: &Path) -> Result<(), StoreError>
     fs::rename(&partial, copy).map_err(failed)?;
     let folder = copy.parent().unwrap_or(Path::new("/"));
     File::open(folder).and_then(|file| file.sync_all()).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::super::testing::{NOTHING, at, scene};
+    use super::*;
+    use crate::model::Trigger;
+
+    const NEXT: Migration = Migration { name: "a colour", sql: "ALTER TABLE projects ADD COLUMN colour TEXT" };
+    const BAD: Migration =
+        Migration { name: "bad", sql: "CREATE TABLE half (x INTEGER) STRICT; ALTER TABLE nobody ADD COLUMN x TEXT" };
+
+    fn with(next: impl IntoIterator<Item = Migration>) -> Vec<Migration> {
+        let known = MIGRATIONS.iter().map(|migration| Migration { ..*migration });
+        known.chain(next).collect()
+    }
+
+    fn version(connection: &Connection) -> usize {
+        connection.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap()
+    }
+
+    #[test]
+    fn a_database_is_copied_before_its_migration_with_what_is_only_in_the_log() {
+        let scene = scene();
+        scene.enqueue("media", Trigger::Api, NOTHING, 1);
+        let path = scene.folder.path().join("Shiparr.db");
+        assert!(!copy_path(&path, 1).exists(), "a new database needs no copy");
+        fs::write(scene.folder.path().join("Shiparr.db.v1.partial"), "from a copy that was killed").unwrap();
+        let mut connection = scene.shell();
+        migrate(&mut connection, &path, &with([NEXT])).unwrap();
+        assert_eq!(version(&connection), 2);
+        connection.execute("UPDATE projects SET colour = 'green'", []).unwrap();
+
+        let copy = Connection::open(copy_path(&path, 1)).unwrap();
+        assert_eq!(version(&copy), 1);
+        let rows: i64 = copy.query_row("SELECT count(*) FROM deployments", [], |row| row.get(0)).unwrap();
+        assert_eq!(rows, 1);
+        assert!(!scene.folder.path().join("Shiparr.db.v1.partial").exists());
+        let mode = fs::metadata(copy_path(&path, 1)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        migrate(&mut connection, &path, &with([NEXT])).unwrap();
+    }
+
+    #[test]
+    fn a_migration_that_fails_leaves_the_database_as_it_was() {
+        let scene = scene();
+        let path = scene.folder.path().join("Shiparr.db");
+        let mut connection = scene.shell();
+        let error = migrate(&mut connection, &path, &with([NEXT, BAD])).unwrap_err();
+        assert!(error.to_string().contains("nobody"), "{error}");
+        assert_eq!(version(&connection), 2, "the step before it stays");
+        let half: bool = connection
+            .query_row("SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = 'half')", [], |row| row.get(0))
+            .unwrap();
+        assert!(!half);
+        scene.store.enqueue(scene.id("web"), Trigger::Api, NOTHING, at(1)).unwrap();
+    }
+
+    #[test]
+    fn a_newer_database_is_refused_with_its_copy_and_left_as_it_is() {
+        let scene = scene();
+        let path = scene.folder.path().join("Shiparr.db");
+        let mut connection = scene.shell();
+        connection.pragma_update(None, "user_version", 7).unwrap();
+        let error = migrate(&mut connection, &path, MIGRATIONS).unwrap_err().to_string();
+        assert!(error.contains("version 7, this one knows 1"), "{error}");
+        assert!(
+            error.contains("install the newer version again") && error.contains("Shiparr.db.v1 is not there"),
+            "{error}"
+        );
+        fs::write(copy_path(&path, 1), "").unwrap();
+        let error = migrate(&mut connection, &path, MIGRATIONS).unwrap_err();
+        assert!(matches!(error, StoreError::TooNew(_)));
+        let error = error.to_string();
+        assert!(error.contains(&format!("put back {}", copy_path(&path, 1).display())), "{error}");
+        assert_eq!(error.lines().count(), 1);
+    }
 }

@@ -11,6 +11,8 @@ mod outbox;
 mod outcome;
 mod projects;
 mod queue;
+#[cfg(test)]
+mod random;
 mod rows;
 #[cfg(test)]
 mod testing;

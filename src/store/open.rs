@@ -257,3 +257,164 @@ fn prepare_writer(connection: &Connection, path: &Path, synchronous: &str) -> Re
     connection.pragma_update_and_check(None, "journal_size_limit", WAL_BYTES, |_| Ok(()))?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::super::testing::{NOTHING, at, failed, home, scene};
+    use super::super::{Outcome, Store};
+    use super::*;
+    use crate::model::{LogLevel, Trigger};
+
+    fn refusal(data_path: &Path) -> String {
+        match Store::open(data_path, 200) {
+            Ok(_) => panic!("{} was opened", data_path.display()),
+            Err(error) => {
+                let line = error.to_string();
+                assert_eq!(line.lines().count(), 1, "{line}");
+                assert!(line.contains("Shiparr.db"), "{line}");
+                line
+            }
+        }
+    }
+
+    #[test]
+    fn a_new_database_is_for_its_owner_only_and_opens_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path(), 200).unwrap();
+        store.sync(&[home(&["media"])], &[], at(0)).unwrap();
+        for entry in fs::read_dir(folder.path()).unwrap() {
+            let mode = entry.unwrap().metadata().unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600);
+        }
+        drop(store);
+        let names: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["Shiparr.db"], "what was in the log has been merged");
+        assert_eq!(Store::open(folder.path(), 200).unwrap().projects().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn what_cannot_be_opened_is_told_in_one_line_with_a_way_out() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(refusal(&folder.path().join("nowhere")).contains("Shiparr_DATA_PATH"));
+
+        let path = folder.path().join(DATABASE_FILE);
+        fs::write(&path, "not a database, but long enough to be read as the head of one".repeat(100)).unwrap();
+        assert!(refusal(folder.path()).contains("this is not a database"));
+        assert!(fs::read(&path).unwrap().starts_with(b"not a database"));
+
+        fs::remove_file(&path).unwrap();
+        Connection::open(&path).unwrap().execute_batch("CREATE TABLE notes (text TEXT)").unwrap();
+        assert!(refusal(folder.path()).contains("the database of another program"));
+
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        assert!(refusal(folder.path()).contains("it cannot be opened"));
+    }
+
+    #[test]
+    fn a_damaged_database_says_so() {
+        let scene = scene();
+        let folder = tempfile::tempdir().unwrap();
+        super::super::testing::copy_files(scene.folder.path(), folder.path());
+        drop(Store::open(folder.path(), 200).unwrap());
+        let path = folder.path().join(DATABASE_FILE);
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[100..].fill(0x55);
+        fs::write(&path, bytes).unwrap();
+        assert!(refusal(folder.path()).contains("it is damaged"));
+    }
+
+    #[test]
+    fn a_full_disk_is_told_and_passes() {
+        let scene = scene();
+        let id = scene.enqueue("media", Trigger::Api, NOTHING, 1);
+        scene.start(id, 1, 1);
+        let set_limit = |pages: i64| {
+            let writers = lock(&scene.store.writers);
+            for connection in [&writers.promised, &writers.noted] {
+                connection.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(())).unwrap();
+            }
+        };
+        set_limit(1);
+        let long = "x".repeat(8000);
+        let full = std::iter::repeat_with(|| scene.store.log(id, LogLevel::Info, &long, at(2)))
+            .take(50)
+            .find_map(Result::err)
+            .expect("the limit is reached");
+        assert!(full.to_string().contains("the disk is full"), "{full}");
+        let health = scene.store.ping().unwrap_err().to_string();
+        assert!(health.contains("the disk is full"), "{health}");
+        assert!(scene.store.deployment(id).unwrap().is_some(), "reading goes on");
+
+        set_limit(1 << 30);
+        scene.store.log(id, LogLevel::Info, &long, at(3)).unwrap();
+        scene.store.ping().unwrap();
+        scene.finish(id, &Outcome::Success, 4);
+    }
+
+    #[test]
+    fn health_recovers_without_another_write() {
+        let scene = scene();
+        scene.store.ping().unwrap();
+        {
+            let mut writers = lock(&scene.store.writers);
+            let long_ago = Instant::now().checked_sub(PROBE_PAUSE);
+            let at = long_ago.unwrap_or_else(Instant::now);
+            writers.failed = Some(FailedWrite { at, problem: "the disk is full".to_owned() });
+        }
+        scene.store.ping().unwrap();
+        assert!(lock(&scene.store.writers).failed.is_none());
+    }
+
+    #[test]
+    fn a_panic_in_a_transaction_takes_only_itself_back() {
+        let scene = scene();
+        let panicked = std::thread::scope(|threads| {
+            let thread = threads.spawn(|| {
+                scene.store.promise(|transaction| -> Result<(), StoreError> {
+                    transaction.execute("DELETE FROM repositories", [])?;
+                    panic!("for the test");
+                })
+            });
+            thread.join().is_err()
+        });
+        assert!(panicked);
+        assert_eq!(scene.store.repositories(None).unwrap().len(), 2);
+        scene.deploy("media", 1, &failed("unhealthy"), 1);
+    }
+
+    #[test]
+    fn readers_and_writers_share_the_database() {
+        let scene = scene();
+        let id = scene.enqueue("media", Trigger::Api, NOTHING, 1);
+        std::thread::scope(|threads| {
+            for _ in 0..2 * READERS {
+                threads.spawn(|| {
+                    for _ in 0..200 {
+                        assert_eq!(scene.store.repositories(None).unwrap().len(), 2);
+                    }
+                });
+            }
+            for _ in 0..200 {
+                scene.store.log(id, LogLevel::Info, "a line", at(2)).unwrap();
+            }
+        });
+        assert_eq!(scene.store.log_lines(id, 0, 999).unwrap().len(), 200);
+        let pool = lock(&scene.store.readers.pool);
+        assert!(pool.open <= READERS && pool.idle.len() == pool.open);
+    }
+
+    #[test]
+    fn the_log_of_writes_stays_small() {
+        let scene = scene();
+        let id = scene.enqueue("media", Trigger::Api, NOTHING, 1);
+        for _ in 0..2000 {
+            scene.store.log(id, LogLevel::Info, &"x".repeat(4000), at(2)).unwrap();
+        }
+        let bytes = fs::metadata(scene.folder.path().join("Shiparr.db-wal")).unwrap().len();
+        assert!(bytes < 2 * WAL_BYTES as u64, "{bytes}");
+    }
+}

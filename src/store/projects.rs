@@ -155,7 +155,13 @@ pub(super) fn select_repositories(
     rest: &str,
     values: impl rusqlite::Params,
 ) -> Result<Vec<RepositoryRecord>, StoreError> {
-    let sql = format!(
+    let mut statement = connection.prepare_cached(&repositories_sql(rest))?;
+    let records = statement.query_map(values, repository)?;
+    Ok(records.collect::<Result<_, _>>()?)
+}
+
+fn repositories_sql(rest: &str) -> String {
+    format!(
         "SELECT r.id, p.name, r.name, r.git_url, r.branch, r.path, r.local_path, r.check_interval, r.last_commit_hash, \
          r.observed_commit, r.checked_out_commit, r.compose_project, r.up_folder, r.last_checked_at, r.last_error, \
          r.failing_since, r.orphaned_at, r.retry_at, r.created_at, \
@@ -165,10 +171,7 @@ pub(super) fn select_repositories(
          FROM repositories r JOIN projects p ON p.id = r.project_id LEFT JOIN deployments d \
          ON d.id = (SELECT max(id) FROM deployments WHERE repository_id = r.id) {rest}",
         last_outcome = last_outcome_of("r.id"),
-    );
-    let mut statement = connection.prepare_cached(&sql)?;
-    let records = statement.query_map(values, repository)?;
-    Ok(records.collect::<Result<_, _>>()?)
+    )
 }
 
 fn repository(row: &Row) -> rusqlite::Result<RepositoryRecord> {
@@ -378,4 +381,215 @@ fn orphan_repository(transaction: &Transaction, id: RepositoryId, now: Timestamp
         params![id, stored(now)],
     )?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{NOTHING, Scene, at, can_pass, failed, hash, home, plan, project, scene, scene_with};
+    use super::super::{DeploymentFilter, Outcome};
+    use super::*;
+    use crate::model::{Status, Trigger};
+
+    fn names(scene: &Scene, project: Option<&str>) -> Vec<String> {
+        scene.store.repositories(project).unwrap().iter().map(|record| record.name.to_string()).collect()
+    }
+
+    /// What a connection sees of the commits of others: the same number as long as nobody wrote.
+    fn data_version(shell: &rusqlite::Connection) -> i64 {
+        shell.pragma_query_value(None, "data_version", |row| row.get(0)).unwrap()
+    }
+
+    #[test]
+    fn records_follow_the_files() {
+        let scene = scene_with(&[project("work", &["site"]), home(&["web", "media"])], 200);
+        let projects = scene.store.projects().unwrap();
+        assert_eq!(projects.iter().map(|project| project.name.as_str()).collect::<Vec<_>>(), ["home", "work"]);
+        assert_eq!((projects[0].repositories, projects[0].created_at), (2, at(0)));
+        assert_eq!(names(&scene, None), ["home/media", "home/web", "work/site"]);
+        assert_eq!(names(&scene, Some("home")), ["home/media", "home/web"]);
+        assert!(names(&scene, Some("nobody")).is_empty());
+        let record = scene.record("media");
+        assert_eq!(record.git_url, "https://git.example.com/home/media.git");
+        assert_eq!((record.check_interval_seconds, record.created_at), (300, at(0)));
+        assert_eq!((record.status, record.last_deployment.is_some()), (None, false));
+        assert_eq!(scene.store.repository(record.id).unwrap().unwrap().name, record.name);
+        assert_eq!(scene.store.repository(99).unwrap(), None);
+
+        let mut changed = home(&["web", "media", "new"]);
+        changed.description = Some("Services".to_owned());
+        changed.config_file = "/config/projects/other.yaml".to_owned();
+        changed.repositories[1].check_interval_seconds = 60;
+        scene.store.sync(&[changed, project("work", &["site"])], &[], at(5)).unwrap();
+        let projects = scene.store.projects().unwrap();
+        assert_eq!(projects[0].description.as_deref(), Some("Services"));
+        assert_eq!(projects[0].config_file, "/config/projects/other.yaml");
+        assert_eq!((projects[0].repositories, projects[0].created_at), (3, at(0)));
+        assert_eq!(scene.record("media").check_interval_seconds, 60);
+        assert_eq!(scene.record("media").id, record.id);
+        assert_eq!(scene.record("new").created_at, at(5));
+    }
+
+    #[test]
+    fn a_sync_that_changes_nothing_writes_nothing() {
+        let scene = scene();
+        let shell = scene.shell();
+        let (version, seen) = (data_version(&shell), scene.store.change_seen());
+        scene.store.sync(&[home(&["media", "web"])], &[], at(9)).unwrap();
+        assert_eq!((data_version(&shell), scene.store.change_seen()), (version, seen));
+        scene.store.sync(&[home(&["media"])], &[], at(9)).unwrap();
+        assert_ne!(data_version(&shell), version);
+        let version = data_version(&shell);
+        scene.store.sync(&[home(&["media"])], &[], at(10)).unwrap();
+        assert_eq!(data_version(&shell), version, "an orphan stays one");
+        assert_eq!(scene.record("web").orphaned_at, Some(at(9)));
+    }
+
+    #[test]
+    fn an_orphan_loses_its_pending_row_and_its_retry_and_keeps_its_history() {
+        let scene = scene();
+        let pending = scene.enqueue("media", Trigger::Api, NOTHING, 1);
+        scene.deploy("web", 1, &can_pass("network"), 2);
+        scene.store.sync(&[], &["work".to_owned()], at(3)).unwrap();
+        let row = scene.deployment(pending);
+        assert_eq!((row.status, row.finished_at), (Status::Failed, Some(at(3))));
+        assert!(row.error.unwrap().starts_with("orphaned: "));
+        let web = scene.record("web");
+        assert_eq!((web.orphaned_at, web.retry_at, web.status), (Some(at(3)), None, Some(Status::Failed)));
+        assert_eq!(scene.store.projects().unwrap().len(), 1);
+        assert!(scene.store.pending().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_project_whose_file_has_a_problem_stays_as_it_is() {
+        let scene = scene_with(&[home(&["media"]), project("work", &["site"])], 200);
+        let pending = scene.enqueue("media", Trigger::Api, NOTHING, 1);
+        scene.store.sync(&[project("work", &["site"])], &["home".to_owned()], at(2)).unwrap();
+        assert_eq!(scene.record("media").orphaned_at, None);
+        assert_eq!(scene.deployment(pending).status, Status::Pending);
+    }
+
+    #[test]
+    fn a_returning_orphan_is_checked_afresh() {
+        let scene = scene();
+        let id = scene.id("media");
+        scene.store.check_found(id, &hash(1), at(1)).unwrap().unwrap();
+        scene.store.sync(&[home(&["web"])], &[], at(2)).unwrap();
+        scene.store.sync(&[home(&["web", "media"])], &[], at(3)).unwrap();
+        let record = scene.record("media");
+        assert_eq!((record.id, record.orphaned_at, record.observed_commit), (id, None, None));
+        assert!(scene.store.check_found(id, &hash(1), at(4)).unwrap().is_some(), "its commit was never deployed");
+        scene.store.sync(&[], &[], at(5)).unwrap();
+        scene.store.sync(&[home(&["web", "media"])], &[], at(6)).unwrap();
+        assert_eq!(scene.store.prune(&[id]).unwrap(), []);
+        assert_eq!(scene.store.projects().unwrap()[0].repositories, 2);
+    }
+
+    #[test]
+    fn another_branch_forgets_what_the_checks_of_the_old_one_found() {
+        let scene = scene();
+        let id = scene.id("media");
+        scene.deploy("media", 1, &Outcome::Success, 1);
+        scene.store.check_failed(id, "no such branch", at(2)).unwrap();
+        let mut changed = home(&["media", "web"]);
+        changed.repositories[0].path = "docker/".to_owned();
+        scene.store.sync(std::slice::from_ref(&changed), &[], at(3)).unwrap();
+        assert!(scene.record("media").last_error.is_some());
+        changed.repositories[0].branch = "production".to_owned();
+        scene.store.sync(&[changed], &[], at(4)).unwrap();
+        let record = scene.record("media");
+        assert_eq!((record.last_error, record.failing_since, record.observed_commit), (None, None, None));
+        assert_eq!(record.last_commit_hash, Some(hash(1)));
+    }
+
+    #[test]
+    fn a_changed_configuration_is_seen_until_a_deployment_started_with_it() {
+        let scene = scene();
+        let id = scene.id("media");
+        let mut changed = home(&["media", "web"]);
+        for repository in &mut changed.repositories {
+            repository.config_hash = "configuration 2".to_owned();
+        }
+        assert!(scene.store.changed_configurations().unwrap().is_empty());
+        scene.deploy("media", 1, &failed("unhealthy"), 1);
+        assert!(scene.store.changed_configurations().unwrap().is_empty());
+        scene.store.sync(&[changed], &[], at(2)).unwrap();
+        assert_eq!(scene.store.changed_configurations().unwrap(), [id], "web was never deployed");
+        let pending = scene.enqueue("media", Trigger::Config, NOTHING, 3);
+        assert_eq!(scene.store.changed_configurations().unwrap(), [id]);
+        scene.store.start(pending, "configuration 2", at(4)).unwrap();
+        assert!(scene.store.changed_configurations().unwrap().is_empty());
+        scene.store.sync(&[home(&["web"])], &[], at(5)).unwrap();
+        assert!(scene.store.changed_configurations().unwrap().is_empty());
+    }
+
+    #[test]
+    fn prune_forgets_orphans_that_do_not_run_and_their_project_with_the_last() {
+        let scene = scene_with(&[home(&["media", "web"]), project("work", &["site"])], 200);
+        let (media, web) = (scene.id("media"), scene.id("web"));
+        let deployment = scene.deploy("media", 1, &failed("unhealthy"), 1);
+        scene.store.log(deployment, crate::model::LogLevel::Info, "a line", at(1)).unwrap();
+        let running = scene.enqueue("web", Trigger::Api, NOTHING, 1);
+        scene.start(running, 1, 2);
+        assert!(scene.store.prune(&[media, web]).unwrap().is_empty());
+        scene.store.sync(&[project("work", &["site"])], &[], at(3)).unwrap();
+        let forgotten = scene.store.prune(&[media, web, 99]).unwrap();
+        assert_eq!(forgotten.iter().map(ToString::to_string).collect::<Vec<_>>(), ["home/media"]);
+        assert_eq!(scene.store.deployment(deployment).unwrap(), None);
+        assert!(scene.store.log_lines(deployment, 0, 9).unwrap().is_empty());
+        assert_eq!(scene.store.projects().unwrap().len(), 2);
+        scene.finish(running, &failed("unhealthy"), 4);
+        scene.store.prune(&[web]).unwrap();
+        assert_eq!(names(&scene, None), ["work/site"]);
+        assert_eq!(scene.store.projects().unwrap().len(), 1);
+        scene.store.sync(&[project("work", &["site"]), home(&["media"])], &[], at(5)).unwrap();
+        assert!(scene.id("media") > web, "an id never names another repository");
+    }
+
+    #[test]
+    fn a_project_without_repositories_goes_with_its_file() {
+        let scene = scene_with(&[project("empty", &[]), home(&["media"])], 200);
+        assert_eq!(scene.store.projects().unwrap().len(), 2);
+        scene.store.prune(&[]).unwrap();
+        assert_eq!(scene.store.projects().unwrap().len(), 2);
+        scene.store.sync(&[home(&["media"])], &[], at(1)).unwrap();
+        assert_eq!(scene.store.projects().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn the_status_is_that_of_what_goes_on_or_of_the_last_that_was_not_skipped() {
+        let scene = scene();
+        let status = || scene.record("media").status;
+        assert_eq!(status(), None);
+        let good = scene.deploy("media", 1, &Outcome::Success, 1);
+        assert_eq!(status(), Some(Status::Success));
+        let bad = scene.deploy("media", 2, &failed("unhealthy"), 2);
+        assert_eq!(status(), Some(Status::Failed));
+        scene.shell().execute("UPDATE deployments SET status = 'skipped' WHERE id = ?1", [bad]).unwrap();
+        assert_eq!(status(), Some(Status::Success));
+        let record = scene.record("media");
+        assert_eq!(record.last_deployment.unwrap().status, Status::Skipped);
+        assert_eq!(scene.store.last_outcome(record.id).unwrap().unwrap().id, good);
+        scene.shell().execute("UPDATE deployments SET status = 'skipped' WHERE id = ?1", [good]).unwrap();
+        assert_eq!(status(), None);
+        assert_eq!(scene.store.last_outcome(record.id).unwrap(), None);
+        let next = scene.enqueue("media", Trigger::Api, NOTHING, 3);
+        assert_eq!(status(), Some(Status::Pending));
+        scene.start(next, 3, 4);
+        assert_eq!(status(), Some(Status::Running));
+        scene.enqueue("media", Trigger::Api, NOTHING, 5);
+        assert_eq!(status(), Some(Status::Running));
+        assert_eq!(scene.store.deployments(&DeploymentFilter::default()).unwrap().len(), 4);
+    }
+
+    #[test]
+    fn the_lists_of_a_thousand_repositories_need_no_scan_of_the_history_and_no_sort() {
+        let scene = scene();
+        for rest in ["WHERE p.name = ?1 ORDER BY r.name", "ORDER BY p.name, r.name", "WHERE r.id = ?1"] {
+            let plan = plan(&scene.shell(), &repositories_sql(rest));
+            assert!(!plan.contains("TEMP B-TREE"), "{plan}");
+            for table in ["SCAN d ", "SCAN d\n", "SCAN deployments"] {
+                assert!(!plan.contains(table), "{plan}");
+            }
+        }
+    }
 }

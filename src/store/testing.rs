@@ -134,3 +134,11 @@ pub(super) fn failed(error: &str) -> Outcome {
 pub(super) fn can_pass(error: &str) -> Outcome {
     Outcome::Failed { error: error.to_owned(), chance: Chance::CanPass }
 }
+
+/// How SQLite would run a statement, one step a line.
+pub(super) fn plan(connection: &rusqlite::Connection, sql: &str) -> String {
+    let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+    let values = vec![rusqlite::types::Null; statement.parameter_count()];
+    let steps = statement.query_map(rusqlite::params_from_iter(values), |row| row.get::<_, String>(3)).unwrap();
+    steps.map(|step| step.unwrap() + "\n").collect()
+}
