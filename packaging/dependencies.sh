@@ -52,6 +52,12 @@ as_root() {
     fi
 }
 
+# A machine's own runner may start us without a home, where the tools below keep what they have.
+if [ -z "${HOME:-}" ]; then
+    HOME=$(getent passwd "$(id -u)" | cut -d: -f6)
+    export HOME
+fi
+
 # True where the first version is the second or a newer one.
 version_at_least() { [ "$(printf '%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]; }
 
@@ -160,7 +166,8 @@ as_builder() {
 # ---------------------------------------------------------------------------------------------------------------------
 # Docker Engine
 
-docker_answers() { docker info --format '{{.ServerVersion}}' >/dev/null 2>&1; }
+# Not `docker info`: with a format it exits 0 in some versions although no engine answered.
+docker_answers() { docker version --format '{{.Server.Version}}' >/dev/null 2>&1; }
 
 # The engine, its client and what its networks need; it is started where it does not run.
 install_docker() {
@@ -208,7 +215,7 @@ wait_for_docker() {
     local deadline=$((SECONDS + DOCKER_START_LIMIT_SECONDS))
     until docker_answers; do
         # Someone who is not in the docker group sees an engine that is there and does not answer them.
-        if [ "$(id -u)" -ne 0 ] && as_root docker info >/dev/null 2>&1; then
+        if [ "$(id -u)" -ne 0 ] && as_root docker version >/dev/null 2>&1; then
             return 0
         fi
         if [ "$SECONDS" -ge "$deadline" ]; then
