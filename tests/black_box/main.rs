@@ -6,8 +6,11 @@
 #![allow(clippy::disallowed_methods, reason = "the harness starts processes and threads of its own")]
 
 mod support;
+mod api;
 mod checkout;
 mod deploying;
 mod faults;
+mod hostile;
+mod reload;
 mod remotes;
 mod secrets;
