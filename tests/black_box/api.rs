@@ -322,7 +322,8 @@ fn what_is_not_there_is_an_error_of_its_kind() {
 #[test]
 fn every_get_answers_head_without_a_body() {
     let daemon = idle();
-    for path in ["/api/health", "/api/projects", "/api/repositories", "/api/deployments", "/widget/dashy?project=home"] {
+    for path in ["/api/health", "/api/projects", "/api/repositories", "/api/deployments", "/widget/dashy?project=home"]
+    {
         let (get, head) = (daemon.request("GET", path, &[], b""), daemon.request("HEAD", path, &[], b""));
         assert_eq!(head.status, get.status, "{path}");
         assert_eq!(head.header("content-type"), get.header("content-type"), "{path}");
@@ -458,7 +459,9 @@ fn while_auth_is_off_only_known_hosts_are_answered() {
     ] {
         assert_eq!(status(host).status, 200, "{host}");
     }
-    for host in ["example.com", "evil.example.com", "ship.example.com.evil.net", "localhost.evil.net", "1.2.3.4.evil.net"] {
+    for host in
+        ["example.com", "evil.example.com", "ship.example.com.evil.net", "localhost.evil.net", "1.2.3.4.evil.net"]
+    {
         let answer = status(host);
         assert_eq!((answer.status, answer.error()), (403, "host_not_allowed".to_owned()), "{host}");
         assert!(answer.text().contains("Shiparr_ALLOWED_HOSTS"), "{}", answer.text());

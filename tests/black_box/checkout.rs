@@ -250,11 +250,10 @@ fn changed_files_keep_their_inode_and_unchanged_ones_are_not_touched() {
     assert_eq!(deployed.read("changed.ini"), "two");
     assert_eq!(meta("changed.ini").ino(), changed.ino(), "a bind mount of a single file follows");
     let after = meta("unchanged.ini");
-    assert_eq!((after.ino(), after.mtime_nsec(), after.ctime_nsec()), (
-        unchanged.ino(),
-        unchanged.mtime_nsec(),
-        unchanged.ctime_nsec()
-    ));
+    assert_eq!(
+        (after.ino(), after.mtime_nsec(), after.ctime_nsec()),
+        (unchanged.ino(), unchanged.mtime_nsec(), unchanged.ctime_nsec())
+    );
 }
 
 #[test]

@@ -414,7 +414,8 @@ fn variables_come_from_the_stacks_own_env_then_env_files_then_environment() {
         return;
     }
     let stack = Stack::new();
-    let lines = "      FROM_DOT_ENV: \"${FROM_DOT_ENV}\"\n      FROM_FILE: \"${FROM_FILE}\"\n      DOLLAR: \"${DOLLAR}\"\n";
+    let lines =
+        "      FROM_DOT_ENV: \"${FROM_DOT_ENV}\"\n      FROM_FILE: \"${FROM_FILE}\"\n      DOLLAR: \"${DOLLAR}\"\n";
     let repo = Repo::with(&[
         ("compose.yaml", &Stack::compose_with("${VERSION}", lines)),
         (".env", "VERSION=dot\nFROM_DOT_ENV=dot\nFROM_FILE=dot\n"),
@@ -494,9 +495,8 @@ fn images_are_pruned_after_a_success_where_that_is_enabled() {
     daemon.project("home", &[Entry::new("web", &repo.url(), &stack)]);
     daemon.start();
     daemon.wait_for_commit("web", &repo.tip());
-    let prunes = wait_until(SHORT, "the prune", || {
-        Some(fake.calls_with("docker", "prune")).filter(|calls| !calls.is_empty())
-    });
+    let prunes =
+        wait_until(SHORT, "the prune", || Some(fake.calls_with("docker", "prune")).filter(|calls| !calls.is_empty()));
     assert_eq!(prunes[0].arguments, ["image", "prune", "-f"]);
 }
 
@@ -513,7 +513,8 @@ fn the_history_is_trimmed_to_its_limit() {
     daemon.start();
     daemon.wait_for_commit("web", &repo.tip());
     let ids: Vec<i64> = (0..3).map(|_| daemon.deploy("web")).inspect(|id| drop(daemon.succeeded(*id))).collect();
-    let kept: Vec<i64> = daemon.deployments_of("web").iter().filter_map(|deployment| deployment["id"].as_i64()).collect();
+    let kept: Vec<i64> =
+        daemon.deployments_of("web").iter().filter_map(|deployment| deployment["id"].as_i64()).collect();
     assert_eq!(kept, [ids[2], ids[1]]);
     assert_eq!(daemon.request("GET", &format!("/api/deployments/{}/logs", ids[0]), &[], b"").status, 404);
 }

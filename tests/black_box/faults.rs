@@ -146,9 +146,8 @@ fn docker_goes_away_and_comes_back() {
     let commit = repo.commit(&[("compose.yaml", &Stack::compose("2"))]);
     let waiting = daemon.wait_for("web", "pending");
     let id = waiting["id"].as_i64().expect("an id");
-    let reason = wait_until(MINUTE, "the reason to be shown", || {
-        daemon.deployment(id)["error"].as_str().map(str::to_owned)
-    });
+    let reason =
+        wait_until(MINUTE, "the reason to be shown", || daemon.deployment(id)["error"].as_str().map(str::to_owned));
     assert!(reason.to_lowercase().contains("docker"), "{reason}");
     wait_until(MINUTE, "health to say so", || (daemon.get("/api/health")["status"] == "degraded").then_some(()));
     daemon.wait_for_checks("web", 2);
@@ -243,8 +242,7 @@ fn a_full_disk_fails_deployments_and_loses_no_accepted_one() {
 
     // A disk without a free byte.
     disk.fill();
-    let answers: Vec<Answer> =
-        (0..5).map(|_| daemon.post("/api/projects/home/repositories/web/deploy")).collect();
+    let answers: Vec<Answer> = (0..5).map(|_| daemon.post("/api/projects/home/repositories/web/deploy")).collect();
     daemon.assert_well_or_unusable();
     disk.free();
     for answer in answers {
@@ -342,7 +340,8 @@ fn a_kill_in_any_step_loses_no_trigger_and_leaves_no_secret() {
             let words: Vec<&str> = step.pattern.split_whitespace().filter(|word| *word != "*").collect();
             let calls = fake.calls();
             let is_it = |call: &&Call| {
-                call.name == step.program && words.iter().all(|word| call.arguments.iter().any(|argument| argument == word))
+                call.name == step.program
+                    && words.iter().all(|word| call.arguments.iter().any(|argument| argument == word))
             };
             calls[seen.min(calls.len())..].iter().find(is_it).map(drop)
         });
@@ -360,8 +359,10 @@ fn a_kill_while_the_stack_gets_healthy_is_made_good() {
     }
     let stack = Stack::new();
     let check = "    healthcheck: {test: [CMD, test, -e, /tmp/well], interval: 1s, start_period: 60s}\n";
-    let service = Stack::compose_with("1", check)
-        .replace("[\"sleep\", \"86400\"]", "[\"sh\", \"-c\", \"mkdir -p /tmp; sleep 4; touch /tmp/well; sleep 86400\"]");
+    let service = Stack::compose_with("1", check).replace(
+        "[\"sleep\", \"86400\"]",
+        "[\"sh\", \"-c\", \"mkdir -p /tmp; sleep 4; touch /tmp/well; sleep 86400\"]",
+    );
     let repo = Repo::with(&[("compose.yaml", &service)]);
     let mut daemon = Daemon::with(&[Entry::new("web", &repo.url(), &stack).rarely_checked()]);
     wait_until(MINUTE, "the container", || stack.version());

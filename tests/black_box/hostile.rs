@@ -88,7 +88,10 @@ fn a_body_of_unreadable_length_is_never_run_as_the_next_request() {
         let bytes = format!("POST /api/health HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n\r\n{hidden}");
         let said = converse(&daemon, bytes.as_bytes());
         assert!(!said.contains("202"), "{headers}: {said}");
-        assert!(said.is_empty() || said.starts_with("HTTP/1.1 4") || said.starts_with("HTTP/1.1 501"), "{headers}: {said}");
+        assert!(
+            said.is_empty() || said.starts_with("HTTP/1.1 4") || said.starts_with("HTTP/1.1 501"),
+            "{headers}: {said}"
+        );
         daemon.assert_well();
     }
     assert_eq!(daemon.deployments_of("web").len(), 0, "nothing was smuggled in");
@@ -181,7 +184,8 @@ fn one_that_pipelines_and_never_reads_takes_neither_the_memory_nor_the_turn_of_o
 #[test]
 fn connections_that_say_nothing_make_room_for_one_that_does() {
     let mut daemon = idle();
-    let idle: Vec<TcpStream> = (0..1500).filter_map(|_| TcpStream::connect(("127.0.0.1", daemon.port())).ok()).collect();
+    let idle: Vec<TcpStream> =
+        (0..1500).filter_map(|_| TcpStream::connect(("127.0.0.1", daemon.port())).ok()).collect();
     assert!(idle.len() > 1000, "{} connections", idle.len());
     let begin = Instant::now();
     daemon.assert_well();
@@ -287,7 +291,8 @@ fn expect_100_continue_is_answered() {
 #[test]
 fn a_request_for_another_host_in_its_target_is_not_answered_for_it() {
     let daemon = idle();
-    let answer = daemon.raw(b"GET http://evil.example/api/projects HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    let answer =
+        daemon.raw(b"GET http://evil.example/api/projects HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     assert!((400..500).contains(&answer.status), "{}", answer.status);
 }
 

@@ -270,7 +270,8 @@ struct Spy {
 impl Spy {
     fn start(needles: &[&str]) -> Spy {
         let stop = Arc::new(AtomicBool::new(false));
-        let (told, needles) = (Arc::clone(&stop), needles.iter().map(|needle| (*needle).to_owned()).collect::<Vec<_>>());
+        let (told, needles) =
+            (Arc::clone(&stop), needles.iter().map(|needle| (*needle).to_owned()).collect::<Vec<_>>());
         let looking = thread::spawn(move || {
             let (mut rounds, mut found) = (0, BTreeSet::new());
             while !told.load(Ordering::SeqCst) {
@@ -347,8 +348,7 @@ fn no_secret_is_anywhere_after_successes_and_failures() {
     const PASSPHRASE: &str = "password-that-nobody-sees";
     let needles = [TOKEN, ENV_VALUE, INLINE, HOOK, SHOUT, PASSPHRASE];
 
-    let (stack, repo, sops, fake, receiver) =
-        (Stack::new(), Repo::new(), Sops::new(), Fake::new(), Receiver::start());
+    let (stack, repo, sops, fake, receiver) = (Stack::new(), Repo::new(), Sops::new(), Fake::new(), Receiver::start());
     fake.rule("shoutrrr", "* send *", "exit 69 cannot reach the service behind it");
     // A service that prints its secrets: the daemon shows its last lines when it fails.
     let service = |version: &str, last: &str| {
@@ -380,7 +380,8 @@ fn no_secret_is_anywhere_after_successes_and_failures() {
     daemon.start();
     daemon.wait_for_commit("web", &repo.tip());
     // One whose Compose prints the value in its error, and one whose container does.
-    let printing = repo.commit(&[("compose.yaml", &service("2", "sleep 86400").replace(IMAGE, "localhost:9/${SECRET}:1"))]);
+    let printing =
+        repo.commit(&[("compose.yaml", &service("2", "sleep 86400").replace(IMAGE, "localhost:9/${SECRET}:1"))]);
     assert_eq!(daemon.ended_at("web", &printing)["status"], "failed");
     let dying = repo.commit(&[("compose.yaml", &service("3", "exit 3"))]);
     let deployment = daemon.ended_at("web", &dying);
@@ -426,9 +427,7 @@ fn a_shared_memory_folder_is_where_the_plain_text_lies_while_it_is_needed() {
     daemon.use_fake(&fake).env("SOPS_AGE_KEY_FILE", sops.key_file());
     daemon.project("home", &[Entry::new("web", &repo.url(), &stack).field("env_file", ".env.enc")]);
     daemon.start();
-    wait_until(MINUTE, "`up` to begin", || {
-        (!fake.calls_with("docker-compose", "up").is_empty()).then_some(())
-    });
+    wait_until(MINUTE, "`up` to begin", || (!fake.calls_with("docker-compose", "up").is_empty()).then_some(()));
     let plain = contains_anywhere(daemon.runtime(), VALUE);
     assert!(!plain.is_empty(), "Compose reads it from there");
     for path in &plain {

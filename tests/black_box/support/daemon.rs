@@ -46,14 +46,8 @@ impl Daemon {
         let shared_memory = Path::new("/dev/shm");
         let runtime = if shared_memory.is_dir() { shared_memory.to_owned() } else { std::env::temp_dir() };
         let runtime = TempDir::with_prefix_in("shiparr-test-", runtime).expect("make a folder in memory");
-        let mut daemon = Daemon {
-            folder,
-            runtime,
-            port: free_port(),
-            environment: BTreeMap::new(),
-            wrapper: None,
-            child: None,
-        };
+        let mut daemon =
+            Daemon { folder, runtime, port: free_port(), environment: BTreeMap::new(), wrapper: None, child: None };
         let settings = [
             ("Shiparr_PORT", daemon.port.to_string()),
             ("Shiparr_CONFIG_PATH", text(&daemon.config())),
@@ -86,12 +80,6 @@ impl Daemon {
     /// Sets a variable of its environment.
     pub fn env(&mut self, name: &str, value: impl AsRef<OsStr>) -> &mut Daemon {
         self.environment.insert(name.to_owned(), value.as_ref().to_string_lossy().into_owned());
-        self
-    }
-
-    /// Takes a variable away again.
-    pub fn without_env(&mut self, name: &str) -> &mut Daemon {
-        self.environment.remove(name);
         self
     }
 

@@ -123,7 +123,8 @@ fn read_call(folder: &Path) -> Call {
 
 fn real_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
-    let plugins = ["/usr/libexec/docker/cli-plugins", "/usr/lib/docker/cli-plugins", "/usr/local/lib/docker/cli-plugins"];
+    let plugins =
+        ["/usr/libexec/docker/cli-plugins", "/usr/lib/docker/cli-plugins", "/usr/local/lib/docker/cli-plugins"];
     let plugins = plugins.iter().map(PathBuf::from).filter(|_| name.starts_with("docker-"));
     plugins.chain(std::env::split_paths(&path)).map(|folder| folder.join(name)).find(|program| program.is_file())
 }

@@ -139,9 +139,8 @@ impl Server {
     pub fn start_again(&mut self) {
         assert!(self.accepting.is_none(), "it was not stopped");
         self.shared.stopping.store(false, Ordering::SeqCst);
-        let listener = wait_until(Duration::from_secs(10), "the port to be free again", || {
-            TcpListener::bind(self.address).ok()
-        });
+        let listener =
+            wait_until(Duration::from_secs(10), "the port to be free again", || TcpListener::bind(self.address).ok());
         self.accepting = Some(accept(listener, Arc::clone(&self.shared)));
     }
 }

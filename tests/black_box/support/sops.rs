@@ -69,7 +69,15 @@ impl Sops {
         let file = plain.path().join("plain");
         fs::write(&file, format.write(variables)).expect("write the plain text");
         let output = Command::new("sops")
-            .args(["--encrypt", "--age", &self.recipient, "--input-type", format.word(), "--output-type", format.word()])
+            .args([
+                "--encrypt",
+                "--age",
+                &self.recipient,
+                "--input-type",
+                format.word(),
+                "--output-type",
+                format.word(),
+            ])
             .arg(&file)
             .env("HOME", self.folder.path())
             .output()
