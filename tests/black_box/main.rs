@@ -5,9 +5,17 @@
 
 #![allow(clippy::disallowed_methods, reason = "the harness starts processes and threads of its own")]
 
+mod api;
 mod checkout;
+mod cli;
 mod deploying;
 mod faults;
+mod hostile;
+mod layouts;
+mod messages;
+mod quiet;
+mod reload;
 mod remotes;
 mod secrets;
+mod shutdown;
 mod support;

@@ -83,12 +83,6 @@ impl Daemon {
         self
     }
 
-    /// Takes a variable away again.
-    pub fn without_env(&mut self, name: &str) -> &mut Daemon {
-        self.environment.remove(name);
-        self
-    }
-
     /// Puts the stand-ins before the real programs.
     pub fn use_fake(&mut self, fake: &Fake) -> &mut Daemon {
         let path = format!("{}:{}", fake.bin().display(), self.environment["PATH"]);

@@ -15,16 +15,16 @@ mod sops;
 mod wait;
 
 pub use daemon::Daemon;
-pub use docker::{Container, Stack, docker};
+pub use docker::{Stack, docker};
 pub use docker_proxy::DockerProxy;
 pub use fake::{Call, Fake};
 pub use folders::{contains_anywhere, copy_tree, files_below};
 pub use git_server::{Fault, GitServer, Requests};
-pub use http::{Answer, exchange, read_answer};
+pub use http::{Answer, read_answer};
 pub use parts::{IMAGE, compose_5_config, missing};
 pub use project::{Entry, project_file};
 pub use repo::Repo;
-pub use server::{Received, Receiver, Server};
+pub use server::{Received, Receiver};
 pub use sops::{Format, Sops};
 pub use wait::{MINUTE, SHORT, wait_until};
 
