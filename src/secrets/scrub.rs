@@ -7,6 +7,7 @@ use std::ops::Range;
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 
+use super::url::UrlParts;
 use crate::command::CUT;
 
 /// A shorter value is not looked for: too many words of every log would be taken for it.
@@ -163,26 +164,6 @@ impl Scrubber {
                 on_match(start..end);
             }
         }
-    }
-}
-
-/// The parts of `scheme://user:password@host/path?query`.
-struct UrlParts<'a> {
-    rest: &'a str,
-    user: &'a str,
-    password: Option<&'a str>,
-    host: &'a str,
-    path_and_query: &'a str,
-}
-
-impl UrlParts<'_> {
-    fn of(url: &str) -> Option<UrlParts<'_>> {
-        let (_, rest) = url.split_once("://")?;
-        let (authority, path_and_query) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
-        let (user_info, host) = authority.rsplit_once('@').unwrap_or(("", authority));
-        let (user, password) = user_info.split_once(':').map_or((user_info, None), |(user, word)| (user, Some(word)));
-        let host = host.split_once(':').map_or(host, |(host, _)| host);
-        Some(UrlParts { rest, user, password, host, path_and_query })
     }
 }
 
