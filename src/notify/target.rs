@@ -2,7 +2,7 @@
 
 use super::Problem;
 use crate::secrets::Secret;
-use crate::secrets::url::UrlParts;
+use crate::secrets::url::{UrlParts, percent_decoded};
 
 /// An address that gets a POST.
 pub(super) struct Address {
@@ -56,7 +56,7 @@ pub fn needs_shoutrrr(url: &Secret) -> bool {
 
 fn address(parts: &UrlParts<'_>) -> Address {
     let basic_auth = (!parts.user.is_empty() || parts.password.is_some())
-        .then(|| (decoded(parts.user), Secret::new(decoded(parts.password.unwrap_or_default()))));
+        .then(|| (percent_decoded(parts.user), Secret::new(percent_decoded(parts.password.unwrap_or_default()))));
     let url = format!("{}://{}{}{}", parts.scheme, parts.host, parts.port, parts.path_and_query);
     Address { url, basic_auth }
 }
@@ -80,26 +80,6 @@ fn pushover(parts: &UrlParts<'_>) -> Option<String> {
 /// The query keeps its `?`.
 fn split_query(path_and_query: &str) -> (&str, &str) {
     path_and_query.split_at(path_and_query.find('?').unwrap_or(path_and_query.len()))
-}
-
-/// A part of a URL without its percent-encoding.
-fn decoded(part: &str) -> String {
-    let mut bytes = Vec::with_capacity(part.len());
-    let mut rest = part.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        let escape = after.get(..2).filter(|_| *first == b'%').and_then(|digits| std::str::from_utf8(digits).ok());
-        match escape.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &after[2..];
-            }
-            None => {
-                bytes.push(*first);
-                rest = after;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 #[cfg(test)]

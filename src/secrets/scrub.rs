@@ -7,7 +7,7 @@ use std::ops::Range;
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 
-use super::url::UrlParts;
+use super::url::{UrlParts, hexadecimal, percent_decoded, percent_escape};
 use crate::command::CUT;
 
 /// A shorter value is not looked for: too many words of every log would be taken for it.
@@ -96,9 +96,7 @@ impl Scrubber {
     /// Learns a part of a URL, and what it means without its percent-encoding.
     fn learn_encoded(&mut self, part: &str) {
         self.learn(part);
-        if let Some(view) = View::of(part.as_bytes(), b'%', percent_escape) {
-            self.learn(&String::from_utf8_lossy(&view.bytes));
-        }
+        self.learn(&percent_decoded(part));
     }
 
     fn add(&mut self, bytes: Vec<u8>, base64: bool) {
@@ -207,19 +205,6 @@ impl View {
     }
 }
 
-fn percent_escape(text: &[u8], meaning: &mut Vec<u8>) -> usize {
-    match text {
-        [b'%', digits @ ..] if digits.len() >= 2 => match hexadecimal(&digits[..2]) {
-            Some(value) => {
-                meaning.push(value as u8);
-                3
-            }
-            None => 0,
-        },
-        _ => 0,
-    }
-}
-
 /// The escapes of JSON and of Go's `%q`.
 fn backslash_escape(text: &[u8], meaning: &mut Vec<u8>) -> usize {
     let [b'\\', letter, digits @ ..] = text else { return 0 };
@@ -244,10 +229,6 @@ fn doubled_dollar(text: &[u8], meaning: &mut Vec<u8>) -> usize {
     }
     meaning.push(b'$');
     2
-}
-
-fn hexadecimal(digits: &[u8]) -> Option<u32> {
-    digits.iter().try_fold(0, |value, digit| Some(value * 16 + char::from(*digit).to_digit(16)?))
 }
 
 /// The whole run of base64 that a match lies in.

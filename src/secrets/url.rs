@@ -30,6 +30,42 @@ impl UrlParts<'_> {
     }
 }
 
+/// A part of a URL without its percent-encoding; bytes that are no UTF-8 then are replaced.
+pub(crate) fn percent_decoded(part: &str) -> String {
+    let mut bytes = Vec::with_capacity(part.len());
+    let mut rest = part.as_bytes();
+    while let Some(first) = rest.first() {
+        let length = match percent_escape(rest, &mut bytes) {
+            0 => {
+                bytes.push(*first);
+                1
+            }
+            length => length,
+        };
+        rest = &rest[length..];
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Appends the meaning of the `%20` that a text begins with, and returns its length: 0 where there is none.
+pub(super) fn percent_escape(text: &[u8], meaning: &mut Vec<u8>) -> usize {
+    match text {
+        [b'%', digits @ ..] if digits.len() >= 2 => match hexadecimal(&digits[..2]) {
+            Some(value) => {
+                meaning.push(value as u8);
+                3
+            }
+            None => 0,
+        },
+        _ => 0,
+    }
+}
+
+/// None where a digit is none.
+pub(super) fn hexadecimal(digits: &[u8]) -> Option<u32> {
+    digits.iter().try_fold(0, |value, digit| Some(value * 16 + char::from(*digit).to_digit(16)?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -42,5 +78,11 @@ mod tests {
         let parts = UrlParts::of("discord://token@id").unwrap();
         assert_eq!((parts.user, parts.password, parts.host, parts.port), ("token", None, "id", ""));
         assert!(UrlParts::of("no url").is_none());
+    }
+
+    #[test]
+    fn percent_encoding_is_taken_off() {
+        assert_eq!(percent_decoded("p%40ss%20w%C3%B6rd"), "p@ss wörd");
+        assert_eq!(percent_decoded("100% %+1 %4"), "100% %+1 %4");
     }
 }
