@@ -218,7 +218,7 @@ fn a_full_disk_fails_deployments_and_loses_no_accepted_one() {
     let repo = Repo::with(&[("compose.yaml", &Stack::compose("1"))]);
     let mut daemon = Daemon::new();
     let Some(disk) = SmallDisk::over(&daemon.data(), "12m") else {
-        assert!(!std::env::var_os("CI").is_some_and(|value| !value.is_empty()), "a tmpfs can be mounted");
+        assert!(!all_required(), "a tmpfs can be mounted");
         eprintln!("not run, because nothing can be mounted here");
         return;
     };
