@@ -212,6 +212,18 @@ fn a_flooding_child_obeys_the_limit_and_is_slowed_by_its_reader() {
 }
 
 #[test]
+fn a_flood_without_line_breaks_comes_in_bounded_pieces() {
+    let mut bytes = 0;
+    let limit = Limit::after(Duration::from_secs(1));
+    let result = Command::new("cat", &environment()).arg("/dev/zero").stream(&limit, &mut |_, piece| {
+        assert!(piece.len() <= MAX_LINE_BYTES + 2 * CUT.len_utf8());
+        bytes += piece.len();
+    });
+    assert!(matches!(result, Err(CommandError::TimedOut { .. })));
+    assert!(bytes > 10 * MAX_LINE_BYTES);
+}
+
+#[test]
 fn nothing_is_started_after_the_limit() {
     let limit = Limit::after(LONG);
     limit.cancel();
