@@ -16,7 +16,10 @@ mod reader;
 pub mod settings;
 mod suggest;
 mod template;
+#[cfg(test)]
+mod tests;
 mod tokens;
+mod variables;
 mod yaml;
 
 pub use catalog::{Accepted, AcceptedRepository, Basis, Catalog, Diff};
