@@ -400,3 +400,29 @@ fn a_deployment_that_kills_the_daemon_twice_is_not_tried_at_once_again() {
     fake.release();
     daemon.succeeded(daemon.deploy("web"));
 }
+
+#[test]
+fn a_trigger_that_was_accepted_survives_a_kill_right_after_its_answer() {
+    if missing(&[parts::DOCKER, parts::GIT]) {
+        return;
+    }
+    let stack = Stack::new();
+    let repo = Repo::with(&[("compose.yaml", &Stack::compose("1"))]);
+    let entry = Entry::new("web", &repo.url(), &stack).rarely_checked().field("settle_time", "0");
+    let mut daemon = Daemon::with(&[entry]);
+    daemon.wait_for_commit("web", &repo.tip());
+    for _ in 0..3 {
+        let id = daemon.deploy("web");
+        daemon.kill_9();
+        daemon.start();
+        let deployment = daemon.ended(id);
+        if deployment["status"] == "failed" {
+            let error = deployment["error"].as_str().expect("an error");
+            assert!(error.starts_with("interrupted"), "{deployment}");
+        }
+        wait_until(MINUTE, "what was asked for to be done", || {
+            let newest = daemon.deployments_of("web").remove(0);
+            (newest["id"].as_i64() >= Some(id) && newest["status"] == "success").then_some(())
+        });
+    }
+}
