@@ -12,7 +12,7 @@ fn one(repo: &Repo, stack: &Stack, fake: &Fake) -> Daemon {
 }
 
 #[test]
-fn a_hanging_up_ends_with_the_limit_and_nothing_stays_stopped() {
+fn a_hanging_up_ends_with_the_limit_and_the_next_commit_goes_on() {
     if missing(&[parts::DOCKER, parts::GIT]) {
         return;
     }
@@ -24,15 +24,12 @@ fn a_hanging_up_ends_with_the_limit_and_nothing_stays_stopped() {
     daemon.start();
     daemon.wait_for_commit("web", &repo.tip());
 
-    fake.rule("docker-compose", "* up *--no-recreate*", "real");
     fake.rule("docker-compose", "* up *", "hang");
     let commit = repo.commit(&[("compose.yaml", &Stack::compose("2"))]);
     let deployment = daemon.ended_at("web", &commit);
     assert_eq!(deployment["status"], "failed");
     assert!(deployment["error"].as_str().expect("an error").contains("limit"), "{deployment}");
     assert!(deployment["duration_seconds"].as_f64().expect("a number") < 20.0, "{deployment}");
-    let healing = fake.calls_with("docker-compose", "--no-recreate");
-    assert_eq!(healing.len(), 1, "one `up -d --no-recreate` after it");
     assert!(stack.container("web").is_some_and(|container| container.is_running()));
 
     fake.no_rules();
