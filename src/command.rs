@@ -1,58 +1,28 @@
 //! The only place that starts a process: its own process group, a time limit, an environment listed in code, bounded output.
 
+mod child;
+mod limit;
+mod lines;
+
 use std::ffi::{OsStr, OsString};
+use std::io::ErrorKind;
+use std::ops::ControlFlow;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
 
-/// How long something may take, and whether somebody ended it before.
-///
-/// One `Limit` goes through a whole deployment: every child, request and wait of it ends with it. Clones share the cancellation.
-#[derive(Clone, Debug)]
-pub struct Limit {
-    deadline: Instant,
-    cancelled: Arc<AtomicBool>,
-}
+use rustix::process::Signal;
 
-impl Limit {
-    /// A limit that ends after `time` from now.
-    pub fn after(time: Duration) -> Limit {
-        Limit { deadline: Instant::now() + time, cancelled: Arc::new(AtomicBool::new(false)) }
-    }
+use child::{End, Running};
+pub use limit::Limit;
+use lines::Lines;
+pub use lines::{CUT, MAX_LINE_BYTES};
 
-    /// The same cancellation with a deadline that is not later than `time` from now.
-    #[must_use]
-    pub fn at_most(&self, time: Duration) -> Limit {
-        Limit { deadline: self.deadline.min(Instant::now() + time), cancelled: Arc::clone(&self.cancelled) }
-    }
-
-    /// Time left; zero when it is over or was cancelled.
-    pub fn left(&self) -> Duration {
-        todo!()
-    }
-
-    /// Ends it for everyone who holds a clone.
-    pub fn cancel(&self) {
-        todo!()
-    }
-
-    /// Whether somebody ended it.
-    pub fn is_cancelled(&self) -> bool {
-        todo!()
-    }
-
-    /// Whether nothing is left.
-    pub fn is_over(&self) -> bool {
-        self.left().is_zero()
-    }
-
-    /// Sleeps for `time`, or less when the limit ends or is cancelled before; `false` when it did.
-    pub fn sleep(&self, _time: Duration) -> bool {
-        todo!()
-    }
-}
+/// Time between SIGTERM and SIGKILL unless a command says otherwise (spec section 4, step 4).
+const GRACE: Duration = Duration::from_secs(15);
+/// How much of standard error a captured command keeps.
+const MAX_STDERR_BYTES: usize = 64 * 1024;
 
 /// Which of a child's outputs a line came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,7 +87,7 @@ pub struct Captured {
     pub status: ExitStatus,
     /// All of standard output.
     pub stdout: Vec<u8>,
-    /// The last 64 KiB of standard error, lossily decoded.
+    /// The last 64 KiB of standard error, lossily decoded; where more was said it begins with [`CUT`].
     pub stderr: String,
 }
 
@@ -129,10 +99,12 @@ pub struct Command {
     folder: Option<PathBuf>,
     input: Option<Vec<u8>>,
     grace: Duration,
+    dies_with_parent: bool,
 }
 
 impl Command {
-    /// A command that sees exactly `environment`, with `/dev/null` as standard input.
+    /// A command that sees exactly `environment`, with `/dev/null` as standard input. The program is looked up on the
+    /// `PATH` in `environment`.
     pub fn new(program: impl AsRef<Path>, environment: &[(OsString, OsString)]) -> Command {
         Command {
             program: program.as_ref().to_owned(),
@@ -140,7 +112,8 @@ impl Command {
             environment: environment.to_vec(),
             folder: None,
             input: None,
-            grace: Duration::from_secs(15),
+            grace: GRACE,
+            dies_with_parent: false,
         }
     }
 
@@ -186,19 +159,150 @@ impl Command {
         self
     }
 
+    /// Sends it SIGTERM when this process dies, also by SIGKILL, so that a new daemon does not find it at work.
+    ///
+    /// The kernel sends it when the *thread* that started the command ends, so it is for threads that outlive their commands.
+    #[must_use]
+    pub fn dies_with_parent(mut self) -> Command {
+        self.dies_with_parent = true;
+        self
+    }
+
     /// Runs it to its end and keeps its output.
     ///
     /// # Errors
     /// See [`CommandError`]; an exit code other than 0 is none.
-    pub fn capture(self, _limit: &Limit, _max_bytes: usize) -> Result<Captured, CommandError> {
-        todo!()
+    pub fn capture(self, limit: &Limit, max_bytes: usize) -> Result<Captured, CommandError> {
+        let mut stdout = Vec::new();
+        let mut stderr = Tail::default();
+        let status = self.run(limit, max_bytes, &mut |output, bytes| {
+            match output {
+                Output::Out if stdout.len() + bytes.len() > max_bytes => return ControlFlow::Break(()),
+                Output::Out => stdout.extend_from_slice(bytes),
+                Output::Err => stderr.push(bytes),
+            }
+            ControlFlow::Continue(())
+        })?;
+        Ok(Captured { status, stdout, stderr: stderr.into_text() })
     }
 
-    /// Runs it to its end and hands over each line as it comes, without its line break; a line longer than 8 KiB comes in pieces.
+    /// Runs it to its end and hands over each line as it comes, without its line break (`\n` or `\r`); a line longer than
+    /// [`MAX_LINE_BYTES`] comes in pieces, with [`CUT`] at both sides of each cut. While `on_line` works nothing is read, so
+    /// a child that floods is slowed down and no memory grows.
     ///
     /// # Errors
     /// See [`CommandError`]; an exit code other than 0 is none.
-    pub fn stream(self, _limit: &Limit, _on_line: &mut dyn FnMut(Output, &str)) -> Result<ExitStatus, CommandError> {
-        todo!()
+    pub fn stream(self, limit: &Limit, on_line: &mut dyn FnMut(Output, &str)) -> Result<ExitStatus, CommandError> {
+        let mut out = Lines::default();
+        let mut err = Lines::default();
+        let result = self.run(limit, 0, &mut |output, bytes| {
+            let lines = if output == Output::Out { &mut out } else { &mut err };
+            lines.push(bytes, &mut |line| on_line(output, line));
+            ControlFlow::Continue(())
+        });
+        out.finish(&mut |line| on_line(Output::Out, line));
+        err.finish(&mut |line| on_line(Output::Err, line));
+        result
+    }
+
+    /// `limit_bytes` is what the error names where `on_bytes` has had enough.
+    fn run(
+        mut self,
+        limit: &Limit,
+        limit_bytes: usize,
+        on_bytes: &mut dyn FnMut(Output, &[u8]) -> ControlFlow<()>,
+    ) -> Result<ExitStatus, CommandError> {
+        let program = self.program.display().to_string();
+        if limit.is_cancelled() {
+            return Err(CommandError::Cancelled { program });
+        }
+        if limit.is_over() {
+            return Err(CommandError::TimedOut { program });
+        }
+        let input = self.input.take();
+        let child = self.prepare(input.is_some()).spawn().map_err(|source| self.start_error(source))?;
+        let end = Running::new(child, input.unwrap_or_default())
+            .and_then(|running| running.finish(limit, self.grace, on_bytes))
+            .map_err(|source| CommandError::Talk { program: program.clone(), source })?;
+        match end {
+            End::Exited(status) => Ok(status),
+            End::TimedOut => Err(CommandError::TimedOut { program }),
+            End::Cancelled => Err(CommandError::Cancelled { program }),
+            End::Refused => Err(CommandError::TooMuchOutput { program, limit_bytes }),
+        }
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "this is the one place")]
+    fn prepare(&self, has_input: bool) -> std::process::Command {
+        let mut command = std::process::Command::new(&self.program);
+        command.args(&self.args).env_clear().envs(self.environment.iter().map(|(name, value)| (name, value)));
+        if let Some(folder) = &self.folder {
+            command.current_dir(folder).env("PWD", folder);
+        }
+        command.stdin(if has_input { Stdio::piped() } else { Stdio::null() });
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        if self.dies_with_parent {
+            let parent = rustix::process::getpid();
+            // SAFETY: between fork and exec the closure makes two system calls and allocates nothing.
+            unsafe {
+                command.pre_exec(move || {
+                    rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
+                    // The parent may have died before the call above.
+                    if rustix::process::getppid() == Some(parent) {
+                        Ok(())
+                    } else {
+                        Err(ErrorKind::NotConnected.into())
+                    }
+                });
+            }
+        }
+        command
+    }
+
+    fn start_error(&self, source: std::io::Error) -> CommandError {
+        let program = self.program.display().to_string();
+        if source.kind() != ErrorKind::NotFound {
+            return CommandError::Start { program, source };
+        }
+        match &self.folder {
+            Some(folder) if !folder.is_dir() => {
+                let problem = format!("its folder {} does not exist", folder.display());
+                CommandError::Start { program, source: std::io::Error::new(ErrorKind::NotFound, problem) }
+            }
+            // A script whose interpreter is missing.
+            _ if self.program.is_file() => CommandError::Start { program, source },
+            _ => CommandError::NotFound { program },
+        }
     }
 }
+
+/// The last bytes of an output.
+#[derive(Default)]
+struct Tail {
+    bytes: Vec<u8>,
+    cut: bool,
+}
+
+impl Tail {
+    fn push(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+        if self.bytes.len() > 2 * MAX_STDERR_BYTES {
+            self.shorten();
+        }
+    }
+
+    fn shorten(&mut self) {
+        let surplus = self.bytes.len().saturating_sub(MAX_STDERR_BYTES);
+        self.cut |= surplus > 0;
+        self.bytes.drain(..surplus);
+    }
+
+    fn into_text(mut self) -> String {
+        self.shorten();
+        let text = String::from_utf8_lossy(&self.bytes);
+        if self.cut { format!("{CUT}{text}") } else { text.into_owned() }
+    }
+}
+
+#[cfg(test)]
+mod tests;
