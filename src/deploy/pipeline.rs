@@ -171,12 +171,7 @@ fn check_out(host: &Host, job: &Job, limit: &Limit, journal: &mut Journal<'_>) -
 }
 
 /// The stack that a driver runs, with what the folder's own `.env` says where the repository says nothing.
-fn describe(
-    job: &Job,
-    folder: PathBuf,
-    variables: Variables,
-    plaintext: &Plaintext,
-) -> Result<Stack, StepError> {
+fn describe(job: &Job, folder: PathBuf, variables: Variables, plaintext: &Plaintext) -> Result<Stack, StepError> {
     let (repository, defaults) = (&job.repository, variables.defaults);
     let (named, field) = match repository.compose_files.is_empty() {
         true => (&defaults.files, "COMPOSE_FILE in `.env`"),
