@@ -78,13 +78,12 @@ pub fn send(request: &Request, limit: &Limit) -> Result<Response, HttpError> {
 ///
 /// # Errors
 /// As [`send`]; `on_piece` returning `false` ends it without an error.
-pub fn stream(
-    request: &Request,
-    limit: &Limit,
-    on_piece: &mut dyn FnMut(&[u8]) -> bool,
-) -> Result<Response, HttpError> {
+pub fn stream(request: &Request, limit: &Limit, on_piece: OnPiece<'_>) -> Result<Response, HttpError> {
     exchange(request, limit, Some(on_piece))
 }
+
+/// Takes the pieces of a body; `false` when it has enough.
+type OnPiece<'a> = &'a mut dyn FnMut(&[u8]) -> bool;
 
 /// Why a transfer was ended by this side.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -98,11 +97,7 @@ enum Ended {
 }
 
 /// One request and its answer. With `on_piece`, the body of a success goes there.
-fn exchange(
-    request: &Request,
-    limit: &Limit,
-    mut on_piece: Option<&mut dyn FnMut(&[u8]) -> bool>,
-) -> Result<Response, HttpError> {
+fn exchange(request: &Request, limit: &Limit, mut on_piece: Option<OnPiece<'_>>) -> Result<Response, HttpError> {
     check_url(&request.url)?;
     if limit.is_over() {
         return Err(over(limit));
@@ -167,7 +162,8 @@ fn prepare(request: &Request, limit: &Limit) -> Result<Easy, curl::Error> {
     // Signals of a resolver that is timed out would hit any thread.
     easy.signal(false)?;
     easy.progress(true)?;
-    easy.timeout(limit.left().max(Duration::from_millis(1)))?;
+    // curl counts whole milliseconds, and none of them means no limit; the progress callback knows the exact end.
+    easy.timeout(limit.left() + Duration::from_millis(10))?;
     easy.connect_timeout(CONNECT_TIMEOUT)?;
     easy.useragent(concat!("shiparr/", env!("CARGO_PKG_VERSION")))?;
     if let Some(body) = &request.body {
@@ -269,4 +265,175 @@ fn describe(error: &curl::Error, request: &Request) -> String {
         text = text.replace(secret, "***");
     }
     format!("{}: {text}", place(request))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::disallowed_methods, reason = "tests serve from threads of their own")]
+
+    use std::io::{BufRead, BufReader, Read, Write};
+    use std::net::TcpListener;
+    use std::os::unix::net::UnixListener;
+    use std::time::Instant;
+
+    use super::*;
+
+    /// Serves one connection: gives the request's head and answers with `answer`.
+    fn converse(stream: impl Read + Write, answer: &str) -> String {
+        let mut reader = BufReader::new(stream);
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            if reader.read_line(&mut head).unwrap_or(0) == 0 {
+                return head;
+            }
+        }
+        let length =
+            head.lines().find_map(|line| line.strip_prefix("Content-Length: ")).map_or(0, |n| n.parse().unwrap());
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body).unwrap();
+        let _ = reader.get_mut().write_all(answer.as_bytes());
+        head + &String::from_utf8(body).unwrap()
+    }
+
+    fn serve(answer: &'static str) -> (String, std::thread::JoinHandle<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/path?key=in-the-query", listener.local_addr().unwrap());
+        (url, std::thread::spawn(move || converse(listener.accept().unwrap().0, answer)))
+    }
+
+    fn request(url: &str) -> Request {
+        Request { url: url.to_owned(), max_body_bytes: 100, ..Request::default() }
+    }
+
+    fn limit() -> Limit {
+        Limit::after(Duration::from_secs(20))
+    }
+
+    #[test]
+    fn a_request_goes_out_as_it_was_given_and_its_answer_comes_back() {
+        let (url, server) = serve(
+            "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 302 Found\r\nLocation: /x\r\nX-A: b\r\nContent-Length: 3\r\n\r\nabc",
+        );
+        let request = Request {
+            method: "PUT".to_owned(),
+            headers: vec![("X-Test".to_owned(), "yes".to_owned())],
+            body: Some(b"hello".to_vec()),
+            basic_auth: Some(("user".to_owned(), Secret::new("p:ss"))),
+            ..request(&url)
+        };
+        let response = send(&request, &limit()).unwrap();
+        let seen = server.join().unwrap();
+        assert!(
+            seen.starts_with("PUT /path?key=in-the-query HTTP/1.1\r\n") && seen.ends_with("\r\n\r\nhello"),
+            "{seen}"
+        );
+        assert!(seen.contains("X-Test: yes") && seen.contains("Authorization: Basic dXNlcjpwOnNz"), "{seen}");
+        assert!(!seen.contains("Expect"), "{seen}");
+        assert_eq!(
+            (response.status, response.body.as_slice()),
+            (302, &b"abc"[..]),
+            "a redirect is the caller's to follow"
+        );
+        assert!(response.headers.contains(&("x-a".to_owned(), "b".to_owned())));
+    }
+
+    #[test]
+    fn a_unix_socket_takes_the_place_of_the_host() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("a.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let server = std::thread::spawn(move || {
+            converse(listener.accept().unwrap().0, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        });
+        let proxies = Proxies { http: Some("http://127.0.0.1:1".to_owned()), ..Proxies::default() };
+        let request = Request { unix_socket: Some(socket), proxies, ..request("http://localhost/x") };
+        assert_eq!(send(&request, &limit()).unwrap().body, b"ok");
+        assert!(server.join().unwrap().starts_with("GET /x HTTP/1.1"));
+    }
+
+    #[test]
+    fn what_is_over_its_bound_is_an_error() {
+        let body = "HTTP/1.1 200 OK\r\nContent-Length: 101\r\n\r\n".to_owned() + &"x".repeat(101);
+        let (url, _server) = serve(body.leak());
+        assert!(send(&request(&url), &limit()).unwrap_err().0.contains("larger than 100 bytes"));
+        let head = format!("HTTP/1.1 200 OK\r\n{}\r\n", "X: yyyyyyyyyyyyyyyyyyyyyyyyyyyyyy\r\n".repeat(3000));
+        let (url, _server) = serve(head.leak());
+        assert!(send(&request(&url), &limit()).is_err());
+    }
+
+    #[test]
+    fn pieces_are_handed_over_until_the_caller_has_enough() {
+        let (url, _server) = serve("HTTP/1.1 200 OK\r\n\r\none");
+        let mut taken = Vec::new();
+        let response = stream(&request(&url), &limit(), &mut |piece| {
+            taken.extend_from_slice(piece);
+            false
+        });
+        assert_eq!((response.unwrap().status, taken.as_slice()), (200, &b"one"[..]));
+        let (url, _server) = serve("HTTP/1.1 409 No\r\nContent-Length: 3\r\n\r\nwhy");
+        let response = stream(&request(&url), &limit(), &mut |_| panic!("only a success is handed over")).unwrap();
+        assert_eq!((response.status, response.body.as_slice()), (409, &b"why"[..]));
+    }
+
+    #[test]
+    fn the_limit_and_a_cancellation_end_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        let begin = Instant::now();
+        let error = send(&request(&url), &Limit::after(Duration::from_millis(200))).unwrap_err();
+        assert!(error.0.contains("longer than its time limit"), "{error}");
+        let limit = limit();
+        let canceller = limit.clone();
+        let server = std::thread::spawn(move || {
+            // The connection of the request before is still there.
+            let streams = (listener.accept().unwrap(), listener.accept().unwrap());
+            canceller.cancel();
+            streams
+        });
+        assert!(send(&request(&url), &limit).unwrap_err().0.contains("stopped"));
+        server.join().unwrap();
+        assert!(begin.elapsed() < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn errors_hold_no_credential() {
+        let proxies = Proxies { http: Some("http://user:hush-hush@127.0.0.1:1".to_owned()), ..Proxies::default() };
+        let with = Request {
+            basic_auth: Some(("user".to_owned(), Secret::new("silent"))),
+            proxies,
+            ..request("http://example.com/path-token?query-token")
+        };
+        let error = send(&with, &limit()).unwrap_err().0;
+        assert!(error.starts_with("http://example.com: "), "{error}");
+        for secret in ["hush-hush", "silent", "path-token", "query-token"] {
+            assert!(!error.contains(secret), "{error}");
+        }
+        let unreadable = Request {
+            proxies: Proxies { http: Some("ht!tp://user:hush-hush@[".to_owned()), ..Proxies::default() },
+            ..request("http://example.com/")
+        };
+        assert!(!send(&unreadable, &limit()).unwrap_err().0.contains("hush-hush"));
+    }
+
+    #[test]
+    fn other_schemes_and_credentials_in_urls_are_refused() {
+        for url in ["file:///etc/passwd", "ftp://h/x", "https://user:secret@h/x", "h/x"] {
+            let error = send(&request(url), &limit()).unwrap_err().0;
+            assert!(!error.contains("secret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_proxy_is_used_unless_the_host_is_excluded() {
+        let (url, server) = serve("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nproxy");
+        let proxy = url.trim_end_matches("/path?key=in-the-query").to_owned();
+        let proxies = Proxies { http: Some(proxy), https: None, none: Some("127.0.0.1".to_owned()) };
+        let (direct, direct_server) = serve("HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\ndirect");
+        let asked = send(&Request { proxies: proxies.clone(), ..request(&direct) }, &limit()).unwrap();
+        assert_eq!(asked.body, b"direct");
+        direct_server.join().unwrap();
+        let asked = send(&Request { proxies, ..request("http://example.com/x") }, &limit()).unwrap();
+        assert_eq!(asked.body, b"proxy");
+        assert!(server.join().unwrap().starts_with("GET http://example.com/x HTTP/1.1"));
+    }
 }

@@ -523,3 +523,49 @@ fn the_hash_key_is_made_once_and_is_for_the_owner_alone() {
     let error = hash_key(&data.path().join("missing")).expect_err("no such folder");
     assert!(error.to_string().contains("config-hash.key"), "{error}");
 }
+
+/// A file with every line put to work that is commented out: behind the `#` of one that is text stands a single space.
+fn uncommented(text: &str) -> String {
+    let is_text = |rest: &str| rest.is_empty() || (rest.starts_with(' ') && !rest.starts_with("  "));
+    let line = |line: &str| match line.strip_prefix('#') {
+        Some(rest) if !is_text(rest) => format!("{rest}\n"),
+        _ => format!("{line}\n"),
+    };
+    text.lines().map(line).collect()
+}
+
+#[test]
+fn the_annotated_project_file_loads_as_it_is_and_with_everything_in_it() {
+    let text = include_str!("../../config/project.example.yaml");
+    let folder = Folder::with(&[("homelab.yaml", text)]);
+    let catalog = folder.first_load();
+    assert_eq!((listed(&catalog, folder.0.path()).as_str(), catalog.repositories().count()), ("", 2));
+
+    let all = uncommented(text).replace("[pi4, nas.lan]", "[pi, nas.lan]").replace("[pi4]", "[pi]");
+    folder.write("homelab.yaml", &all.replace("${FORGEJO_TOKEN}", "${FORGE_TOKEN}"));
+    let catalog = folder.first_load();
+    assert_eq!((listed(&catalog, folder.0.path()).as_str(), catalog.repositories().count()), ("", 2));
+    let later = ["watch_paths", "secret_files"];
+    for field in super::fields::REPOSITORY_FIELDS.iter().chain(super::file::PROJECT_FIELDS) {
+        let given = all.lines().any(|line| line.trim_start().starts_with(&format!("{field}:")));
+        assert_eq!(given, !later.contains(field), "{field}");
+    }
+}
+
+#[test]
+fn the_annotated_environment_file_loads_as_it_is_and_with_everything_in_it() {
+    let text = include_str!("../../config/shiparr.example.env");
+    let folder = Folder::with(&[("as-it-is.env", text), ("all.env", &uncommented(text))]);
+    let read = |name: &str| Environment::from_file(&folder.0.path().join(name)).expect("a good file");
+    assert_eq!(read("as-it-is.env").names().count(), 0);
+    let all = read("all.env").with(&Environment::from_pairs([("Shiparr_AUTH_ENABLED", "true")]));
+    let (_, warnings) = Settings::from_environment(&all).expect("good settings");
+    assert!(warnings.is_empty(), "{warnings:?}");
+    let names: Vec<&str> = all.names().collect();
+    for name in super::variables::NAMES.iter().filter(|name| !name.ends_with("_FILE")) {
+        assert!(names.contains(&format!("Shiparr_{name}").as_str()), "{name}");
+    }
+    for name in ["DISABLE_CONFIG_AUTO_RELOAD", "SOPS_AGE_KEY_FILE", "GITHUB_TOKEN", "GITLAB_TOKEN", "GITEA_TOKEN"] {
+        assert!(names.contains(&name), "{name}");
+    }
+}

@@ -19,7 +19,7 @@ pub(super) const MAX_SECONDS: u64 = 365 * 24 * 60 * 60;
 pub(super) const MAX_HISTORY: u64 = 1_000_000;
 
 /// Every variable of spec section 2 that carries the prefix, without it.
-const NAMES: &[&str] = &[
+pub(super) const NAMES: &[&str] = &[
     "PORT",
     "HOST",
     "CONFIG_PATH",

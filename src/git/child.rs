@@ -10,8 +10,9 @@ use rustix::process::{Signal, set_parent_process_death_signal};
 
 use super::checkout::{Journal, Trees, WorkTree};
 use super::libgit::{self, Failed, Home, is_disk_full};
+use super::submodules::Sources;
 use super::wire::{Answer, Request, Task};
-use super::{CheckedOut, Checkout, GitError, Remote, checkout, fetch, store, submodules};
+use super::{CheckedOut, Checkout, GitError, Remote, checkout, fetch, store};
 use crate::command::Limit;
 use crate::model::{Commit, CommitHash};
 
@@ -61,67 +62,74 @@ fn answer() -> Answer {
 /// Fetches the branch and checks its tip out. A damaged store is made anew, once.
 pub(super) fn fetch_and_checkout(remote: &Remote, checkout: &Checkout, limit: &Limit) -> Result<CheckedOut, GitError> {
     let _lock = store::lock(&checkout.store)?;
-    let mut notes = Vec::new();
+    let mut run = Run { remote, checkout, limit, is_new: false, notes: Vec::new() };
     let opened = store::open(&checkout.store).map_err(Failed::Store);
-    let done = opened.and_then(|repository| attempt(repository, remote, checkout, limit, &mut notes));
-    match done {
+    let store = checkout.store.display();
+    match opened.and_then(|repository| run.attempt(repository)) {
         Ok(done) => Ok(done),
         Err(Failed::Git(error)) => Err(error),
         Err(Failed::Store(error)) if is_disk_full(&error) => {
-            Err(GitError::passing(format!("no space left on the disk of {}", checkout.store.display())))
+            Err(GitError::passing(format!("no space left on the disk of {store}")))
         }
         Err(Failed::Store(error)) => {
             let why = error.message().replace('\n', " ");
-            notes = vec![format!("the object store was damaged ({why}) and has been fetched anew")];
-            let repository = store::rebuild(&checkout.store)?;
-            attempt(repository, remote, checkout, limit, &mut notes).map_err(|failed| match failed {
+            run.notes = vec![format!("the object store was damaged ({why}) and has been fetched anew")];
+            run.is_new = true;
+            run.attempt(store::rebuild(&checkout.store)?).map_err(|failed| match failed {
                 Failed::Git(error) => error,
-                Failed::Store(error) => {
-                    GitError::passing(format!("the object store {}: {}", checkout.store.display(), error.message()))
-                }
+                Failed::Store(error) => GitError::passing(format!("the object store {store}: {}", error.message())),
             })
         }
     }
 }
 
-fn attempt(
-    repository: Repository,
-    remote: &Remote,
-    checkout: &Checkout,
-    limit: &Limit,
-    notes: &mut Vec<String>,
-) -> Result<CheckedOut, Failed> {
-    let tip = fetch::tip(&repository, remote, limit)?;
-    let commit = describe(&repository, tip)?;
-    let mut journal = Journal::read(&checkout.store.with_extension("journal"), &checkout.local_path);
-    let trees = collect_trees(repository, remote, checkout, &journal, tip, limit, notes)?;
-    let tree = WorkTree::open(&checkout.local_path)?;
-    let changed_files = checkout::run(&tree, &trees, &mut journal, checkout, tip, notes)?;
-    let repository = trees.sources.main();
-    repository.reference(CHECKED_OUT, tip, true, "checked out")?;
-    // For people who look at the tree with git; nothing here reads it.
-    let _ = for_people(repository, &checkout.store, &checkout.local_path, tip);
-    store::tidy(repository, limit.left());
-    Ok(CheckedOut { commit, changed_files, notes: std::mem::take(notes) })
+/// One fetch and checkout.
+struct Run<'a> {
+    remote: &'a Remote,
+    checkout: &'a Checkout,
+    limit: &'a Limit,
+    /// Whether the store was made anew just now.
+    is_new: bool,
+    notes: Vec<String>,
 }
 
-/// Everything that may be compared with the working tree: the new commit, the one whose files lie there, and those of runs that did not end.
-fn collect_trees(
-    repository: Repository,
-    remote: &Remote,
-    checkout: &Checkout,
-    journal: &Journal,
-    tip: Oid,
-    limit: &Limit,
-    notes: &mut Vec<String>,
-) -> Result<Trees, Failed> {
-    let mut sources = submodules::Sources::new(repository);
-    let new = sources.fetch_and_flatten(tip, remote, limit, notes)?;
-    let base = journal.base(checkout.checked_out.as_ref());
-    // A commit that is gone from the store says nothing: what lies there then counts as untracked.
-    let base = base.and_then(|base| sources.flatten(base, remote)).unwrap_or_default();
-    let perhaps = journal.unfinished().into_iter().filter_map(|commit| sources.flatten(commit, remote)).collect();
-    Ok(Trees { sources, new, base, perhaps })
+impl Run<'_> {
+    fn attempt(&mut self, repository: Repository) -> Result<CheckedOut, Failed> {
+        let checkout = self.checkout;
+        let tip = fetch::tip(&repository, self.remote, self.limit)?;
+        let commit = describe(&repository, tip)?;
+        let mut journal = Journal::read(&checkout.store.with_extension("journal"), &checkout.local_path);
+        let trees = self.collect_trees(repository, &journal, tip)?;
+        let tree = WorkTree::open(&checkout.local_path)?;
+        let changed_files = checkout::run(&tree, &trees, &mut journal, checkout, tip, &mut self.notes)?;
+        let repository = trees.sources.main();
+        repository.reference(CHECKED_OUT, tip, true, "checked out")?;
+        // For people who look at the tree with git; nothing here reads it.
+        let _ = for_people(repository, &checkout.store, &checkout.local_path, tip);
+        store::tidy(repository, self.limit.left());
+        Ok(CheckedOut { commit, changed_files, notes: std::mem::take(&mut self.notes) })
+    }
+
+    /// Everything that may be compared with the working tree: the new commit, the one whose files lie there, and those of runs that did not
+    /// end.
+    ///
+    /// The store keeps the commit whose files lie there: where it is gone, the store is damaged. From a store that was made anew it is gone for
+    /// good when the remote has rewritten its history, and what lies there then counts as untracked.
+    fn collect_trees(&mut self, repository: Repository, journal: &Journal, tip: Oid) -> Result<Trees, Failed> {
+        let mut sources = Sources::new(repository);
+        let new = sources.fetch_and_flatten(tip, self.remote, self.limit, &mut self.notes)?;
+        let base = journal.base(self.checkout.checked_out.as_ref());
+        let base = match base.map(|base| (base, sources.flatten(base, self.remote))) {
+            Some((base, None)) if !self.is_new => {
+                let why = format!("the commit {base} that was checked out is gone");
+                return Err(Failed::Store(git2::Error::from_str(&why)));
+            }
+            base => base.and_then(|(_, files)| files).unwrap_or_default(),
+        };
+        let unfinished = journal.unfinished().into_iter();
+        let perhaps = unfinished.filter_map(|commit| sources.flatten(commit, self.remote)).collect();
+        Ok(Trees { sources, new, base, perhaps })
+    }
 }
 
 /// What histories and messages show of a commit.

@@ -16,6 +16,8 @@ mod pack;
 mod smart_http;
 mod store;
 mod submodules;
+#[cfg(test)]
+mod testing;
 mod url;
 mod wire;
 

@@ -264,3 +264,213 @@ fn hint(host: &str) -> String {
         _ => format!("`{host}` under `tokens`, or the repository's `token`"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::git::libgit;
+    use crate::git::testing::{Lab, Manners, Server, credential, git, limit, remote};
+    use crate::model::Chance;
+
+    /// A repository with one commit, its hash, and a server for it.
+    fn serve(manners: Manners) -> (Lab, String, Server) {
+        let lab = Lab::new();
+        lab.put("file", "one");
+        let hash = lab.push("one");
+        let server = Server::start(&lab.root(), manners);
+        *lab.remote.borrow_mut() = remote(&server.url("remote.git"));
+        (lab, hash, server)
+    }
+
+    fn with_password() -> Manners {
+        Manners { password: Some("oauth2:right".to_owned()), ..Manners::default() }
+    }
+
+    fn tip(lab: &Lab) -> Result<Option<CommitHash>, GitError> {
+        Session::new(&lab.remote.borrow(), &limit()).tip()
+    }
+
+    #[test]
+    fn a_check_is_one_small_request_however_many_references_there_are() {
+        let (lab, hash, server) = serve(Manners::default());
+        let bare = lab.root().join("remote.git");
+        let names = (0..5000).map(|number| format!("{hash} refs/pull/{number}/head\n"));
+        let packed = format!("# pack-refs with: peeled fully-peeled sorted\n{}", {
+            let mut names: Vec<String> = names.collect();
+            names.sort();
+            names.concat()
+        });
+        std::fs::write(bare.join("packed-refs"), packed).unwrap();
+        git(&lab.clone(), &["push", "-q", "origin", "HEAD:refs/heads/main-2"]);
+        assert_eq!(tip(&lab).unwrap().unwrap().as_str(), hash);
+        let seen = server.take_seen();
+        assert_eq!(seen.len(), 1);
+        assert!(seen[0].answer_bytes <= 2048, "{} bytes", seen[0].answer_bytes);
+    }
+
+    #[test]
+    fn a_missing_branch_is_answered_with_those_that_are_there() {
+        let (lab, _, _server) = serve(Manners::default());
+        lab.remote.borrow_mut().branch = "refs/heads/mian".to_owned();
+        assert!(tip(&lab).unwrap_err().message.ends_with("there are `main`"));
+        for number in 0..30 {
+            git(&lab.clone(), &["push", "-q", "origin", &format!("HEAD:refs/heads/b-{number:02}")]);
+        }
+        let error = tip(&lab).unwrap_err();
+        assert!(error.message.ends_with("`b-19` and more"), "{error}");
+        lab.remote.borrow_mut().branch = "refs/tags/v1".to_owned();
+        assert!(tip(&lab).unwrap_err().message.contains("no `refs/tags/v1`"));
+    }
+
+    #[test]
+    fn an_annotated_tag_gives_its_commit() {
+        let (lab, hash, _server) = serve(Manners::default());
+        git(&lab.clone(), &["tag", "-a", "v1", "-m", "x"]);
+        git(&lab.clone(), &["push", "-q", "origin", "v1"]);
+        lab.remote.borrow_mut().branch = "refs/tags/v1".to_owned();
+        assert_eq!(tip(&lab).unwrap().unwrap().as_str(), hash);
+        assert_eq!(lab.deploy().unwrap().commit.hash.as_str(), hash);
+    }
+
+    #[test]
+    fn a_fetch_over_http_brings_only_what_is_new() {
+        let (lab, _, server) = serve(with_password());
+        lab.remote.borrow_mut().credential = credential("right");
+        let noise: String = (0..20_000).map(|number| format!("{:x} ", number * 7919 % 65537)).collect();
+        lab.put("large", &noise);
+        lab.push("two");
+        lab.deploy().unwrap();
+        server.take_seen();
+        lab.put("file", "three");
+        let hash = lab.push("three");
+        assert_eq!(lab.deploy().unwrap().commit.hash.as_str(), hash);
+        let bytes: usize = server.take_seen().iter().map(|seen| seen.answer_bytes).sum();
+        assert!(bytes < 4096, "{bytes} bytes");
+        assert_eq!((lab.read("file"), lab.read("large")), ("three".into(), noise));
+        lab.deploy().unwrap();
+        assert_eq!(server.take_seen().len(), 1, "nothing is new, nothing is fetched");
+    }
+
+    #[test]
+    fn a_refused_token_is_named_and_never_shown() {
+        let (lab, hash, server) = serve(with_password());
+        let error = tip(&lab).unwrap_err();
+        assert!(error.message.contains("asks for a token and none is set"), "{error}");
+        assert!(error.message.contains(&format!("`{}` under `tokens`", server.address)), "{error}");
+        lab.remote.borrow_mut().credential = credential("wrong-and-secret");
+        server.take_seen();
+        let error = tip(&lab).unwrap_err();
+        assert_eq!(server.take_seen().len(), 1, "offered once");
+        assert!(error.message.contains("answered 401") && error.message.contains("TEST_TOKEN"), "{error}");
+        assert!(error.message.contains("GitLab: `read_repository`"), "{error}");
+        assert!(!error.message.contains("secret") && error.chance == Chance::Final, "{error}");
+        assert!(!lab.deploy().unwrap_err().message.contains("secret"));
+        lab.remote.borrow_mut().credential = credential("right");
+        assert_eq!(tip(&lab).unwrap().unwrap().as_str(), hash);
+    }
+
+    #[test]
+    fn other_answers_are_told_apart() {
+        let (lab, _, server) = serve(Manners::default());
+        let told = |answer: &str| {
+            server.manners.lock().unwrap().answer = Some(answer.to_owned());
+            tip(&lab)
+        };
+        let busy = told("HTTP/1.1 503 Busy\r\nContent-Length: 0").unwrap_err();
+        assert!(busy.chance == Chance::CanPass && busy.message.contains("503"), "{busy}");
+        let missing = told("HTTP/1.1 404 No\r\nContent-Length: 0").unwrap_err();
+        assert!(missing.message.contains("there is no such repository, or it is private"), "{missing}");
+        assert!(
+            told("HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 5\r\n\r\n<html").unwrap().is_none()
+        );
+        assert!(told("HTTP/1.1 501 No\r\nContent-Length: 0").unwrap().is_none());
+    }
+
+    #[test]
+    fn a_token_stays_with_its_scheme_host_and_port() {
+        let (lab, hash, first) = serve(with_password());
+        let second = Server::start(&lab.root(), Manners::default());
+        lab.remote.borrow_mut().credential = credential("right");
+        let lead = |from: &str, to: String| first.manners.lock().unwrap().redirect = Some((from.to_owned(), to));
+        // To another path of the same host: with it.
+        lab.remote.borrow_mut().url = first.url("old/remote.git").parse().unwrap();
+        lead("/old", String::new());
+        assert_eq!(tip(&lab).unwrap().unwrap().as_str(), hash);
+        // To another port: without it, and a public repository is still had.
+        lead("/old", format!("http://{}", second.address));
+        assert_eq!(tip(&lab).unwrap().unwrap().as_str(), hash);
+        assert_eq!(lab.deploy().unwrap().commit.hash.as_str(), hash);
+        assert!(second.take_seen().iter().all(|seen| seen.authorization.is_none()));
+        second.manners.lock().unwrap().password = Some("oauth2:right".to_owned());
+        let error = tip(&lab).unwrap_err();
+        assert!(error.message.contains("redirects here") && error.message.contains("only for 127.0.0.1"), "{error}");
+        // In a circle.
+        lead("/old", "/old".to_owned());
+        assert!(tip(&lab).unwrap_err().message.contains("redirects more than 5 times"));
+        lead("/old", "file:///etc".to_owned());
+        assert!(tip(&lab).unwrap_err().message.contains("does not follow"));
+    }
+
+    #[test]
+    fn a_token_goes_over_plain_http_only_where_that_is_allowed() {
+        let may = |url: &str, insecure: bool| {
+            let remote = Remote { insecure_http: insecure, ..remote(url) };
+            may_have_credential(&remote, &remote.url)
+        };
+        assert!(may("https://h/r", false) && may("http://127.0.0.1:3000/r", false) && may("http://[::1]/r", false));
+        assert!(may("http://localhost/r", false) && may("http://h/r", true) && !may("http://h/r", false));
+        let plain = Remote { credential: credential("x"), ..remote("http://h/r") };
+        assert!(refusal(&plain, &plain.url, 401).message.contains("set `insecure_http: true`"));
+        let github = Remote { credential: credential("x"), ..remote("https://github.com/u/r") };
+        assert!(refusal(&github, &github.url, 404).message.contains("Contents, read"));
+    }
+
+    #[test]
+    fn a_server_of_the_old_protocol_is_left_to_libgit2() {
+        let (lab, hash, _server) = serve(Manners { old: true, ..with_password() });
+        lab.remote.borrow_mut().credential = credential("right");
+        assert_eq!(tip(&lab).unwrap(), None);
+        assert_eq!(libgit::tip(&lab.remote.borrow()).unwrap().as_str(), hash);
+        assert_eq!(lab.deploy().unwrap().commit.hash.as_str(), hash);
+        lab.remote.borrow_mut().credential = credential("wrong-and-secret");
+        let error = libgit::tip(&lab.remote.borrow()).unwrap_err();
+        assert!(error.message.contains("answered 401") && !error.message.contains("secret"), "{error}");
+        lab.remote.borrow_mut().branch = "mian".to_owned();
+        lab.remote.borrow_mut().credential = credential("right");
+        assert!(libgit::tip(&lab.remote.borrow()).unwrap_err().message.ends_with("there are `main`"));
+    }
+
+    #[test]
+    fn a_remote_that_drips_holds_nobody_longer_than_the_limit() {
+        let (lab, _, _server) = serve(Manners { drips: true, ..Manners::default() });
+        let begin = Instant::now();
+        let error = Session::new(&lab.remote.borrow(), &Limit::after(Duration::from_millis(300))).tip().unwrap_err();
+        assert!(error.message.contains("longer than its time limit") && error.chance == Chance::CanPass, "{error}");
+        assert!(begin.elapsed() < Duration::from_secs(3));
+    }
+
+    #[test]
+    fn submodules_are_checked_out_under_their_parents_host() {
+        let (lab, _, server) = serve(with_password());
+        lab.remote.borrow_mut().credential = credential("right");
+        let module = Lab::new();
+        module.put("inside", "a submodule's");
+        let hash = module.push("module");
+        std::fs::rename(module.root().join("remote.git"), lab.root().join("module.git")).unwrap();
+        lab.put(".gitmodules", "[submodule \"m\"]\n\tpath = libs/m\n\turl = ../module.git\n");
+        git(&lab.clone(), &["add", ".gitmodules"]);
+        let gitlink = format!("160000,{hash},libs/m");
+        git(&lab.clone(), &["update-index", "--add", "--cacheinfo", &gitlink]);
+        git(&lab.clone(), &["commit", "-q", "-m", "with a submodule"]);
+        git(&lab.clone(), &["push", "-q", "-f", "origin", "HEAD:main"]);
+        lab.deploy().unwrap();
+        assert_eq!(lab.read("libs/m/inside"), "a submodule's");
+        assert!(server.take_seen().iter().any(|seen| seen.line.starts_with("POST /module.git/")));
+        lab.host_puts("libs/m/inside", "changed here");
+        lab.deploy().unwrap();
+        assert_eq!(lab.read("libs/m/inside"), "a submodule's");
+        assert_eq!(lab.saved().len(), 2);
+    }
+}

@@ -12,7 +12,7 @@ use rustix::fs::{FlockOperation, flock};
 use super::GitError;
 
 /// Packs from which on they are made one: a fetch adds one each time.
-const MAX_PACKS: usize = 16;
+pub(super) const MAX_PACKS: usize = 16;
 /// What the smaller packs together may weigh before they are taken for mostly garbage of rewritten history.
 const MAX_GARBAGE_BYTES: u64 = 64 * 1024 * 1024;
 /// Time that making one pack of all may take; a deployment waits for it.

@@ -4,7 +4,7 @@
 //! https and ssh only, relative ones under the parent's host, and the parent's credential only for the parent's scheme, host and port.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::Path;
 
 use git2::{ObjectType, Oid, Repository, TreeEntry};
 
@@ -143,7 +143,7 @@ impl Sources {
     }
 }
 
-fn fetch_submodule(folder: &PathBuf, remote: &Remote, commit: Oid, limit: &Limit) -> Result<Repository, Failed> {
+fn fetch_submodule(folder: &Path, remote: &Remote, commit: Oid, limit: &Limit) -> Result<Repository, Failed> {
     let repository = match store::open(folder) {
         Ok(repository) => repository,
         Err(_) => store::rebuild(folder)?,
@@ -291,6 +291,8 @@ fn under_parent(parent: &RemoteUrl, relative: &str) -> Result<RemoteUrl, String>
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
     use crate::git::Credential;
     use crate::http::Proxies;

@@ -9,6 +9,8 @@ mod cache;
 mod journal;
 mod plan;
 mod saved;
+#[cfg(test)]
+mod tests;
 mod worktree;
 
 use std::collections::BTreeMap;
@@ -97,10 +99,9 @@ pub(super) fn run(
 fn note_lfs_pointers(trees: &Trees, plan: &plan::Plan, notes: &mut Vec<String>) -> Result<(), Failed> {
     let mut pointers = Vec::new();
     for (path, entry) in plan.written() {
-        if entry.kind != Kind::Link && trees.sources.size(entry)? <= MAX_LFS_POINTER_BYTES {
-            if trees.sources.read(entry)?.starts_with(LFS_POINTER) {
-                pointers.push(show(path));
-            }
+        let may_be_pointer = entry.kind != Kind::Link && trees.sources.size(entry)? <= MAX_LFS_POINTER_BYTES;
+        if may_be_pointer && trees.sources.read(entry)?.starts_with(LFS_POINTER) {
+            pointers.push(show(path));
         }
     }
     if !pointers.is_empty() {

@@ -41,6 +41,9 @@ pub(super) enum Found {
     Blocked(Vec<u8>),
 }
 
+/// Paths below the top.
+type Paths = Vec<Vec<u8>>;
+
 /// What lies above a path.
 pub(super) enum Above {
     Folder(OwnedFd),
@@ -116,7 +119,7 @@ impl WorkTree {
     }
 
     /// What lies in a folder, at any depth: its folders (itself included), and everything else.
-    pub(super) fn walk(&self, path: &[u8]) -> Result<(Vec<Vec<u8>>, Vec<Vec<u8>>), Errno> {
+    pub(super) fn walk(&self, path: &[u8]) -> Result<(Paths, Paths), Errno> {
         let (mut folders, mut others) = (vec![path.to_vec()], Vec::new());
         let mut next = 0;
         while next < folders.len() {
