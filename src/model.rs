@@ -135,6 +135,13 @@ pub enum Trigger {
 
 words!(Trigger { Poll = "poll", Api = "api", Cli = "cli", Webhook = "webhook", Config = "config", Retry = "retry" });
 
+impl Trigger {
+    /// Whether a row that it made or joined is deployed even when the commit changes nothing (spec section 4, step 1).
+    pub fn forces(self) -> bool {
+        matches!(self, Trigger::Api | Trigger::Cli | Trigger::Config | Trigger::Retry)
+    }
+}
+
 /// How grave a log line is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LogLevel {
@@ -285,6 +292,10 @@ pub struct RepositoryRecord {
     pub orphaned_at: Option<Timestamp>,
     /// When a failure that can pass is tried again.
     pub retry_at: Option<Timestamp>,
+    /// The compose project of the last `up`.
+    pub compose_project: Option<String>,
+    /// The folder of the last `up`.
+    pub up_folder: Option<String>,
     /// When it was first seen.
     pub created_at: Timestamp,
     /// The newest deployment, skipped ones included.
@@ -307,8 +318,10 @@ pub struct DeploymentRecord {
     pub commit: Option<Commit>,
     /// Where it stands.
     pub status: Status,
-    /// What made it.
+    /// What made it; later triggers may have joined.
     pub trigger: Trigger,
+    /// Whether a trigger made or joined it that must not be skipped (spec section 4, step 1): see [`Trigger::forces`].
+    pub forced: bool,
     /// 1 for the first try.
     pub attempt: u32,
     /// What was asked of it.

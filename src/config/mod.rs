@@ -1,9 +1,31 @@
 //! Configuration: settings from the environment, project files, and what changed between two loads.
+//!
+//! A project file goes through three forms: `yaml` keeps every value with its line, `fields` reads each one as its type and
+//! collects all problems, `project` is what the rest of the program sees, every default applied. `catalog` puts the files
+//! together and decides which of two that collide goes on.
 
+pub mod catalog;
+mod collisions;
 pub mod environment;
+mod fields;
+mod file;
+mod fingerprint;
+mod problem;
 pub mod project;
+mod reader;
 pub mod settings;
+mod suggest;
+mod template;
+#[cfg(test)]
+mod tests;
+mod tokens;
+mod variables;
+mod yaml;
 
-pub use environment::{Environment, Template};
-pub use project::{Catalog, Problem, Project, Repository};
+pub use catalog::{Accepted, AcceptedRepository, Basis, Catalog, Diff};
+pub use environment::Environment;
+pub use fingerprint::hash_key;
+pub use problem::{Problem, Severity};
+pub use project::{Project, Repository};
 pub use settings::Settings;
+pub use template::Template;

@@ -1,25 +1,14 @@
-//! Project files (spec section 3): a raw form with positions, then validated.
+//! Projects and repositories as the rest of the program sees them: validated, every default applied.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::Template;
-use crate::git::RemoteUrl;
+use super::tokens::user_of_bare_token;
+use super::{Environment, Template};
+use crate::git::{Credential, RemoteUrl, Scheme};
 use crate::model::RepositoryName;
-
-/// What is wrong with a project file, in one place of it.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct Problem {
-    /// The file, or the folder.
-    pub file: PathBuf,
-    /// 1 for the first line; none where the whole file is meant.
-    pub line: Option<usize>,
-    /// `repositories.media-stack.check_interval`; empty where the whole file is meant.
-    pub field: String,
-    /// What is wrong, what was expected, and a suggestion where there is one.
-    pub message: String,
-}
+use crate::secrets::Secret;
 
 /// A project, validated.
 #[derive(Clone, Debug, PartialEq)]
@@ -94,7 +83,7 @@ pub struct Repository {
     pub url: RemoteUrl,
     /// A branch, or a full reference.
     pub branch: String,
-    /// Folder of the stack, relative, inside the repository; `.` for its top.
+    /// Folder of the stack, relative, inside the repository, without `..`; `.` for its top. Links are followed at deployment.
     pub path: PathBuf,
     /// Where the working tree lives, absolute.
     pub local_path: PathBuf,
@@ -118,7 +107,7 @@ pub struct Repository {
     pub pull: Pull,
     /// Higher goes first.
     pub priority: i64,
-    /// Names of repositories of the same project that go first.
+    /// Names of repositories of the same project that go first; those that `hosts` excludes here are left out, as they count as met.
     pub depends_on: Vec<String>,
     /// Time until everything must be healthy.
     pub health_timeout: Duration,
@@ -128,9 +117,10 @@ pub struct Repository {
     pub probe: Option<Probe>,
     /// Time for the whole deployment.
     pub timeout: Duration,
-    /// The token of this repository: its own, else the project's for its host, else the provider's default.
+    /// The token of this repository: its own, else the project's for its host, else the provider's default. None for ssh and files.
     pub token: Option<Template>,
-    /// Where the token came from, for messages: "`token` of the repository", "`tokens.github` of the project", "GITHUB_TOKEN".
+    /// Where the token comes from, for messages: "`token` of the repository", "`tokens.github` of the project", "GITHUB_TOKEN"; where
+    /// there is none, the place that should have had one, or nothing.
     pub token_source: String,
     /// Sends the token over plain http to this host too.
     pub insecure_http: bool,
@@ -144,20 +134,50 @@ pub struct Repository {
     pub notifications: Notifications,
 }
 
-/// What all project files together say: what runs, and what is wrong.
-#[derive(Clone, Debug, Default)]
-pub struct Catalog {
-    /// Accepted projects, by name.
-    pub projects: BTreeMap<String, Project>,
-    /// What is wrong, file by file.
-    pub problems: Vec<Problem>,
-    /// What `hosts` leaves to other machines, for `check`: `project/repository` and the hosts it is for.
-    pub elsewhere: Vec<(RepositoryName, Vec<String>)>,
-}
+impl Repository {
+    /// The compose project where neither `compose_project` nor the compose file names one: the repository's key in lower case.
+    pub fn default_compose_project(&self) -> String {
+        self.name.name.to_lowercase()
+    }
 
-impl Catalog {
-    /// An accepted repository.
-    pub fn repository(&self, name: &RepositoryName) -> Option<&Repository> {
-        self.projects.get(&name.project)?.repositories.iter().find(|repository| repository.name == *name)
+    /// What is sent to the remote when it asks who is there, as it is now: `user:secret` gives both, a bare token goes as the password
+    /// of `oauth2` (`x-token-auth` for bitbucket.org).
+    ///
+    /// # Errors
+    /// A token that cannot be had now, in one line that says where it should come from.
+    pub fn credential(&self, environment: &Environment) -> Result<Option<Credential>, String> {
+        let (Some(template), Scheme::Https | Scheme::Http) = (&self.token, self.url.scheme()) else {
+            return Ok(None);
+        };
+        let token = template.resolve(environment).map_err(|error| format!("{}: {error}", self.token_source))?;
+        let token = token.expose();
+        if token.contains(char::is_control) {
+            return Err(format!("{}: a control character or line break in the token", self.token_source));
+        }
+        let (user, secret) = match token.split_once(':') {
+            Some((user, secret)) => (user.to_owned(), secret),
+            None => (user_of_bare_token(&self.url.host().unwrap_or_default()).to_owned(), token),
+        };
+        if secret.is_empty() {
+            return Err(format!("{}: the token is empty", self.token_source));
+        }
+        Ok(Some(Credential { user, secret: Secret::new(secret), source: self.token_source.clone() }))
+    }
+
+    /// Every value that no log may hold, as it is now: `environment`, the token and its parts, the passphrase, and the URLs of
+    /// [`Repository::secret_urls`]. What cannot be had now is left out.
+    pub fn secrets(&self, environment: &Environment) -> Vec<Secret> {
+        let single = self.environment.values().chain(&self.token).chain(&self.ssh_key_passphrase);
+        let mut secrets: Vec<Secret> = single.filter_map(|template| template.resolve(environment).ok()).collect();
+        secrets.extend(self.credential(environment).ok().flatten().map(|credential| credential.secret));
+        secrets.extend(self.secret_urls(environment));
+        secrets
+    }
+
+    /// The URLs that no log may hold, nor any of their parts, as they are now: notifications and the probe.
+    pub fn secret_urls(&self, environment: &Environment) -> Vec<Secret> {
+        let urls = self.notifications.success.iter().chain(&self.notifications.failure);
+        let urls = urls.chain(self.probe.as_ref().map(|probe| &probe.url));
+        urls.filter_map(|template| template.resolve(environment).ok()).collect()
     }
 }

@@ -1,11 +1,15 @@
 //! Service settings, from the environment (spec section 2).
 
-use std::path::PathBuf;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::Environment;
+use super::variables::{MAX_HISTORY, Reading, default_runtime_path};
 use crate::http::Proxies;
+use crate::secrets::Secret;
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,18 +29,18 @@ pub struct Auth {
     pub username: String,
 }
 
-/// Everything that `shiparr run` takes from its environment, validated.
+/// Everything that `shiparr run` takes from its environment, validated. Every path is absolute.
 #[derive(Clone)]
 pub struct Settings {
-    /// TCP port.
+    /// TCP port; 0 for any that is free.
     pub port: u16,
-    /// Address or name to bind.
+    /// Address or name to bind; an IPv6 address without brackets.
     pub host: String,
     /// Folder of project files.
     pub config_path: PathBuf,
     /// Database, object stores, default checkouts.
     pub data_path: PathBuf,
-    /// Decrypted secrets and the control socket.
+    /// Decrypted secrets and the control socket. Whether it is in memory: [`is_in_memory`].
     pub runtime_path: PathBuf,
     /// An env_logger filter.
     pub log_filter: String,
@@ -44,7 +48,7 @@ pub struct Settings {
     pub log_format: LogFormat,
     /// None while auth is off.
     pub auth: Option<Auth>,
-    /// More names that a request's `Host` may carry.
+    /// More names that a request's `Host` may carry, in lower case, without a port.
     pub allowed_hosts: Vec<String>,
     /// Time that a deployment may take unless the repository says otherwise.
     pub deploy_timeout: Duration,
@@ -54,13 +58,13 @@ pub struct Settings {
     pub enable_image_prune: bool,
     /// Deployments kept per repository.
     pub history_limit: u32,
-    /// Known-hosts files of ssh remotes, those that exist or were named.
+    /// Known-hosts files of ssh remotes, in order. Those of the default need not exist: one that is made later counts at once.
     pub ssh_known_hosts: Vec<PathBuf>,
-    /// The docker client.
+    /// The docker client, by absolute path or by name.
     pub docker_bin: PathBuf,
-    /// sops.
+    /// sops, likewise.
     pub sops_bin: PathBuf,
-    /// shoutrrr.
+    /// shoutrrr, likewise.
     pub shoutrrr_bin: PathBuf,
     /// Reload only on SIGHUP.
     pub disable_config_auto_reload: bool,
@@ -70,4 +74,343 @@ pub struct Settings {
     pub hostname: String,
     /// Where everything else is looked up.
     pub environment: Arc<Environment>,
+}
+
+/// Everything that is wrong with the environment: one line a problem.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SettingsError {
+    /// Each names the variable, the problem and what is accepted.
+    pub problems: Vec<String>,
+}
+
+impl fmt::Display for SettingsError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.problems.join("\n"))
+    }
+}
+
+impl std::error::Error for SettingsError {}
+
+impl Settings {
+    /// Reads every setting; the strings beside the settings are warnings, one line each.
+    ///
+    /// # Errors
+    /// All values that cannot be used, at once.
+    pub fn from_environment(environment: &Environment) -> Result<(Settings, Vec<String>), SettingsError> {
+        let mut read = Reading::new(environment);
+        let config_path = read.path("CONFIG_PATH").unwrap_or_else(|| PathBuf::from("/config/projects"));
+        let log_format = read.log_format();
+        let settings = Settings {
+            port: read.number("PORT", 8080, 0, u64::from(u16::MAX), "").try_into().unwrap_or(u16::MAX),
+            host: read.host(),
+            data_path: read.path("DATA_PATH").unwrap_or_else(|| PathBuf::from("/data")),
+            runtime_path: read.path("RUNTIME_PATH").unwrap_or_else(|| default_runtime_path(environment)),
+            log_filter: read.log_filter(),
+            log_format,
+            auth: read.auth(),
+            allowed_hosts: read.allowed_hosts(),
+            deploy_timeout: read.seconds("DEPLOY_TIMEOUT", 900, 1),
+            shutdown_timeout: read.seconds("SHUTDOWN_TIMEOUT", 60, 0),
+            enable_image_prune: read.boolean("Shiparr_ENABLE_IMAGE_PRUNE"),
+            history_limit: read.number("HISTORY_LIMIT", 200, 1, MAX_HISTORY, "").try_into().unwrap_or(u32::MAX),
+            ssh_known_hosts: read.ssh_known_hosts(&config_path),
+            docker_bin: read.program("DOCKER_BIN", "docker"),
+            sops_bin: read.program("SOPS_BIN", "sops"),
+            shoutrrr_bin: read.program("SHOUTRRR_BIN", "shoutrrr"),
+            disable_config_auto_reload: read.boolean("DISABLE_CONFIG_AUTO_RELOAD"),
+            proxies: read.proxies(),
+            hostname: hostname(),
+            config_path,
+            environment: Arc::new(environment.clone()),
+        };
+        read.doubles();
+        read.unknown_names();
+        if read.problems.is_empty() {
+            Ok((settings, read.warnings))
+        } else {
+            Err(SettingsError { problems: read.problems })
+        }
+    }
+
+    /// `Shiparr_AUTH_PASSWORD`, as it is now: plain text, or an argon2 or bcrypt hash.
+    ///
+    /// # Errors
+    /// A file behind it that cannot be read, in one line.
+    pub fn password(&self) -> Result<Option<Secret>, String> {
+        self.environment.secret("Shiparr_AUTH_PASSWORD")
+    }
+
+    /// The secret that a provider's webhooks are signed with, as it is now: for `gitea` `GITEA_WEBHOOK_SECRET` where it is set, else
+    /// `Shiparr_WEBHOOK_SECRET`.
+    ///
+    /// # Errors
+    /// A file behind it that cannot be read, in one line.
+    pub fn webhook_secret(&self, provider: &str) -> Result<Option<Secret>, String> {
+        if provider == "gitea" {
+            if let Some(secret) = self.environment.secret("GITEA_WEBHOOK_SECRET")? {
+                return Ok(Some(secret));
+            }
+        }
+        self.environment.secret("Shiparr_WEBHOOK_SECRET")
+    }
+
+    /// The folder of default checkouts, `DATA/deployments`.
+    pub fn deployments_path(&self) -> PathBuf {
+        self.data_path.join("deployments")
+    }
+}
+
+/// What the verbs that ask a daemon take from the environment. A setting of the daemon that cannot be used does not keep them from asking it.
+pub struct ClientSettings {
+    /// Where the control socket may be.
+    pub runtime_path: PathBuf,
+    /// Used for `--url`.
+    pub proxies: Proxies,
+}
+
+impl ClientSettings {
+    /// Reads these settings alone.
+    pub fn from_environment(environment: &Environment) -> ClientSettings {
+        let mut read = Reading::new(environment);
+        ClientSettings {
+            runtime_path: read.path("RUNTIME_PATH").unwrap_or_else(|| default_runtime_path(environment)),
+            proxies: read.proxies(),
+        }
+    }
+}
+
+/// Whether a folder (or, before it is made, the one that it will be in) is on a file system in memory.
+///
+/// # Errors
+/// The system's.
+pub fn is_in_memory(folder: &Path) -> io::Result<bool> {
+    /// See statfs(2).
+    const TMPFS_MAGIC: u32 = 0x0102_1994;
+    const RAMFS_MAGIC: u32 = 0x8584_58f6;
+    let mut folder = folder;
+    loop {
+        match rustix::fs::statfs(folder) {
+            // The field's width differs between architectures; the magic numbers fit in 32 bits.
+            Ok(found) => return Ok(matches!(found.f_type as u32, TMPFS_MAGIC | RAMFS_MAGIC)),
+            Err(rustix::io::Errno::NOENT) => folder = folder.parent().ok_or(rustix::io::Errno::NOENT)?,
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// This machine's name, as the kernel knows it.
+pub(super) fn hostname() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Pairs<'a> = &'a [(&'a str, &'a str)];
+
+    fn read(pairs: Pairs<'_>) -> Result<(Settings, Vec<String>), SettingsError> {
+        Settings::from_environment(&Environment::from_pairs(pairs.iter().copied()))
+    }
+
+    fn good(pairs: Pairs<'_>) -> Settings {
+        let (settings, warnings) = read(pairs).expect("good settings");
+        assert!(warnings.is_empty(), "{warnings:?}");
+        settings
+    }
+
+    fn warnings(pairs: Pairs<'_>) -> Vec<String> {
+        read(pairs).expect("good settings").1
+    }
+
+    fn problems(pairs: Pairs<'_>) -> Vec<String> {
+        read(pairs).err().expect("bad settings").problems
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_specification() {
+        let settings = good(&[("HOME", "/root"), ("Shiparr_PORT", ""), ("RUNTIME_DIRECTORY", "/run/one:/run/two")]);
+        assert_eq!((settings.port, settings.host.as_str()), (8080, "127.0.0.1"));
+        assert_eq!(settings.config_path, Path::new("/config/projects"));
+        assert_eq!(settings.data_path, Path::new("/data"));
+        assert_eq!(settings.deployments_path(), Path::new("/data/deployments"));
+        assert_eq!(settings.runtime_path, Path::new("/run/one"));
+        assert_eq!(settings.log_filter, "info");
+        assert!(settings.auth.is_none() && settings.allowed_hosts.is_empty());
+        assert_eq!(
+            (settings.deploy_timeout, settings.shutdown_timeout),
+            (Duration::from_secs(900), Duration::from_secs(60))
+        );
+        assert!(!settings.enable_image_prune && !settings.disable_config_auto_reload);
+        assert_eq!(settings.history_limit, 200);
+        let known_hosts = ["/config/known_hosts", "/root/.ssh/known_hosts", "/etc/ssh/ssh_known_hosts"];
+        assert_eq!(settings.ssh_known_hosts, known_hosts.map(PathBuf::from));
+        let programs = [&settings.docker_bin, &settings.sops_bin, &settings.shoutrrr_bin];
+        assert_eq!(programs, [Path::new("docker"), Path::new("sops"), Path::new("shoutrrr")]);
+        assert!(settings.proxies.https.is_none() && settings.proxies.http.is_none() && settings.proxies.none.is_none());
+        assert!(!settings.hostname.is_empty());
+        assert_eq!(settings.password(), Ok(None));
+    }
+
+    #[test]
+    fn every_setting_is_read_with_either_prefix() {
+        for prefix in ["Shiparr_", "SHIPARR_"] {
+            let named = |name: &str| format!("{prefix}{name}");
+            let pairs = [
+                (named("PORT"), "0"),
+                (named("HOST"), "[::1]"),
+                (named("CONFIG_PATH"), "/etc/shiparr/projects/"),
+                (named("DATA_PATH"), "data"),
+                (named("RUNTIME_PATH"), "/dev/shm/shiparr"),
+                (named("LOG_LEVEL"), "WARNING"),
+                (named("LOG_FORMAT"), "JSON"),
+                (named("AUTH_ENABLED"), "True"),
+                (named("AUTH_USERNAME"), "anna"),
+                (named("AUTH_PASSWORD"), "correct horse"),
+                (named("ALLOWED_HOSTS"), "Shiparr.example.com, nas"),
+                (named("WEBHOOK_SECRET"), "shared"),
+                (named("DEPLOY_TIMEOUT"), "1"),
+                (named("SHUTDOWN_TIMEOUT"), "0"),
+                (named("ENABLE_IMAGE_PRUNE"), "1"),
+                (named("HISTORY_LIMIT"), "7"),
+                (named("SSH_KNOWN_HOSTS"), "/a:/b"),
+                (named("DOCKER_BIN"), "podman"),
+                (named("SOPS_BIN"), "./bin/sops"),
+                (named("SHOUTRRR_BIN"), "/opt/shoutrrr"),
+                ("DISABLE_CONFIG_AUTO_RELOAD".to_owned(), "yes"),
+                ("https_proxy".to_owned(), "http://lower"),
+                ("HTTP_PROXY".to_owned(), "http://upper"),
+                ("http_proxy".to_owned(), "http://ignored"),
+                ("NO_PROXY".to_owned(), "localhost"),
+                ("GITEA_WEBHOOK_SECRET".to_owned(), "for gitea"),
+            ];
+            let pairs: Vec<(&str, &str)> = pairs.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+            let settings = good(&pairs);
+            assert_eq!((settings.port, settings.host.as_str()), (0, "::1"));
+            assert_eq!(settings.config_path, Path::new("/etc/shiparr/projects"));
+            assert_eq!(settings.data_path, std::path::absolute("data").expect("a path"));
+            assert_eq!(settings.runtime_path, Path::new("/dev/shm/shiparr"));
+            assert_eq!((settings.log_filter.as_str(), settings.log_format), ("warn", LogFormat::Json));
+            assert_eq!(settings.auth.as_ref().map(|auth| auth.username.as_str()), Some("anna"));
+            assert_eq!(settings.password(), Ok(Some(Secret::new("correct horse"))));
+            assert_eq!(settings.webhook_secret("github"), Ok(Some(Secret::new("shared"))));
+            assert_eq!(settings.webhook_secret("gitea"), Ok(Some(Secret::new("for gitea"))));
+            assert_eq!(settings.allowed_hosts, ["shiparr.example.com", "nas"]);
+            assert_eq!((settings.deploy_timeout, settings.shutdown_timeout), (Duration::from_secs(1), Duration::ZERO));
+            assert!(settings.enable_image_prune && settings.disable_config_auto_reload);
+            assert_eq!(settings.history_limit, 7);
+            assert_eq!(settings.ssh_known_hosts, ["/a", "/b"].map(PathBuf::from));
+            assert_eq!(settings.docker_bin, Path::new("podman"));
+            assert_eq!(settings.sops_bin, std::path::absolute("bin/sops").expect("a path"));
+            assert_eq!(settings.shoutrrr_bin, Path::new("/opt/shoutrrr"));
+            assert_eq!(settings.proxies.https.as_deref(), Some("http://lower"));
+            assert_eq!(settings.proxies.http.as_deref(), Some("http://upper"));
+            assert_eq!(settings.proxies.none.as_deref(), Some("localhost"));
+        }
+    }
+
+    #[test]
+    fn all_problems_are_told_at_once_and_no_secret_is() {
+        let problems = problems(&[
+            ("Shiparr_PORT", "65536"),
+            ("Shiparr_HOST", "127.0.0.1:80"),
+            ("Shiparr_LOG_LEVEL", "LOUD"),
+            ("Shiparr_LOG_FORMAT", "xml"),
+            ("Shiparr_AUTH_ENABLED", "true"),
+            ("Shiparr_AUTH_USERNAME", "a:b"),
+            ("Shiparr_AUTH_PASSWORD", "changeme"),
+            ("Shiparr_ALLOWED_HOSTS", "https://x.example.com"),
+            ("SHIPARR_DEPLOY_TIMEOUT", "0"),
+            ("Shiparr_SHUTDOWN_TIMEOUT", "1m"),
+            ("Shiparr_ENABLE_IMAGE_PRUNE", "perhaps"),
+            ("Shiparr_HISTORY_LIMIT", "0"),
+            ("DISABLE_CONFIG_AUTO_RELOAD", "perhaps"),
+        ]);
+        let expected = [
+            "Shiparr_PORT: `65536` is not valid; expected a whole number from 0 to 65535",
+            "Shiparr_HOST: `127.0.0.1:80` is not valid; expected an IP address or a host name, without a port (that is Shiparr_PORT)",
+            "Shiparr_LOG_LEVEL: `LOUD` is not valid; expected ERROR, WARNING, INFO, DEBUG, TRACE, or an env_logger filter such as \
+             info,shiparr::deploy=debug",
+            "Shiparr_AUTH_USERNAME: a colon or a control character cannot be sent in Basic Auth",
+            "Shiparr_AUTH_PASSWORD: `changeme` is not accepted; choose a password of your own",
+            "Shiparr_ALLOWED_HOSTS: `https://x.example.com` is not a host name; expected names as in `shiparr.example.com`, without \
+             scheme and port, separated by commas",
+            "SHIPARR_DEPLOY_TIMEOUT: `0` is not valid; expected a whole number of seconds from 1 to 31536000",
+            "Shiparr_SHUTDOWN_TIMEOUT: `1m` is not valid; expected a whole number of seconds from 0 to 31536000",
+            "Shiparr_ENABLE_IMAGE_PRUNE: `perhaps` is not valid; expected true or false",
+            "Shiparr_HISTORY_LIMIT: `0` is not valid; expected a whole number from 1 to 1000000",
+            "DISABLE_CONFIG_AUTO_RELOAD: `perhaps` is not valid; expected true or false",
+            "Shiparr_LOG_FORMAT: `xml` is not valid; expected auto, text, json or journal",
+        ];
+        for line in expected {
+            assert!(problems.iter().any(|problem| problem == line), "{line}\n{problems:#?}");
+        }
+        assert_eq!(problems.len(), expected.len(), "{problems:#?}");
+        let error = SettingsError { problems };
+        assert_eq!(error.to_string().lines().count(), expected.len());
+    }
+
+    #[test]
+    fn auth_needs_a_password_that_can_be_used() {
+        let enabled = ("Shiparr_AUTH_ENABLED", "true");
+        assert!(problems(&[enabled])[0].starts_with("Shiparr_AUTH_PASSWORD: not set"));
+        assert!(
+            problems(&[enabled, ("Shiparr_AUTH_PASSWORD_FILE", "/does/not/exist")])[0].contains("cannot read the file")
+        );
+        for damaged in ["$argon2id$v=19$m=19456", "$2b$12$short", "$2y$"] {
+            let found = problems(&[enabled, ("Shiparr_AUTH_PASSWORD", damaged)]);
+            assert!(found[0].contains("cannot be read as one") && !found[0].contains(damaged), "{found:?}");
+        }
+        for hash in [
+            "$argon2id$v=19$m=19456,t=2,p=1$c29tZXNhbHQ$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
+            "$2b$04$EGdrhbKUv8Oc9vGiXX0HQOxSg445d458Muh7DAHskb6QbtCvdxcie",
+            "$money",
+        ] {
+            assert!(good(&[enabled, ("Shiparr_AUTH_PASSWORD", hash)]).auth.is_some());
+        }
+    }
+
+    #[test]
+    fn warnings_name_the_way_out() {
+        assert_eq!(
+            warnings(&[("Shiparr_PORT", "1"), ("SHIPARR_PORT", "2")]),
+            ["SHIPARR_PORT: not used, because Shiparr_PORT is set too; remove one of them"]
+        );
+        assert_eq!(
+            warnings(&[
+                ("Shiparr_LOGLEVEL", "x"),
+                ("shiparr_port", "1"),
+                ("SHIPARR_GITHUB_TOKEN", "t"),
+                ("Shiparr_ZZZ", "1")
+            ]),
+            [
+                "SHIPARR_GITHUB_TOKEN: no such setting; did you mean `GITHUB_TOKEN`?",
+                "Shiparr_LOGLEVEL: no such setting; did you mean `Shiparr_LOG_LEVEL`?",
+                "Shiparr_ZZZ: no such setting",
+                "shiparr_port: no such setting; did you mean `Shiparr_PORT`?",
+            ]
+        );
+        let client = [("SHIPARR_URL", "http://x"), ("SHIPARR_USERNAME", "u"), ("SHIPARR_PASSWORD", "p")];
+        assert!(warnings(&client).is_empty());
+        assert_eq!(
+            warnings(&[("Shiparr_AUTH_PASSWORD", "p")]),
+            ["Shiparr_AUTH_PASSWORD: is set, but nobody is asked for it while Shiparr_AUTH_ENABLED is false"]
+        );
+    }
+
+    #[test]
+    fn the_format_is_that_of_the_journal_only_where_the_output_goes_there() {
+        let stat = rustix::fs::fstat(io::stderr()).expect("standard error");
+        let stream = format!("{}:{}", stat.st_dev, stat.st_ino);
+        assert_eq!(good(&[("JOURNAL_STREAM", &stream)]).log_format, LogFormat::Journal);
+        assert_eq!(good(&[("JOURNAL_STREAM", &stream), ("Shiparr_LOG_FORMAT", "text")]).log_format, LogFormat::Text);
+        assert_eq!(good(&[("JOURNAL_STREAM", "1:1"), ("INVOCATION_ID", "x")]).log_format, LogFormat::Text);
+    }
+
+    #[test]
+    fn a_file_system_in_memory_is_recognized_before_the_folder_is_made() {
+        assert!(is_in_memory(Path::new("/dev/shm/shiparr-not-made/yet")).expect("a file system"));
+        assert!(!is_in_memory(Path::new("/proc")).expect("a file system"));
+        assert!(is_in_memory(Path::new("/proc/self/status/below-a-file")).is_err());
+    }
 }

@@ -1,1 +1,342 @@
 //! The Docker Compose driver.
+
+mod client;
+mod explain;
+mod files;
+mod plan;
+mod watch;
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use self::client::Client;
+use self::explain::Tail;
+use self::watch::{Container, Expected, Failure, Verdict, Watch};
+use super::{Driver, Log, Plan, Stack, StepError, Timing};
+use crate::command::{Command, Limit, Output};
+use crate::config::Settings;
+use crate::config::project::{Build, Pull, UnsetVariables};
+use crate::model::{Chance, LogLevel};
+
+/// The most that the resolved configuration may say.
+const MAX_CONFIG_BYTES: usize = 32 << 20;
+/// The first pause between two looks at a stack that is not yet well; each is half as long again as the one before.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// The longest pause between two looks.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// For looking at what failed, also when the deployment's own time is over.
+const DIAGNOSIS_LIMIT: Duration = Duration::from_secs(10);
+/// How many of a failing container's last log lines go into the deployment's log.
+const LOG_LINES: &str = "20";
+/// Of how many failing containers.
+const MAX_LOGGED_CONTAINERS: usize = 5;
+
+/// Runs stacks with `docker compose`.
+pub struct Compose {
+    client: Client,
+}
+
+impl Compose {
+    /// With the programs and the environment that the settings name.
+    pub fn new(settings: &Settings) -> Compose {
+        Compose { client: Client::new(&settings.docker_bin, settings.environment.for_children()) }
+    }
+
+    /// A call of Compose for this stack, up to the verb.
+    fn call(&self, stack: &Stack, files: &[PathBuf], project: Option<&str>, limit: &Limit) -> Command {
+        let hidden = |name: &str| stack.variables.contains_key(name) && !keeps(name);
+        self.client.compose(&hidden, limit).args(arguments(stack, files, project)).folder(&stack.folder)
+    }
+
+    /// Runs a verb that changes something; its output goes into the log as it comes.
+    fn change(&self, what: &str, command: Command, limit: &Limit, log: &mut dyn Log) -> Result<(), StepError> {
+        let (mut said, mut complained, mut changed) = (Tail::default(), Tail::default(), false);
+        let ended = command.stream(limit, &mut |output, line| {
+            let line = line.trim_end();
+            if line.trim().is_empty() {
+                return;
+            }
+            let tail = if output == Output::Err { &mut complained } else { &mut said };
+            tail.push(line);
+            changed |= output == Output::Err && changes_a_container(line);
+            log.line(LogLevel::Info, line);
+        });
+        let chance_of_timeout = if changed { Chance::Final } else { Chance::CanPass };
+        let status = ended.map_err(|error| explain::not_run(what, &error, chance_of_timeout))?;
+        if status.success() {
+            return Ok(());
+        }
+        let tail = if complained.is_empty() { &said } else { &complained };
+        Err(explain::failed(what, tail, status))
+    }
+
+    /// The containers of a compose project as they are now, without those of `docker compose run`.
+    fn containers(&self, project: &str, limit: &Limit) -> Result<Vec<Container>, StepError> {
+        let project = format!("label=com.docker.compose.project={project}");
+        let lasting = "label=com.docker.compose.oneoff=False";
+        let args = ["ps", "-aq", "--no-trunc", "--filter", &project, "--filter", lasting];
+        let listed = self.client.ask("docker ps", args, limit)?;
+        let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+        self.inspect(&listed.split_whitespace().collect::<Vec<_>>(), limit)
+    }
+
+    /// Those of the containers that are still there.
+    fn inspect(&self, ids: &[&str], limit: &Limit) -> Result<Vec<Container>, StepError> {
+        const WHAT: &str = "docker inspect";
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let answer = self.client.answer(WHAT, ["inspect", "--type", "container"].iter().chain(ids), limit)?;
+        let some_are_gone = answer.stderr.to_lowercase().contains("no such");
+        if !answer.status.success() && !some_are_gone {
+            return Err(explain::failed(WHAT, &Tail::of(&answer.stderr), answer.status));
+        }
+        serde_json::from_slice(&answer.stdout)
+            .map_err(|error| StepError::for_good(format!("the output of {WHAT} is not as expected: {error}")))
+    }
+
+    /// Looks at the stack until it is well or bad, or the limit is over.
+    fn watch(&self, plan: &Plan, timing: &Timing, limit: &Limit, log: &mut dyn Log) -> Result<Verdict, StepError> {
+        let expected = Expected {
+            services: &plan.services,
+            one_shots: &plan.one_shots,
+            settle_time: timing.settle_time,
+            since: timing.since,
+        };
+        let (mut watch, mut pause, mut told) = (Watch::default(), FIRST_PAUSE, Vec::new());
+        let mut containers = self.containers(&plan.project, limit)?;
+        loop {
+            let verdict = watch.judge(&containers, &expected, Timestamp::now());
+            let Verdict::NotYet { waits_for, settles_in, .. } = &verdict else { return Ok(verdict) };
+            if told != *waits_for {
+                log.line(LogLevel::Info, &format!("waiting: {}", waits_for.join(", ")));
+                told.clone_from(waits_for);
+            }
+            if !limit.sleep(settles_in.map_or(pause, |settles_in| pause.min(settles_in))) {
+                return Ok(verdict);
+            }
+            pause = (pause * 3 / 2).min(LONGEST_PAUSE);
+            let ids: Vec<&str> = containers.iter().map(|container| container.id.as_str()).collect();
+            let inspected = self.inspect(&ids, limit)?;
+            // Somebody else may have replaced one.
+            let all_are_there = !ids.is_empty() && inspected.len() == ids.len();
+            containers = if all_are_there { inspected } else { self.containers(&plan.project, limit)? };
+        }
+    }
+
+    /// Puts the last log lines of containers into the deployment's log. Says so where that fails: it must not hide the failure itself.
+    fn log_tails(&self, containers: &[(String, String)], limit: &Limit, log: &mut dyn Log) {
+        for (id, name) in containers.iter().take(MAX_LOGGED_CONTAINERS) {
+            log.line(LogLevel::Error, &format!("last log lines of {name}:"));
+            let ended = self.client.docker().args(["logs", "--tail", LOG_LINES, id]).stream(limit, &mut |_, line| {
+                log.line(LogLevel::Error, &format!("{name} | {}", line.trim_end()));
+            });
+            if let Err(error) = ended {
+                log.line(LogLevel::Warning, &format!("cannot read the log of {name}: {error}"));
+            }
+        }
+    }
+
+    /// After a failed `up`: the logs of those containers that did not do what they should.
+    fn log_failed_containers(&self, plan: &Plan, limit: &Limit, log: &mut dyn Log) {
+        if limit.is_cancelled() {
+            return;
+        }
+        let limit = Limit::after(DIAGNOSIS_LIMIT);
+        let failed: Vec<_> = match self.containers(&plan.project, &limit) {
+            Ok(containers) => containers
+                .iter()
+                .filter(|container| container.has_failed())
+                .map(|container| (container.id.clone(), container.name().to_owned()))
+                .collect(),
+            Err(_) => return,
+        };
+        self.log_tails(&failed, &limit, log);
+    }
+}
+
+impl Driver for Compose {
+    fn available(&self, limit: &Limit) -> Result<(), String> {
+        self.client.available(limit)
+    }
+
+    fn plan(&self, stack: &Stack, limit: &Limit, log: &mut dyn Log) -> Result<Plan, StepError> {
+        const WHAT: &str = "docker compose config";
+        let files = if stack.files.is_empty() { files::find(&stack.root, &stack.folder)? } else { stack.files.clone() };
+        let project = chosen_project(stack, &files)?;
+        let captured = self
+            .call(stack, &files, project.as_deref(), limit)
+            .args(["config", "--format", "json"])
+            .capture(limit, MAX_CONFIG_BYTES)
+            .map_err(|error| explain::not_run(WHAT, &error, Chance::CanPass))?;
+        if !captured.status.success() {
+            return Err(explain::failed(WHAT, &Tail::of(&captured.stderr), captured.status));
+        }
+        let resolved = plan::parse(&captured.stdout).map_err(|why| StepError::for_good(format!("{WHAT}: {why}")))?;
+        let (unset, warnings) = plan::warnings(&captured.stderr);
+        warnings.iter().for_each(|warning| log.line(LogLevel::Warning, warning));
+        refuse_unset_variables(&unset, stack, log)?;
+        refuse_ciphertext(&resolved.ciphertexts)?;
+        if resolved.services.is_empty() {
+            return Err(StepError::for_good(
+                "the compose files have no active service: check them, and `profiles` of the repository",
+            ));
+        }
+        Ok(Plan {
+            project: project.unwrap_or(resolved.project),
+            files,
+            builds: resolved.builds,
+            one_shots: resolved.one_shots,
+            services: resolved.services,
+        })
+    }
+
+    fn up(&self, stack: &Stack, plan: &Plan, limit: &Limit, log: &mut dyn Log) -> Result<(), StepError> {
+        let call = || self.call(stack, &plan.files, Some(&plan.project), limit);
+        if stack.build == Build::Always && plan.builds {
+            // `up` cannot ask for newer base images.
+            self.change("docker compose build", call().args(["build", "--pull"]), limit, log)?;
+        }
+        let up = call().args(["up", "-d", "--remove-orphans"]).args(wishes(stack, plan));
+        let result = self.change("docker compose up", up, limit, log);
+        if result.is_err() {
+            self.log_failed_containers(plan, limit, log);
+        }
+        result
+    }
+
+    fn wait(&self, plan: &Plan, timing: &Timing, limit: &Limit, log: &mut dyn Log) -> Result<(), StepError> {
+        let verdict = self.watch(plan, timing, &limit.at_most(timing.health_timeout), log)?;
+        let (message, containers) = match verdict {
+            Verdict::Well(warnings) => {
+                warnings.iter().for_each(|warning| log.line(LogLevel::Warning, warning));
+                return Ok(());
+            }
+            Verdict::Bad(failures) => (told(&failures), named(failures)),
+            Verdict::NotYet { waits_for, containers, .. } => (too_late(&waits_for, timing, limit), containers),
+        };
+        if !limit.is_cancelled() {
+            self.log_tails(&containers, &Limit::after(DIAGNOSIS_LIMIT), log);
+        }
+        Err(StepError::for_good(message))
+    }
+
+    fn prune_images(&self, limit: &Limit, log: &mut dyn Log) -> Result<(), StepError> {
+        self.change("docker image prune", self.client.docker().args(["image", "prune", "-f"]), limit, log)
+    }
+}
+
+/// Names whose values steer Compose itself: it keeps Shiparr's, whatever the stack's variables say.
+fn keeps(name: &str) -> bool {
+    matches!(name, "PATH" | "HOME" | "PWD") || name.starts_with("DOCKER_")
+}
+
+/// The arguments that say which stack it is; the same for every verb.
+fn arguments(stack: &Stack, files: &[PathBuf], project: Option<&str>) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = Vec::new();
+    let mut add = |flag: &str, value: &std::ffi::OsStr| arguments.extend([flag.into(), value.to_owned()]);
+    if let Some(project) = project {
+        add("-p", project.as_ref());
+    }
+    add("--project-directory", stack.folder.as_os_str());
+    files.iter().for_each(|file| add("-f", file.as_os_str()));
+    // Naming a file makes Compose leave the folder's own `.env` alone, which is in the variables already.
+    add("--env-file", stack.variables_file.as_deref().unwrap_or(Path::new("/dev/null")).as_os_str());
+    stack.profiles.iter().for_each(|profile| add("--profile", profile.as_ref()));
+    arguments
+}
+
+/// What the configuration and the one who asked want of `up`.
+fn wishes(stack: &Stack, plan: &Plan) -> Vec<&'static str> {
+    let mut wishes = Vec::new();
+    match stack.build {
+        Build::Auto if plan.builds => wishes.push("--build"),
+        Build::Never => wishes.push("--no-build"),
+        Build::Auto | Build::Always => {}
+    }
+    match stack.pull {
+        _ if stack.asked.pull => wishes.extend(["--pull", "always"]),
+        Pull::Always => wishes.extend(["--pull", "always"]),
+        Pull::Never => wishes.extend(["--pull", "never"]),
+        // Compose's own default, which minds a service's `pull_policy`.
+        Pull::Missing => {}
+    }
+    if stack.asked.recreate {
+        wishes.push("--force-recreate");
+    }
+    wishes
+}
+
+/// The compose project, unless a file names it.
+fn chosen_project(stack: &Stack, files: &[PathBuf]) -> Result<Option<String>, StepError> {
+    if let Some(project) = &stack.project {
+        return Ok(Some(project.clone()));
+    }
+    if files::name_a_project(files)? {
+        return Ok(None);
+    }
+    match files::normalized(&stack.default_project) {
+        project if project.is_empty() => Err(StepError::for_good(format!(
+            "`{}` cannot be the name of a compose project: set `compose_project`",
+            stack.default_project
+        ))),
+        project => Ok(Some(project)),
+    }
+}
+
+fn refuse_unset_variables(unset: &BTreeSet<String>, stack: &Stack, log: &mut dyn Log) -> Result<(), StepError> {
+    if unset.is_empty() {
+        return Ok(());
+    }
+    let names = unset.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+    if stack.unset_variables == UnsetVariables::Blank {
+        log.line(LogLevel::Warning, &format!("not set, and blank: {names}"));
+        return Ok(());
+    }
+    Err(StepError::for_good(format!(
+        "the compose files use variables that nobody sets: {names}; set them in `env_file` or `environment`, give them a default \
+         (`${{NAME:-}}`), write a plain `$` as `$$` (in an env file between single quotes), or allow it with `unset_variables: blank`"
+    )))
+}
+
+fn refuse_ciphertext(places: &[String]) -> Result<(), StepError> {
+    if places.is_empty() {
+        return Ok(());
+    }
+    Err(StepError::for_good(format!(
+        "still encrypted by sops: {}; name the file with these values in `env_file`, so that it is decrypted",
+        places.join(", ")
+    )))
+}
+
+/// Whether a line of Compose's progress says that a container is not as it was any more.
+fn changes_a_container(line: &str) -> bool {
+    let Some((_, what)) = line.trim().strip_prefix("Container ").and_then(|rest| rest.split_once(' ')) else {
+        return false;
+    };
+    !matches!(what.trim(), "Running" | "Waiting" | "Healthy")
+}
+
+fn told(failures: &[Failure]) -> String {
+    let each: Vec<String> = failures.iter().map(|failure| format!("{} {}", failure.name, failure.what)).collect();
+    format!("not well: {}; the last log lines are in the deployment's log", each.join(", "))
+}
+
+fn named(failures: Vec<Failure>) -> Vec<(String, String)> {
+    failures.into_iter().map(|failure| (failure.id, failure.name)).collect()
+}
+
+fn too_late(waits_for: &[String], timing: &Timing, limit: &Limit) -> String {
+    let waits_for = waits_for.join(", ");
+    if limit.is_over() {
+        return format!("the deployment's time limit (`timeout`) was over before the stack was well: {waits_for}");
+    }
+    format!("not well after {} s (`health_timeout`): {waits_for}", timing.health_timeout.as_secs())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,23 +1,46 @@
 //! From a pending row to a running stack: the pipeline, and the drivers that run stacks.
 
 pub mod compose;
+pub mod containers;
+mod journal;
 pub mod pipeline;
+mod probe;
+pub mod remote;
+pub mod stack;
+mod variables;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::time::Duration;
+
+use jiff::Timestamp;
 
 use crate::command::Limit;
+use crate::config::Settings;
+use crate::config::project::{Build, Pull, UnsetVariables};
 use crate::model::{Asked, Chance, LogLevel};
 use crate::secrets::Secret;
 
 /// Why a step failed, in one line, and whether another try can help.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct StepError {
     /// One line that says what to do.
     pub message: String,
     /// Whether it is worth another try.
     pub chance: Chance,
+}
+
+impl StepError {
+    /// One that stays until something changes.
+    pub fn for_good(message: impl Into<String>) -> StepError {
+        StepError { message: message.into(), chance: Chance::Final }
+    }
+
+    /// One that can pass by itself.
+    pub fn for_now(message: impl Into<String>) -> StepError {
+        StepError { message: message.into(), chance: Chance::CanPass }
+    }
 }
 
 /// Where a step's lines go. They are scrubbed on the way.
@@ -29,34 +52,66 @@ pub trait Log {
 /// A stack as a driver sees it.
 #[derive(Clone, Debug)]
 pub struct Stack {
-    /// `PROJECT/REPO`, for messages.
-    pub name: String,
-    /// The folder of the compose file, absolute.
+    /// The working tree that it belongs to, absolute.
+    pub root: PathBuf,
+    /// The folder of the compose file, absolute, inside `root`.
     pub folder: PathBuf,
     /// `compose_files`, absolute; empty: found.
     pub files: Vec<PathBuf>,
     /// `compose_project`; none: from the file, else `default_project`.
     pub project: Option<String>,
-    /// The repository's key in lower case.
+    /// The repository's key, from which a project's name is made where nothing else gives one.
     pub default_project: String,
     /// Profiles.
     pub profiles: Vec<String>,
-    /// Env files that Compose reads with `--env-file`, in order; plaintext in the runtime folder.
-    pub env_files: Vec<PathBuf>,
-    /// Variables for interpolation by name (dotenv files and `environment` together).
+    /// All of `variables` as one dotenv file in the runtime folder; none: there are no variables.
+    pub variables_file: Option<PathBuf>,
+    /// Variables for interpolation by name: the stack's own `.env`, env files and `environment` together.
     pub variables: BTreeMap<String, Secret>,
     /// Whether unset variables stop it.
-    pub fail_on_unset_variables: bool,
+    pub unset_variables: UnsetVariables,
     /// Whether images are built.
-    pub build: crate::config::project::Build,
+    pub build: Build,
     /// Whether images are pulled.
-    pub pull: crate::config::project::Pull,
+    pub pull: Pull,
     /// What was asked of this deployment.
     pub asked: Asked,
 }
 
+/// What a stack would run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// The compose project.
+    pub project: String,
+    /// The compose files that are used, absolute.
+    pub files: Vec<PathBuf>,
+    /// Whether an active service has `build:`.
+    pub builds: bool,
+    /// Services that must end with 0 (`service_completed_successfully`).
+    pub one_shots: BTreeSet<String>,
+    /// Active services and how many containers each has.
+    pub services: BTreeMap<String, u32>,
+}
+
+/// How long to wait for a stack.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// When `up` began.
+    pub since: Timestamp,
+    /// Until everything must be healthy.
+    pub health_timeout: Duration,
+    /// How long a container without a health check must stay up.
+    pub settle_time: Duration,
+}
+
 /// Runs stacks of one kind. To add one: implement this in a file of its own, and name it in [`driver`].
 pub trait Driver: Send + Sync {
+    /// Whether what runs the containers answers. Cheap enough to be asked before each deployment.
+    ///
+    /// # Errors
+    /// It does not, in one line that says what to do.
+    fn available(&self, limit: &Limit) -> Result<(), String>;
+
     /// What the stack would run, validated, before anything changes.
     ///
     /// # Errors
@@ -66,43 +121,23 @@ pub trait Driver: Send + Sync {
     /// Brings it up.
     ///
     /// # Errors
-    /// What failed, in one line.
+    /// What failed, in one line; the failing containers' last lines are in the log.
     fn up(&self, stack: &Stack, plan: &Plan, limit: &Limit, log: &mut dyn Log) -> Result<(), StepError>;
 
     /// Waits until it is well.
     ///
     /// # Errors
     /// What is not well, in one line; the failing containers' last lines are in the log.
-    fn wait(
-        &self,
-        stack: &Stack,
-        plan: &Plan,
-        timing: &Timing,
-        limit: &Limit,
-        log: &mut dyn Log,
-    ) -> Result<(), StepError>;
+    fn wait(&self, plan: &Plan, timing: &Timing, limit: &Limit, log: &mut dyn Log) -> Result<(), StepError>;
+
+    /// Removes images that nothing uses any more and that have no name.
+    ///
+    /// # Errors
+    /// Why it did not, in one line.
+    fn prune_images(&self, limit: &Limit, log: &mut dyn Log) -> Result<(), StepError>;
 }
 
-/// How long to wait for a stack.
-#[derive(Clone, Copy, Debug)]
-pub struct Timing {
-    /// Until everything must be healthy.
-    pub health_timeout: std::time::Duration,
-    /// How long a container without a health check must stay up.
-    pub settle_time: std::time::Duration,
-}
-
-/// What a stack would run.
-#[derive(Clone, Debug)]
-pub struct Plan {
-    /// The compose project.
-    pub project: String,
-    /// The compose files that were used.
-    pub files: Vec<PathBuf>,
-    /// Whether an active service has `build:`.
-    pub builds: bool,
-    /// Services that must end with 0 (`service_completed_successfully`).
-    pub one_shots: Vec<String>,
-    /// Active services and how many containers each has.
-    pub services: BTreeMap<String, u32>,
+/// The driver of every stack: there is one kind so far.
+pub fn driver(settings: &Settings) -> Box<dyn Driver> {
+    Box::new(compose::Compose::new(settings))
 }

@@ -1,1 +1,232 @@
-//! The numbered steps of a deployment.
+//! The numbered steps of a deployment (spec section 4).
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+use super::journal::Journal;
+use super::variables::{self, Plaintext, Variables};
+use super::{Driver, Log, Plan, Stack, StepError, Timing, probe, remote, stack};
+use crate::command::Limit;
+use crate::config::{Repository, Settings};
+use crate::git;
+use crate::model::{Chance, Commit, DeploymentRecord, LogLevel, RepositoryRecord};
+use crate::secrets::Scrubber;
+use crate::store::{Outcome, Store, StoreError};
+
+/// For removing unused images after a success.
+const PRUNE_LIMIT: Duration = Duration::from_secs(300);
+
+/// What every deployment of this host works with.
+pub struct Host {
+    /// Service settings.
+    pub settings: Arc<Settings>,
+    /// Where it is recorded.
+    pub store: Arc<Store>,
+    /// What runs the stacks.
+    pub driver: Box<dyn Driver>,
+    /// What fetches and checks out.
+    pub git: git::Child,
+}
+
+/// One deployment that is to be run.
+pub struct Job {
+    /// Its row, pending.
+    pub deployment: DeploymentRecord,
+    /// Its repository as the database knows it.
+    pub record: RepositoryRecord,
+    /// Its repository as it is configured now.
+    pub repository: Repository,
+    /// The keyed hash of that configuration, as `Store::start` wants it.
+    pub config_hash: String,
+}
+
+/// What came of a deployment that was begun.
+#[derive(Clone, Debug)]
+pub enum Run {
+    /// It ended, and that is recorded.
+    Finished(Outcome),
+    /// Its limit was cancelled because Shiparr stops: the row stays `running`, and `Store::recover` queues it again at the next start.
+    LeftRunning,
+}
+
+/// Runs a pending deployment from its start to its recorded outcome. `limit` is the time for the whole deployment (`timeout` of the
+/// repository); cancelling it means that Shiparr stops.
+///
+/// # Errors
+/// The database does not take the start or the outcome. A failed deployment is none: it is recorded.
+pub fn run(host: &Host, job: &Job, limit: &Limit) -> Result<Run, StoreError> {
+    let (id, name, began) = (job.deployment.id, &job.repository.name, Instant::now());
+    host.store.start(id, &job.config_hash, Timestamp::now())?;
+    log::info!("{name}: deployment {id} begins ({})", job.deployment.trigger);
+    let mut journal = Journal::new(&host.store, id, known_secrets(host, job));
+
+    let outcome = match deploy(host, job, limit, &mut journal) {
+        Ok(()) => Outcome::Success,
+        Err(error) if limit.is_cancelled() => {
+            log::warn!("{name}: deployment {id} is interrupted: Shiparr stops; it is queued again at the next start");
+            journal.line(LogLevel::Warning, &format!("interrupted: Shiparr stops ({error})"));
+            return Ok(Run::LeftRunning);
+        }
+        Err(error) => Outcome::Failed { error: one_line(&journal.scrub(&error.message)), chance: error.chance },
+    };
+
+    // 6. Record it; telling people is for those who read the record.
+    match &outcome {
+        Outcome::Success => journal.step("success", began),
+        Outcome::Failed { error, .. } => journal.line(LogLevel::Error, &format!("failed: {error}")),
+    }
+    host.store.finish(id, &outcome, Timestamp::now())?;
+    match &outcome {
+        Outcome::Success => log::info!("{name}: deployment {id} succeeded in {:.1} s", began.elapsed().as_secs_f64()),
+        Outcome::Failed { error, .. } => log::error!("{name}: deployment {id} failed: {error}"),
+    }
+    if matches!(outcome, Outcome::Success) && host.settings.enable_image_prune {
+        prune_images(host, limit, &mut journal);
+    }
+    Ok(Run::Finished(outcome))
+}
+
+/// From the commit to the stack that is well: steps 1 to 5.
+fn deploy(host: &Host, job: &Job, limit: &Limit, journal: &mut Journal<'_>) -> Result<(), StepError> {
+    let (stack, plan, plaintext) = prepare(host, job, limit, journal).map_err(|error| match limit.is_over() {
+        // Nothing that runs has changed.
+        true => StepError { chance: Chance::CanPass, ..error },
+        false => error,
+    })?;
+
+    // 4. Bring it up; that it begins is written first.
+    host.store.up_begins(job.deployment.id, &plan.project, &stack.folder).map_err(not_recorded)?;
+    let (step, since) = (Instant::now(), Timestamp::now());
+    host.driver.up(&stack, &plan, limit, journal)?;
+    drop(plaintext);
+    journal.step("up", step);
+
+    // 5. Wait until it is well.
+    let step = Instant::now();
+    let Repository { health_timeout, settle_time, .. } = job.repository;
+    host.driver.wait(&plan, &Timing { since, health_timeout, settle_time }, limit, journal)?;
+    if let Some(probe) = &job.repository.probe {
+        let url = probe.url.resolve(&host.settings.environment).map_err(StepError::for_good)?;
+        probe::wait(probe, url.expose(), &host.settings.proxies, limit, journal)?;
+    }
+    journal.step("well", step);
+    Ok(())
+}
+
+/// Steps 1 to 3, which change no container. What lies in plain text goes with the `Plaintext`, however the deployment ends.
+fn prepare(
+    host: &Host,
+    job: &Job,
+    limit: &Limit,
+    journal: &mut Journal<'_>,
+) -> Result<(Stack, Plan, Plaintext), StepError> {
+    // 1. Fetch, and check out the commit in place.
+    check_out(host, job, limit, journal)?;
+
+    // 2. Decrypt.
+    let step = Instant::now();
+    let folder = stack::folder(&job.repository)?;
+    let runtime_name = job.deployment.id.to_string();
+    let (variables, plaintext) =
+        variables::gather(&job.repository, &folder, &host.settings, &runtime_name, limit, journal)?;
+    let stack = describe(job, folder, variables, &plaintext)?;
+    if !stack.variables.is_empty() {
+        let names: Vec<&str> = stack.variables.keys().map(String::as_str).collect();
+        journal.step(&format!("variables: {}", names.join(", ")), step);
+    }
+
+    // 3. Ask Compose what it would run, and refuse before anything changes.
+    let step = Instant::now();
+    let plan = host.driver.plan(&stack, limit, journal)?;
+    journal.step(&planned(&plan), step);
+    Ok((stack, plan, plaintext))
+}
+
+fn check_out(host: &Host, job: &Job, limit: &Limit, journal: &mut Journal<'_>) -> Result<(), StepError> {
+    let (repository, step) = (&job.repository, Instant::now());
+    let remote = remote::of(repository, &host.settings).map_err(StepError::for_good)?;
+    let below_data = |folder: &str| host.settings.data_path.join(folder).join(&repository.name.project);
+    let checkout = git::Checkout {
+        store: below_data("git").join(format!("{}.git", repository.name.name)),
+        local_path: repository.local_path.clone(),
+        checked_out: job.record.checked_out_commit.clone(),
+        saved: below_data("saved").join(&repository.name.name),
+        name: repository.name.to_string(),
+    };
+    let done = git::fetch_and_checkout(&remote, &checkout, &host.git, limit)
+        .map_err(|error| StepError { message: error.message, chance: error.chance })?;
+    host.store.checked_out(job.deployment.id, &done.commit).map_err(not_recorded)?;
+    done.notes.iter().for_each(|note| journal.line(LogLevel::Warning, note));
+    let Commit { hash, subject, author } = &done.commit;
+    let files = match done.changed_files {
+        0 => "no file changed".to_owned(),
+        1 => "1 file changed".to_owned(),
+        several => format!("{several} files changed"),
+    };
+    journal.step(&format!("checked out {} “{subject}” by {author}, {files}", hash.short()), step);
+    Ok(())
+}
+
+/// The stack that a driver runs, with what the folder's own `.env` says where the repository says nothing.
+fn describe(job: &Job, folder: PathBuf, variables: Variables, plaintext: &Plaintext) -> Result<Stack, StepError> {
+    let (repository, defaults) = (&job.repository, variables.defaults);
+    let (named, field) = match repository.compose_files.is_empty() {
+        true => (&defaults.files, "COMPOSE_FILE in `.env`"),
+        false => (&repository.compose_files, "`compose_files`"),
+    };
+    let files = named
+        .iter()
+        .map(|file| stack::named_file(&repository.local_path, &folder, file, field))
+        .collect::<Result<_, _>>()?;
+    Ok(Stack {
+        root: repository.local_path.clone(),
+        folder,
+        files,
+        project: repository.compose_project.clone().or(defaults.project),
+        default_project: repository.name.name.clone(),
+        profiles: if repository.profiles.is_empty() { defaults.profiles } else { repository.profiles.clone() },
+        variables_file: plaintext.variables_file(),
+        variables: variables.all,
+        unset_variables: repository.unset_variables,
+        build: repository.build,
+        pull: repository.pull,
+        asked: job.deployment.asked,
+    })
+}
+
+fn planned(plan: &Plan) -> String {
+    let services: Vec<String> = plan
+        .services
+        .iter()
+        .map(|(name, count)| if *count == 1 { name.clone() } else { format!("{name} ×{count}") })
+        .collect();
+    format!("compose project {}: {}", plan.project, services.join(", "))
+}
+
+/// Removes images that nothing uses; a failure is only a line, for the stack is well.
+fn prune_images(host: &Host, limit: &Limit, journal: &mut Journal<'_>) {
+    if let Err(error) = host.driver.prune_images(&limit.at_most(PRUNE_LIMIT), journal) {
+        journal.line(LogLevel::Warning, &format!("unused images were not removed: {error}"));
+    }
+}
+
+/// What must never stand in a log of this deployment: as far as it can be had; what cannot is reported by the step that needs it.
+fn known_secrets(host: &Host, job: &Job) -> Scrubber {
+    let mut scrubber = Scrubber::new();
+    let environment = &host.settings.environment;
+    job.repository.secrets(environment).iter().for_each(|secret| scrubber.learn(secret.expose()));
+    job.repository.secret_urls(environment).iter().for_each(|url| scrubber.learn_url(url.expose()));
+    scrubber
+}
+
+fn not_recorded(error: StoreError) -> StepError {
+    StepError::for_now(error.to_string())
+}
+
+/// An error is one line, whatever a child said.
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}

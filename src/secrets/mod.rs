@@ -1,12 +1,22 @@
 //! Secrets: the type that does not print, decryption through sops, variables from env files, and the scrubber.
 
 pub mod env_file;
+pub mod runtime;
 pub mod scrub;
 pub mod sops;
 
+mod file;
+pub(crate) mod url;
+
 use std::fmt;
 
+use crate::model::Chance;
+
+pub use file::{EnvFile, MAX_FILE_BYTES, plain_name, read_env_file};
+
+pub use runtime::RuntimeFolder;
 pub use scrub::Scrubber;
+pub use sops::Sops;
 
 /// A text that never prints itself.
 #[derive(Clone, PartialEq, Eq)]
@@ -27,5 +37,27 @@ impl Secret {
 impl fmt::Debug for Secret {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("Secret(…)")
+    }
+}
+
+/// Why there are no variables, or no place for them; one line, without a value.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct SecretsError {
+    /// What is wrong, where, and the way out.
+    pub message: String,
+    /// Whether it is worth another try.
+    pub chance: Chance,
+}
+
+impl SecretsError {
+    /// One that only a change helps.
+    fn last(message: impl Into<String>) -> SecretsError {
+        SecretsError { message: message.into(), chance: Chance::Final }
+    }
+
+    /// One that may pass by itself.
+    fn passing(message: impl Into<String>) -> SecretsError {
+        SecretsError { message: message.into(), chance: Chance::CanPass }
     }
 }

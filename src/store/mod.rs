@@ -2,27 +2,56 @@
 //!
 //! The queue is the table: a trigger is accepted once its row is committed. The channel to the worker is only a bell.
 
-use std::path::Path;
-use std::time::Duration;
+mod checks;
+mod history;
+mod logs;
+mod migrations;
+mod open;
+mod outbox;
+mod outcome;
+mod projects;
+mod queue;
+#[cfg(test)]
+mod random;
+mod rows;
+#[cfg(test)]
+mod testing;
 
-use jiff::Timestamp;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
-use crate::model::{
-    Asked, Chance, Commit, CommitHash, DeploymentId, DeploymentRecord, LogLevel, LogLine, ProjectRecord, RepositoryId,
-    RepositoryName, RepositoryRecord, Status, Trigger,
-};
+use rusqlite::{Connection, Transaction};
+
+use crate::model::{Chance, DeploymentId, DeploymentRecord, RepositoryId, Status};
+
+use self::checks::Checks;
+use self::logs::Changes;
+use self::open::{Durability, Readers, Writers, lock};
+
+pub use self::logs::{GRAVE_LINES_KEPT, LINE_BYTES_KEPT, LOG_BYTES_KEPT, LOG_LINES_KEPT};
+pub use self::open::DATABASE_FILE;
+pub use self::outbox::MessageKind;
+pub use self::outcome::RETRY_PAUSES_SECONDS;
 
 /// Why the database did not do as asked; one line.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// SQLite's own error.
-    #[error("database: {0}")]
+    #[error("database: {}", open::describe(.0))]
     Sqlite(#[from] rusqlite::Error),
+    /// The database cannot be opened.
+    #[error("{path}: {problem}")]
+    Unusable {
+        /// Which file.
+        path: PathBuf,
+        /// Why, and what to do.
+        problem: String,
+    },
     /// A file beside it.
     #[error("{path}: {source}")]
     File {
         /// Which.
-        path: std::path::PathBuf,
+        path: PathBuf,
         /// The system's error.
         source: std::io::Error,
     },
@@ -89,8 +118,8 @@ pub enum Outcome {
     },
 }
 
-/// Which deployments a list holds.
-#[derive(Clone, Debug, Default)]
+/// Which deployments a list holds; as [`Default`], the first page of all.
+#[derive(Clone, Debug)]
 pub struct DeploymentFilter {
     /// Only of this repository.
     pub repository_id: Option<RepositoryId>,
@@ -100,15 +129,26 @@ pub struct DeploymentFilter {
     pub status: Option<Status>,
     /// Only older ones than this.
     pub before: Option<DeploymentId>,
-    /// How many at most.
+    /// How many at most; more than [`PAGE_LIMIT`] are never answered.
     pub limit: u32,
 }
+
+impl Default for DeploymentFilter {
+    fn default() -> DeploymentFilter {
+        DeploymentFilter { repository_id: None, project: None, status: None, before: None, limit: 50 }
+    }
+}
+
+/// The longest page of deployments: the 500 of spec section 5, and one more that tells whether there is a next page.
+pub const PAGE_LIMIT: u32 = 501;
 
 /// A finished deployment of which nobody has been told.
 #[derive(Clone, Debug)]
 pub struct Untold {
     /// It.
     pub deployment: DeploymentRecord,
+    /// What to say of it.
+    pub kind: MessageKind,
     /// Whether people were told that this repository fails, and not yet that it is well again.
     pub failure_was_told: bool,
     /// The last lines of its log, for a failure's message.
@@ -116,283 +156,56 @@ pub struct Untold {
 }
 
 /// The database. Shared by reference between threads.
-pub struct Store {}
+pub struct Store {
+    // Readers are closed first: only a writer can merge the write-ahead log when it is the last one.
+    readers: Readers,
+    writers: Mutex<Writers>,
+    checks: Checks,
+    changes: Changes,
+    history_limit: u32,
+}
 
 impl Store {
-    /// Opens or makes `Shiparr.db` in `data_path`, migrates it after a copy (`Shiparr.db.vN`).
+    /// Opens or makes `Shiparr.db` in `data_path`, migrates it after a copy (`Shiparr.db.vN`). Of each repository `history_limit` deployments are kept.
     ///
     /// # Errors
     /// A database of a newer version, one that cannot be opened or is damaged.
-    pub fn open(_data_path: &Path, _history_limit: u32) -> Result<Store, StoreError> {
-        todo!()
+    pub fn open(data_path: &Path, history_limit: u32) -> Result<Store, StoreError> {
+        let (readers, writers) = open::open(data_path)?;
+        Ok(Store {
+            readers,
+            writers: Mutex::new(writers),
+            checks: Checks::default(),
+            changes: Changes::default(),
+            history_limit: history_limit.max(1),
+        })
     }
 
-    /// Answers whether the database can be read and written (for health); writes nothing.
+    /// Answers whether the database can be read and written (for health). Writes nothing, unless the last write failed: then it tries, at most once
+    /// a second, whether the cause has gone.
     ///
     /// # Errors
     /// SQLite's.
     pub fn ping(&self) -> Result<(), StoreError> {
-        todo!()
+        self.read(|connection| {
+            connection.prepare_cached("SELECT 1 FROM projects LIMIT 1")?.exists([])?;
+            Ok(())
+        })?;
+        // Whoever holds the lock is writing: the next one who asks learns how that went.
+        self.writers.try_lock().map_or(Ok(()), |mut writers| writers.ping())
     }
 
-    // ---- Projects and repositories ----
-
-    /// Makes the records agree with the accepted projects, in one transaction: new ones are made, changed ones updated, ones that no file
-    /// names any more become orphans (their pending rows end `failed: orphaned`), returning ones stop being orphans. Projects in
-    /// `untouched` (their file has a problem and no good version is known) keep their records as they are. Writes nothing when nothing changed.
-    ///
-    /// # Errors
-    /// SQLite's.
-    pub fn sync(&self, _projects: &[ProjectSpec], _untouched: &[String], _now: Timestamp) -> Result<(), StoreError> {
-        todo!()
+    fn read<T>(&self, work: impl FnOnce(&Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        self.readers.with(work)
     }
 
-    /// Repositories whose configuration differs from the one that their last started deployment had (keyed hash); never-deployed ones are not among them.
-    ///
-    /// # Errors
-    /// SQLite's.
-    pub fn changed_configurations(&self) -> Result<Vec<RepositoryId>, StoreError> {
-        todo!()
+    /// A transaction that is on the disk when this returns: for what was promised.
+    fn promise<T>(&self, work: impl FnOnce(&Transaction) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        lock(&self.writers).write(Durability::Promised, work)
     }
 
-    /// All projects, by name.
-    ///
-    /// # Errors
-    /// SQLite's.
-    pub fn projects(&self) -> Result<Vec<ProjectRecord>, StoreError> {
-        todo!()
-    }
-
-    /// All repositories, by project and name, or those of one project.
-    ///
-    /// # Errors
-    /// SQLite's.
-    pub fn repositories(&self, _project: Option<&str>) -> Result<Vec<RepositoryRecord>, StoreError> {
-        todo!()
-    }
-
-    /// One repository by id.
-    ///
-    /// # Errors
-    /// SQLite's.
-    pub fn repository(&self, _id: RepositoryId) -> Result<Option<RepositoryRecord>, StoreError> {
-        todo!()
-    }
-
-    /// One repository by name.
-    ///
-    /// # Errors
-    /// SQLite's.
-    pub fn repository_named(&self, _name: &RepositoryName) -> Result<Option<RepositoryRecord>, StoreError> {
-        todo!()
-    }
-
-    /// The most recent outcome that was not skipped of each repository of a project, for the widget: see [`RepositoryRecord`]; this one returns the last
-    /// finished, not skipped deployment of a repository.
-    ///
-    /// # Errors
-    /// SQLite's.
-    pub fn last_outcome(&self, _id: RepositoryId) -> Result<Option<DeploymentRecord>, StoreError> {
-        todo!()
-    }
-
-    /// Forgets orphans, with their history; answers their names. Records only.
-    ///
-    /// # Errors
-    /// SQLite's.
-    pub fn prune(&self, _ids: &[RepositoryId]) -> Result<Vec<RepositoryName>, StoreError> {
-        todo!()
-    }
-
-    // ---- Checks: in memory, stored with the next write ----
-
-    /// The next check of a repository is due at `at` (memory only).
-    pub fn check_scheduled(&self, _id: RepositoryId, _at: Timestamp) {
-        todo!()
-    }
-
-    /// A check found `tip`. In one transaction, where there is something to write: a new commit is recorded as observed and queued (trigger `poll`), unless
-    /// it is running, or is `last_commit_hash` with no later deployment started (spec section 4, Queue). Clears `last_error`. Where nothing is new, only memory changes.
-    ///
-    /// # Errors
-    /// SQLite's.
-    pub fn check_found(
-        &self,
-        _id: RepositoryId,
-        _tip: &CommitHash,
-        _now: Timestamp,
-    ) -> Result<Option<Queued>, StoreError> {
-        todo!()
-    }
-
-    /// A check failed. Answers whether that is news (no failure before, or another error): only then it is written.
-    ///
-    /// # Errors
-    /// SQLite's.
-    pub fn check_failed(&self, _id: RepositoryId, _error: &str, _now: Timestamp) -> Result<bool, StoreError> {
-        todo!()
-    }
-
-    /// Repositories whose checks have failed since before `since` and whose failure nobody was told of; marks them as told.
-    ///
-    /// # Errors
-    /// SQLite's.
-    pub fn take_long_failing_checks(&self, _since: Timestamp) -> Result<Vec<RepositoryRecord>, StoreError> {
-        todo!()
-    }
-
-    /// Writes what is only in memory; called when the daemon stops.
-    ///
-    /// # Errors
-    /// SQLite's.
-    pub fn flush_checks(&self) -> Result<(), StoreError> {
-        todo!()
-    }
-
-    // ---- The queue ----
-
-    /// Accepts a trigger: makes the pending row, or joins the one that is there. Durable (fsync) when it returns. Clears a retry that waits.
-    ///
-    /// # Errors
-    /// An orphan is [`StoreError::Refused`].
-    pub fn enqueue(
-        &self,
-        _id: RepositoryId,
-        _trigger: Trigger,
-        _asked: Asked,
-        _now: Timestamp,
-    ) -> Result<Queued, StoreError> {
-        todo!()
-    }
-
-    /// All pending rows, oldest first; the worker chooses.
-    ///
-    /// # Errors
-    /// SQLite's.
-    pub fn pending(&self) -> Result<Vec<DeploymentRecord>, StoreError> {
-        todo!()
-    }
-
-    /// Notes what a pending row waits for (shown as its `error`); writes only when it differs.
-    ///
-    /// # Errors
-    /// SQLite's.
-    pub fn waits_for(&self, _id: DeploymentId, _reason: Option<&str>) -> Result<(), StoreError> {
-        todo!()
-    }
-
-    /// Pending becomes running, with the configuration that it runs with.
-    ///
-    /// # Errors
-    /// A row that is not pending any more is [`StoreError::Refused`].
-    pub fn start(&self, _id: DeploymentId, _config_hash: &str, _now: Timestamp) -> Result<(), StoreError> {
-        todo!()
-    }
-
-    /// The working tree now is at this commit: written to the deployment and the repository (`checked_out_commit`, `observed_commit`).
-    ///
-    /// # Errors
-    /// SQLite's.
-    pub fn checked_out(&self, _id: DeploymentId, _commit: &Commit) -> Result<(), StoreError> {
-        todo!()
-    }
-
-    /// Compose is about to change containers, as this compose project in this folder.
-    ///
-    /// # Errors
-    /// SQLite's.
-    pub fn up_begins(&self, _id: DeploymentId, _compose_project: &str, _folder: &Path) -> Result<(), StoreError> {
-        todo!()
-    }
-
-    /// Ends a running deployment: status, error, times, `last_commit_hash` after a success, the next retry after a failure that can pass (1, 5 and
-    /// every 15 minutes), and the trimmed history, in one durable transaction.
-    ///
-    /// # Errors
-    /// A transition that is not allowed is [`StoreError::Refused`].
-    pub fn finish(&self, _id: DeploymentId, _outcome: &Outcome, _now: Timestamp) -> Result<(), StoreError> {
-        todo!()
-    }
-
-    /// At start: what was `running` becomes `failed: interrupted` and is queued again with all that was asked of it: at once the first time, then with the
-    /// pauses of a retry. Answers the interrupted ones.
-    ///
-    /// # Errors
-    /// SQLite's.
-    pub fn recover(&self, _now: Timestamp) -> Result<Vec<DeploymentRecord>, StoreError> {
-        todo!()
-    }
-
-    /// Queues the retries that are due.
-    ///
-    /// # Errors
-    /// SQLite's.
-    pub fn enqueue_due_retries(&self, _now: Timestamp) -> Result<Vec<Queued>, StoreError> {
-        todo!()
-    }
-
-    /// When the next retry is due.
-    ///
-    /// # Errors
-    /// SQLite's.
-    pub fn next_retry_at(&self) -> Result<Option<Timestamp>, StoreError> {
-        todo!()
-    }
-
-    // ---- History and logs ----
-
-    /// One deployment.
-    ///
-    /// # Errors
-    /// SQLite's.
-    pub fn deployment(&self, _id: DeploymentId) -> Result<Option<DeploymentRecord>, StoreError> {
-        todo!()
-    }
-
-    /// A page of deployments, newest first.
-    ///
-    /// # Errors
-    /// SQLite's.
-    pub fn deployments(&self, _filter: &DeploymentFilter) -> Result<Vec<DeploymentRecord>, StoreError> {
-        todo!()
-    }
-
-    /// Adds a line to a deployment's log and wakes those who follow it; past the bound the line is counted and not kept, and the log says where it was cut.
-    ///
-    /// # Errors
-    /// SQLite's.
-    pub fn log(&self, _id: DeploymentId, _level: LogLevel, _message: &str, _now: Timestamp) -> Result<(), StoreError> {
-        todo!()
-    }
-
-    /// Lines of a deployment's log after the line `after` (0 for all), oldest first, at most `limit`.
-    ///
-    /// # Errors
-    /// SQLite's.
-    pub fn log_lines(&self, _id: DeploymentId, _after: i64, _limit: u32) -> Result<Vec<LogLine>, StoreError> {
-        todo!()
-    }
-
-    /// Waits until a deployment got a line or another status, at most `limit`. For those who follow a log.
-    pub fn wait_for_change(&self, _limit: Duration) {
-        todo!()
-    }
-
-    // ---- Messages: a finished row that nobody was told of is the outbox ----
-
-    /// The oldest finished deployment that nobody was told of yet and that a message may be about.
-    ///
-    /// # Errors
-    /// SQLite's.
-    pub fn next_untold(&self) -> Result<Option<Untold>, StoreError> {
-        todo!()
-    }
-
-    /// People were told of it, or there was nobody to tell. `as_failure`: a failure message went out for its repository; a later success is then "well again".
-    ///
-    /// # Errors
-    /// SQLite's.
-    pub fn told(&self, _id: DeploymentId, _as_failure: bool, _now: Timestamp) -> Result<(), StoreError> {
-        todo!()
+    /// A transaction that a power cut may take back, but no crash of the process.
+    fn note<T>(&self, work: impl FnOnce(&Transaction) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        lock(&self.writers).write(Durability::Noted, work)
     }
 }

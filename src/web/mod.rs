@@ -1,1 +1,125 @@
 //! The web: a gate that owns every client's socket, tiny_http behind it, routes, auth, the API and the widget.
+//!
+//! ```text
+//! client ─▶ gate (one thread) ─▶ tiny_http ─▶ handler threads ─▶ rules ▸ auth ▸ route
+//!                                                  └─▶ a thread of a pool, for what streams or takes its time
+//! ```
+//!
+//! The web never runs a deployment: it reads the store, or writes a pending row and wakes the worker. It spawns nothing: [`start`] hands its long-lived threads to
+//! the daemon as functions, and asks it ([`Daemon::spawn`]) for a thread where an answer streams or takes its time.
+
+mod answer;
+mod api;
+mod auth;
+pub mod gate;
+mod health;
+mod listen;
+mod origin;
+mod presence;
+mod request;
+mod routes;
+mod server;
+mod stream;
+mod widget;
+
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::config::{Catalog, Settings};
+use crate::model::{RepositoryId, RepositoryName};
+use crate::store::Store;
+
+pub use gate::Listener;
+pub use listen::{CONTROL_SOCKET, ListenError, listen_control, listen_tcp};
+pub use server::{StopWeb, Thread, Web, start};
+
+/// Streams that are written at once; one more is answered 503.
+pub const STREAMS_MAX: usize = 32;
+
+/// The kind of listener that a request came in by; set by the gate, never by a client.
+const HEADER_LISTENER: &str = "X-Shiparr-Listener";
+/// The client's address; set by the gate, never by a client.
+const HEADER_PEER: &str = "X-Shiparr-Peer";
+/// The request's number in this process; set by the gate, never by a client.
+const HEADER_REQUEST: &str = "X-Shiparr-Request";
+
+/// How a request came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ListenerKind {
+    /// Over TCP: rules and authentication apply.
+    Tcp,
+    /// Over the control socket: its file permissions are the authentication.
+    Control,
+}
+
+impl ListenerKind {
+    fn as_str(self) -> &'static str {
+        match self {
+            ListenerKind::Tcp => "tcp",
+            ListenerKind::Control => "control",
+        }
+    }
+}
+
+/// What came of one notification URL that was tried.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct NotifyResult {
+    /// Which repository's, or none for a project's global ones.
+    pub repository: Option<String>,
+    /// The URL's kind (`discord`, `https`) and number: never the URL.
+    pub target: String,
+    /// Why nothing was sent, in one line; none when it was.
+    pub problem: Option<String>,
+}
+
+/// What the web asks of the daemon around it. Nothing here waits, but for [`Daemon::notify_test`].
+pub trait Daemon: Send + Sync {
+    /// The accepted configuration, and what is wrong with it.
+    fn catalog(&self) -> Arc<Catalog>;
+
+    /// There is a new pending row.
+    fn wake_worker(&self);
+
+    /// A repository is checked now, rather than when its interval ends.
+    fn check_now(&self, id: RepositoryId);
+
+    /// Why Docker does not answer, as it was found out in the background.
+    fn docker_problem(&self) -> Option<String>;
+
+    /// When the daemon started.
+    fn started_at(&self) -> Instant;
+
+    /// Sends a test message to every notification URL of a repository, or to all. Takes as long as the notifiers do.
+    ///
+    /// # Errors
+    /// A repository that is not configured, in one line.
+    fn notify_test(&self, repository: Option<&RepositoryName>) -> Result<Vec<NotifyResult>, String>;
+
+    /// Runs something in a thread of its own; the web bounds how many there are.
+    ///
+    /// # Errors
+    /// The system's, where there are no more threads.
+    fn spawn(&self, name: &str, job: Box<dyn FnOnce() + Send>) -> io::Result<()>;
+}
+
+/// What every route may use.
+pub struct Context {
+    /// The service's settings.
+    pub settings: Arc<Settings>,
+    /// The database.
+    pub store: Arc<Store>,
+    /// The daemon around the web.
+    pub daemon: Arc<dyn Daemon>,
+    health: health::Health,
+}
+
+impl Context {
+    /// What the daemon gives to the web.
+    pub fn new(settings: Arc<Settings>, store: Arc<Store>, daemon: Arc<dyn Daemon>) -> Context {
+        Context { settings, store, daemon, health: health::Health::default() }
+    }
+}

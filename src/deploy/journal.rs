@@ -1,0 +1,54 @@
+//! A deployment's log: each line scrubbed, then stored as it comes.
+
+use std::borrow::Cow;
+use std::time::Instant;
+
+use jiff::Timestamp;
+
+use super::Log;
+use crate::model::{DeploymentId, LogLevel};
+use crate::secrets::Scrubber;
+use crate::store::Store;
+
+/// Writes a deployment's log. A log that cannot be written stops no deployment.
+pub struct Journal<'a> {
+    store: &'a Store,
+    id: DeploymentId,
+    scrubber: Scrubber,
+    /// The daemon's own log hears once that this one cannot be written, not once a line.
+    broken: bool,
+}
+
+impl<'a> Journal<'a> {
+    /// With the secrets that are known so far.
+    pub fn new(store: &'a Store, id: DeploymentId, scrubber: Scrubber) -> Journal<'a> {
+        Journal { store, id, scrubber, broken: false }
+    }
+
+    /// Learns a value that was decrypted or interpolated.
+    pub fn learn(&mut self, value: &str) {
+        self.scrubber.learn(value);
+    }
+
+    /// A text without any known secret.
+    pub fn scrub<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        self.scrubber.scrub(text)
+    }
+
+    /// Adds a step's line, with the time that it took.
+    pub fn step(&mut self, what: &str, since: Instant) {
+        self.line(LogLevel::Info, &format!("{what} ({:.2} s)", since.elapsed().as_secs_f64()));
+    }
+}
+
+impl Log for Journal<'_> {
+    fn line(&mut self, level: LogLevel, message: &str) {
+        let scrubbed = self.scrubber.scrub(message);
+        if let Err(error) = self.store.log(self.id, level, &scrubbed, Timestamp::now()) {
+            if !self.broken {
+                log::error!("the log of deployment {} cannot be written: {error}", self.id);
+            }
+            self.broken = true;
+        }
+    }
+}

@@ -1,0 +1,367 @@
+//! A stack's variables: its own `.env`, then the `env_file`s, decrypted, then `environment`; later ones win.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use super::journal::Journal;
+use super::stack::{self, Defaults};
+use super::{Log, StepError};
+use crate::command::Limit;
+use crate::config::project::UnsetVariables;
+use crate::config::{Repository, Settings};
+use crate::model::LogLevel;
+use crate::secrets::env_file::{self, Surroundings};
+use crate::secrets::runtime::{Linked, RuntimeFolder};
+use crate::secrets::{EnvFile, Secret, SecretsError, Sops, read_env_file};
+
+/// All variables of a stack.
+pub struct Variables {
+    /// By name.
+    pub all: BTreeMap<String, Secret>,
+    /// What the stack's own `.env` says about Compose itself.
+    pub defaults: Defaults,
+}
+
+/// Decrypted text in the runtime folder, and the links that lead to it; dropped, all of it is gone.
+#[derive(Default)]
+pub struct Plaintext {
+    folder: Option<RuntimeFolder>,
+    variables_file: Option<PathBuf>,
+}
+
+impl Plaintext {
+    /// All variables as one dotenv file; none where there are no variables.
+    pub fn variables_file(&self) -> Option<PathBuf> {
+        self.variables_file.clone()
+    }
+}
+
+/// Reads, decrypts and writes down the variables of the stack in `folder`. The journal learns every value that was decrypted.
+/// `runtime_name` is the name of the private folder, unique among the deployments that run.
+///
+/// # Errors
+/// Whatever is wrong with one of the files: no sops, no key, damaged, outside the repository; in one line that names the file.
+pub fn gather(
+    repository: &Repository,
+    folder: &Path,
+    settings: &Settings,
+    runtime_name: &str,
+    limit: &Limit,
+    journal: &mut Journal<'_>,
+) -> Result<(Variables, Plaintext), StepError> {
+    let mut gathering = Gathering {
+        repository,
+        settings,
+        runtime_name,
+        sops: Sops { program: settings.sops_bin.clone(), environment: settings.environment.for_sops() },
+        outside: settings.environment.for_children(),
+        all: BTreeMap::new(),
+        plaintext: Plaintext::default(),
+    };
+    let own = folder.join(".env");
+    if own.is_file() {
+        gathering.read(&own, Path::new(".env"), limit, journal)?;
+    }
+    let defaults = Defaults::of(&gathering.all);
+    for file in &repository.env_files {
+        let path = stack::joined(folder, file);
+        if let Some(text) = gathering.read(&path, file, limit, journal)? {
+            gathering.link(&path, file, &text, journal)?;
+        }
+    }
+    for (name, template) in &repository.environment {
+        let value = template
+            .resolve(&settings.environment)
+            .map_err(|error| StepError::for_good(format!("environment.{name}: {error}")))?;
+        journal.learn(value.expose());
+        gathering.all.insert(name.clone(), value);
+    }
+    gathering.write()?;
+    Ok((Variables { all: gathering.all, defaults }, gathering.plaintext))
+}
+
+struct Gathering<'a> {
+    repository: &'a Repository,
+    settings: &'a Settings,
+    runtime_name: &'a str,
+    sops: Sops,
+    /// What Compose would see around the files.
+    outside: Vec<(OsString, OsString)>,
+    all: BTreeMap<String, Secret>,
+    plaintext: Plaintext,
+}
+
+impl Gathering<'_> {
+    /// Adds a file's variables; gives its decrypted text where it was encrypted.
+    fn read(
+        &mut self,
+        path: &Path,
+        shown: &Path,
+        limit: &Limit,
+        journal: &mut Journal<'_>,
+    ) -> Result<Option<Secret>, StepError> {
+        let lookup = |name: &str| {
+            let around = || self.outside.iter().find(|(key, _)| key == name).map(|(_, value)| value.to_string_lossy());
+            self.all.get(name).map(|value| value.expose().to_owned()).or_else(|| Some(around()?.into_owned()))
+        };
+        let surroundings =
+            Surroundings { lookup: &lookup, blank_unset: self.repository.unset_variables == UnsetVariables::Blank };
+        let within = shown.is_relative().then_some(self.repository.local_path.as_path());
+        let shown = shown.to_string_lossy();
+        let EnvFile { variables, decrypted } = read_env_file(path, &shown, within, &self.sops, surroundings, limit)?;
+        for (name, value) in variables {
+            if decrypted.is_some() {
+                journal.learn(value.expose());
+            }
+            self.all.insert(name, value);
+        }
+        Ok(decrypted)
+    }
+
+    /// Puts a link to the decrypted text beside the encrypted file, for `env_file:` in the compose file.
+    fn link(
+        &mut self,
+        encrypted: &Path,
+        shown: &Path,
+        text: &Secret,
+        journal: &mut Journal<'_>,
+    ) -> Result<(), StepError> {
+        let within = shown.is_relative().then_some(self.repository.local_path.as_path());
+        let name = encrypted.file_name().unwrap_or_default().to_string_lossy();
+        let folder = self.runtime_folder()?;
+        let target = folder.write(&name, text.expose())?;
+        if let Linked::NameTaken(path) = folder.link_beside(encrypted, &target, within)? {
+            let message = format!(
+                "{} exists and stays as it is: an `env_file:` that names it does not see the decrypted {}",
+                path.display(),
+                shown.display()
+            );
+            journal.line(LogLevel::Warning, &message);
+        }
+        Ok(())
+    }
+
+    /// Writes the one file that Compose reads.
+    fn write(&mut self) -> Result<(), StepError> {
+        if self.all.is_empty() {
+            return Ok(());
+        }
+        let text = env_file::render(self.all.iter().map(|(name, value)| (name.as_str(), value)));
+        self.plaintext.variables_file = Some(self.runtime_folder()?.write("variables.env", &text)?);
+        Ok(())
+    }
+
+    /// The private folder, made when it is first needed: most stacks have nothing to hide.
+    fn runtime_folder(&mut self) -> Result<&mut RuntimeFolder, SecretsError> {
+        let folder = match self.plaintext.folder.take() {
+            Some(folder) => folder,
+            None => RuntimeFolder::create(&self.settings.runtime_path, &self.settings.data_path, self.runtime_name)?,
+        };
+        Ok(self.plaintext.folder.insert(folder))
+    }
+}
+
+impl From<SecretsError> for StepError {
+    fn from(error: SecretsError) -> StepError {
+        StepError { message: error.message, chance: error.chance }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::command::Command;
+    use crate::config::catalog::{Accepted, Basis, Catalog};
+    use crate::config::{Environment, Severity};
+    use crate::model::{Asked, DeploymentId, Trigger};
+    use crate::secrets::Scrubber;
+    use crate::store::{ProjectSpec, RepositorySpec, Store};
+
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    /// A repository with a working tree, an age key and a store, all in one folder.
+    struct Lab {
+        folder: tempfile::TempDir,
+        settings: Settings,
+        store: Store,
+        deployment: DeploymentId,
+        repository: Repository,
+        children: Vec<(OsString, OsString)>,
+    }
+
+    impl Lab {
+        /// `fields` are those of the repository, as YAML on one line.
+        fn new(fields: &str) -> Lab {
+            let folder = tempfile::tempdir().unwrap();
+            let path = |name: &str| folder.path().join(name).display().to_string();
+            let children = Environment::of_process().for_children();
+            let ran =
+                Command::new("age-keygen", &children).args(["-o", &path("key")]).capture(&Limit::after(LIMIT), 9999);
+            assert!(ran.unwrap().status.success());
+            let environment = Environment::of_process().with(&Environment::from_pairs([
+                ("Shiparr_CONFIG_PATH", path("projects")),
+                ("Shiparr_DATA_PATH", path("data")),
+                ("Shiparr_RUNTIME_PATH", path("runtime")),
+                ("SOPS_AGE_KEY_FILE", path("key")),
+                ("FROM_OUTSIDE", "interpolated value".to_owned()),
+            ]));
+            for name in ["projects", "data", "runtime", "tree/stack"] {
+                std::fs::create_dir_all(folder.path().join(name)).unwrap();
+            }
+            let yaml = format!(
+                "project: home\nrepositories:\n  web: {{url: /nowhere, path: stack, local_path: {}, {fields}}}\n",
+                path("tree")
+            );
+            std::fs::write(folder.path().join("projects/home.yaml"), yaml).unwrap();
+            let (settings, _) = Settings::from_environment(&environment).unwrap();
+            let basis = Basis {
+                settings: &settings,
+                previous: &Catalog::default(),
+                accepted: &Accepted::default(),
+                unset_names: Severity::Error,
+            };
+            let catalog = Catalog::load(&settings.config_path, &basis);
+            let repository = catalog.repositories().next().unwrap_or_else(|| panic!("{:?}", catalog.problems)).clone();
+            let (store, deployment) = queued(&settings);
+            Lab { settings, store, deployment, repository, children, folder }
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.folder.path().join("tree/stack").join(name)
+        }
+
+        fn write(&self, name: &str, text: &str) {
+            std::fs::write(self.path(name), text).unwrap();
+        }
+
+        fn write_encrypted(&self, name: &str, kind: &str, text: &str) {
+            let run = |program: &str, args: &[&str], input: &str| {
+                let command = Command::new(program, &self.children).args(args).input(input);
+                let ran = command.capture(&Limit::after(LIMIT), 1 << 20).unwrap();
+                assert!(ran.status.success(), "{}", ran.stderr);
+                String::from_utf8(ran.stdout).unwrap()
+            };
+            let key = self.folder.path().join("key");
+            let recipient = run("age-keygen", &["-y", key.to_str().unwrap()], "");
+            let kind = ["--input-type", kind, "--output-type", kind, "/dev/stdin"];
+            let args = [&["-e", "--age", recipient.trim()][..], &kind].concat();
+            self.write(name, &run("sops", &args, text));
+        }
+
+        fn journal(&self) -> Journal<'_> {
+            Journal::new(&self.store, self.deployment, Scrubber::new())
+        }
+
+        fn gather(&self) -> Result<(Variables, Plaintext), StepError> {
+            self.gather_into(&mut self.journal())
+        }
+
+        fn gather_into(&self, journal: &mut Journal<'_>) -> Result<(Variables, Plaintext), StepError> {
+            gather(&self.repository, &self.path(""), &self.settings, "7", &Limit::after(LIMIT), journal)
+        }
+
+        fn log(&self) -> String {
+            let lines = self.store.log_lines(self.deployment, 0, 1000).unwrap();
+            lines.into_iter().map(|line| line.message + "\n").collect()
+        }
+    }
+
+    fn queued(settings: &Settings) -> (Store, DeploymentId) {
+        let store = Store::open(&settings.data_path, 200).unwrap();
+        let repository = RepositorySpec {
+            name: "web".to_owned(),
+            git_url: "/nowhere".to_owned(),
+            branch: "main".to_owned(),
+            path: "stack".to_owned(),
+            local_path: "/nowhere".to_owned(),
+            check_interval_seconds: 60,
+            config_hash: String::new(),
+        };
+        let project = ProjectSpec {
+            name: "home".to_owned(),
+            description: None,
+            config_file: "home.yaml".to_owned(),
+            repositories: vec![repository],
+        };
+        let now = jiff::Timestamp::now();
+        store.sync(&[project], &[], now).unwrap();
+        let id = store.repositories(None).unwrap()[0].id;
+        let queued = store.enqueue(id, Trigger::Api, Asked::default(), now).unwrap();
+        (store, queued.deployment_id)
+    }
+
+    fn value<'a>(variables: &'a Variables, name: &str) -> &'a str {
+        variables.all[name].expose()
+    }
+
+    #[test]
+    fn later_ones_win_and_earlier_ones_can_be_used() {
+        let lab = Lab::new("env_file: [a.env, b.yaml], environment: {C: environment, D: '${FROM_OUTSIDE}'}");
+        lab.write(".env", "A=own\nB=own\nC=own\nCOMPOSE_PROFILES=x\n");
+        lab.write("a.env", "B=a\nC=a\nE=${A}-$B\nCOMPOSE_PROJECT_NAME=not-from-here\n");
+        lab.write("b.yaml", "C: b\n");
+        let (variables, plaintext) = lab.gather().unwrap();
+        for (name, expected) in
+            [("A", "own"), ("B", "a"), ("C", "environment"), ("D", "interpolated value"), ("E", "own-a")]
+        {
+            assert_eq!(value(&variables, name), expected, "{name}");
+        }
+        assert_eq!(variables.defaults.profiles, ["x"]);
+        assert_eq!(variables.defaults.project, None);
+        let file = plaintext.variables_file().unwrap();
+        assert!(std::fs::read_to_string(&file).unwrap().contains("D=\"interpolated value\"\n"));
+        assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        drop(plaintext);
+        assert!(!file.exists());
+    }
+
+    #[test]
+    fn a_stack_without_variables_needs_no_runtime_folder() {
+        let lab = Lab::new("");
+        let (variables, plaintext) = lab.gather().unwrap();
+        assert!(variables.all.is_empty() && plaintext.variables_file().is_none());
+        assert_eq!(std::fs::read_dir(&lab.settings.runtime_path).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_is_decrypted_lies_beside_for_a_time_and_stands_in_no_log() {
+        let lab = Lab::new("env_file: [.env.enc, app.enc.json]");
+        lab.write_encrypted(".env.enc", "dotenv", "PASSWORD=correct horse\n");
+        lab.write_encrypted("app.enc.json", "json", "{\"TOKEN\": \"battery staple\"}");
+        let mut journal = lab.journal();
+        let (variables, plaintext) = lab.gather_into(&mut journal).unwrap();
+        assert_eq!(value(&variables, "PASSWORD"), "correct horse");
+        assert_eq!(value(&variables, "TOKEN"), "battery staple");
+        assert_eq!(std::fs::read_to_string(lab.path(".env")).unwrap(), "PASSWORD=correct horse\n");
+        assert!(std::fs::read_link(lab.path("app.json")).unwrap().starts_with(&lab.settings.runtime_path));
+        journal.line(LogLevel::Info, "it said: correct horse, battery staple");
+        drop(plaintext);
+        assert!(std::fs::symlink_metadata(lab.path(".env")).is_err());
+        assert!(std::fs::symlink_metadata(lab.path("app.json")).is_err());
+        assert_eq!(lab.log(), "it said: ***, ***\n");
+    }
+
+    #[test]
+    fn a_file_under_the_links_name_stays() {
+        let lab = Lab::new("env_file: app.env.enc");
+        lab.write_encrypted("app.env.enc", "dotenv", "PASSWORD=correct horse\n");
+        lab.write("app.env", "mine");
+        drop(lab.gather().unwrap());
+        assert_eq!(std::fs::read_to_string(lab.path("app.env")).unwrap(), "mine");
+        assert!(lab.log().contains("app.env exists and stays"), "{}", lab.log());
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_had_is_named_and_nothing_stays() {
+        let lab = Lab::new("env_file: [good.env.enc, ../absent.env]");
+        lab.write_encrypted("good.env.enc", "dotenv", "PASSWORD=correct horse\n");
+        let error = lab.gather().err().unwrap();
+        assert!(error.message.contains("../absent.env"), "{error}");
+        assert!(std::fs::symlink_metadata(lab.path("good.env")).is_err());
+        assert_eq!(std::fs::read_dir(lab.settings.runtime_path.join("secrets")).unwrap().count(), 0);
+    }
+}

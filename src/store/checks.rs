@@ -1,0 +1,367 @@
+//! What the checks of the remotes find. A check that finds nothing new changes memory only: hosts run on SD cards.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
+
+use super::open::lock;
+use super::projects::select_repositories;
+use super::queue::{TEXT_BYTES_KEPT, Try, queue};
+use super::rows::{one_line, optional_word, stored};
+use super::{Queued, Store, StoreError};
+use crate::model::{Asked, CommitHash, RepositoryId, RepositoryRecord, Trigger};
+
+impl Store {
+    /// The next check of a repository is due at `at` (memory only).
+    pub fn check_scheduled(&self, id: RepositoryId, at: Timestamp) {
+        self.checks.change(id, |check| check.next_at = Some(at));
+    }
+
+    /// A check found `tip`. In one transaction, where there is something to write: a new commit is recorded as observed and queued (trigger `poll`), unless
+    /// it is running, or is `last_commit_hash` with no later deployment started (spec section 4, Queue). Clears `last_error`. Where nothing is new, only memory changes.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn check_found(
+        &self,
+        id: RepositoryId,
+        tip: &CommitHash,
+        now: Timestamp,
+    ) -> Result<Option<Queued>, StoreError> {
+        self.checks.change(id, |check| check.last_at = Some(now));
+        let is_news = |known: &Option<Known>| {
+            known.as_ref().is_some_and(|known| known.last_error.is_some() || known.observed.as_ref() != Some(tip))
+        };
+        if !self.read(|connection| Ok(is_news(&known(connection, id)?)))? {
+            return Ok(None);
+        }
+        let queued = self.promise(|transaction| {
+            let Some(known) = known(transaction, id)? else { return Ok(None) };
+            if known.last_error.is_some() {
+                transaction.execute(
+                    "UPDATE repositories SET last_error = NULL, failing_since = NULL, failing_told = 0 WHERE id = ?1",
+                    [id],
+                )?;
+            }
+            self.checks.store_one(transaction, id)?;
+            if known.observed.as_ref() == Some(tip) {
+                return Ok(None);
+            }
+            transaction
+                .prepare_cached("UPDATE repositories SET observed_commit = ?2 WHERE id = ?1")?
+                .execute(params![id, tip.as_str()])?;
+            if is_deployed(transaction, id, tip)? {
+                return Ok(None);
+            }
+            queue(transaction, id, &Try::first(Trigger::Poll, Asked::default()), now).map(Some)
+        })?;
+        self.changes.happened();
+        Ok(queued)
+    }
+
+    /// A check failed. Answers whether that is news (no failure before, or another error): only then it is written.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn check_failed(&self, id: RepositoryId, error: &str, now: Timestamp) -> Result<bool, StoreError> {
+        self.checks.change(id, |check| check.last_at = Some(now));
+        let error = one_line(error, TEXT_BYTES_KEPT);
+        let known = self.read(|connection| known(connection, id))?;
+        if known.is_none_or(|known| known.last_error.as_deref() == Some(error)) {
+            return Ok(false);
+        }
+        self.note(|transaction| {
+            transaction.execute(
+                "UPDATE repositories SET last_error = ?2, failing_since = ifnull(failing_since, ?3) WHERE id = ?1",
+                params![id, error, stored(now)],
+            )?;
+            self.checks.store_one(transaction, id)
+        })?;
+        self.changes.happened();
+        Ok(true)
+    }
+
+    /// Repositories whose checks have failed since before `since` and whose failure nobody was told of; marks them as told. Orphans are not among them.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn take_long_failing_checks(&self, since: Timestamp) -> Result<Vec<RepositoryRecord>, StoreError> {
+        let condition = "failing_since <= ?1 AND failing_told = 0 AND orphaned_at IS NULL";
+        let any = self.read(|connection| {
+            let sql = format!("SELECT 1 FROM repositories WHERE {condition} LIMIT 1");
+            Ok(connection.prepare_cached(&sql)?.exists([stored(since)])?)
+        })?;
+        if !any {
+            return Ok(Vec::new());
+        }
+        let mut records = self.note(|transaction| {
+            let taken: Vec<RepositoryId> = transaction
+                .prepare(&format!("UPDATE repositories SET failing_told = 1 WHERE {condition} RETURNING id"))?
+                .query_map([stored(since)], |row| row.get(0))?
+                .collect::<Result<_, _>>()?;
+            let mut records = Vec::new();
+            for id in taken {
+                records.extend(select_repositories(transaction, "WHERE r.id = ?1", [id])?);
+            }
+            Ok(records)
+        })?;
+        self.checks.complete(&mut records);
+        Ok(records)
+    }
+
+    /// Writes what is only in memory; called when the daemon stops.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn flush_checks(&self) -> Result<(), StoreError> {
+        let ids: Vec<RepositoryId> = lock(&self.checks.memory).keys().copied().collect();
+        self.note(|transaction| {
+            for id in ids {
+                self.checks.store_one(transaction, id)?;
+            }
+            Ok(())
+        })
+    }
+}
+
+/// The memory of the last checks, laid over the records that the database gives.
+#[derive(Default)]
+pub(super) struct Checks {
+    memory: Mutex<HashMap<RepositoryId, Check>>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Check {
+    last_at: Option<Timestamp>,
+    next_at: Option<Timestamp>,
+}
+
+impl Checks {
+    /// Completes records with what only memory knows.
+    pub(super) fn complete(&self, records: &mut [RepositoryRecord]) {
+        let memory = lock(&self.memory);
+        for record in records {
+            if let Some(check) = memory.get(&record.id) {
+                record.last_checked_at = check.last_at.or(record.last_checked_at);
+                record.next_check_at = if record.orphaned_at.is_none() { check.next_at } else { None };
+            }
+        }
+    }
+
+    /// Stores the time of a repository's last check with a transaction that writes anyway.
+    pub(super) fn store_one(&self, transaction: &Transaction, id: RepositoryId) -> Result<(), StoreError> {
+        let last_at = lock(&self.memory).get(&id).and_then(|check| check.last_at);
+        if let Some(at) = last_at {
+            transaction
+                .prepare_cached(
+                    "UPDATE repositories SET last_checked_at = ?2 WHERE id = ?1 AND last_checked_at IS NOT ?2",
+                )?
+                .execute([id, stored(at)])?;
+        }
+        Ok(())
+    }
+
+    /// Forgets repositories that are no more.
+    pub(super) fn forget(&self, ids: &[RepositoryId]) {
+        lock(&self.memory).retain(|id, _| !ids.contains(id));
+    }
+
+    fn change(&self, id: RepositoryId, change: impl FnOnce(&mut Check)) {
+        change(lock(&self.memory).entry(id).or_default());
+    }
+}
+
+/// What the database knows of a repository's checks.
+struct Known {
+    observed: Option<CommitHash>,
+    last_error: Option<String>,
+}
+
+/// None: the repository is an orphan, or gone; its timer is about to end.
+fn known(connection: &Connection, id: RepositoryId) -> Result<Option<Known>, StoreError> {
+    let mut statement = connection
+        .prepare_cached("SELECT observed_commit, last_error FROM repositories WHERE id = ?1 AND orphaned_at IS NULL")?;
+    let known = statement
+        .query_row([id], |row| Ok(Known { observed: optional_word(row, 0)?, last_error: row.get(1)? }))
+        .optional()?;
+    Ok(known)
+}
+
+/// Whether `tip` is running, or was the last success with nothing started since.
+fn is_deployed(transaction: &Transaction, id: RepositoryId, tip: &CommitHash) -> Result<bool, StoreError> {
+    let mut statement = transaction.prepare_cached(
+        "SELECT EXISTS (SELECT 1 FROM deployments WHERE repository_id = ?1 AND status = 'running' AND commit_hash = ?2) \
+         OR EXISTS (SELECT 1 FROM repositories WHERE id = ?1 AND last_commit_hash = ?2) AND NOT EXISTS \
+         (SELECT 1 FROM deployments WHERE repository_id = ?1 AND started_at IS NOT NULL AND status <> 'skipped' AND id > \
+         ifnull((SELECT max(id) FROM deployments WHERE repository_id = ?1 AND status = 'success'), 0))",
+    )?;
+    Ok(statement.query_row(params![id, tip.as_str()], |row| row.get(0))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::Outcome;
+    use super::super::testing::{NOTHING, Scene, at, failed, hash, home, scene};
+    use super::*;
+    use crate::model::Status;
+
+    /// Length and time of change of every file in the data folder.
+    fn files(scene: &Scene) -> Vec<(std::ffi::OsString, u64, std::time::SystemTime)> {
+        let mut files: Vec<_> = fs::read_dir(scene.folder.path())
+            .unwrap()
+            .map(|entry| {
+                let entry = entry.unwrap();
+                let metadata = entry.metadata().unwrap();
+                (entry.file_name(), metadata.len(), metadata.modified().unwrap())
+            })
+            .collect();
+        files.sort();
+        files
+    }
+
+    #[test]
+    fn a_new_commit_is_queued_once() {
+        let scene = scene();
+        let id = scene.id("media");
+        let queued = scene.store.check_found(id, &hash(1), at(1)).unwrap().unwrap();
+        assert!(!queued.joined);
+        let row = scene.deployment(queued.deployment_id);
+        assert_eq!((row.trigger, row.forced, row.commit), (Trigger::Poll, false, None));
+        assert_eq!(scene.record("media").observed_commit, Some(hash(1)));
+        assert!(scene.store.check_found(id, &hash(1), at(2)).unwrap().is_none());
+        let next = scene.store.check_found(id, &hash(2), at(3)).unwrap().unwrap();
+        assert_eq!((next.deployment_id, next.joined), (queued.deployment_id, true));
+    }
+
+    #[test]
+    fn a_thousand_checks_that_find_nothing_new_write_nothing() {
+        let scene = scene();
+        let id = scene.id("media");
+        scene.store.check_found(id, &hash(1), at(0)).unwrap();
+        let other = scene.id("web");
+        scene.store.check_failed(other, "the remote does not answer", at(0)).unwrap();
+        let before = files(&scene);
+        for second in 1..=1000 {
+            assert!(scene.store.check_found(id, &hash(1), at(second)).unwrap().is_none());
+            scene.store.check_scheduled(id, at(second + 300));
+            assert!(!scene.store.check_failed(other, "the remote does not answer", at(second)).unwrap());
+            assert!(scene.store.take_long_failing_checks(at(-1)).unwrap().is_empty());
+        }
+        assert_eq!(files(&scene), before);
+        let record = scene.record("media");
+        assert_eq!((record.last_checked_at, record.next_check_at), (Some(at(1000)), Some(at(1300))));
+        assert_eq!(scene.record("web").last_checked_at, Some(at(1000)));
+    }
+
+    #[test]
+    fn what_is_only_in_memory_is_stored_with_the_next_write_or_at_the_end() {
+        let scene = scene();
+        let (media, web) = (scene.id("media"), scene.id("web"));
+        for id in [media, web] {
+            scene.store.check_found(id, &hash(1), at(1)).unwrap();
+            scene.store.check_found(id, &hash(1), at(2)).unwrap();
+        }
+        assert_eq!(scene.killed().record("media").last_checked_at, Some(at(1)));
+        let pending = scene.record("media").last_deployment.unwrap().id;
+        scene.start(pending, 1, 3);
+        scene.finish(pending, &Outcome::Success, 4);
+        let later = scene.killed();
+        assert_eq!(later.record("media").last_checked_at, Some(at(2)));
+        assert_eq!(later.record("web").last_checked_at, Some(at(1)));
+        scene.store.flush_checks().unwrap();
+        let later = scene.killed();
+        assert_eq!(later.record("web").last_checked_at, Some(at(2)));
+        assert_eq!(later.record("web").next_check_at, None);
+    }
+
+    #[test]
+    fn a_poll_of_what_runs_or_was_deployed_makes_no_row() {
+        let scene = scene();
+        let id = scene.id("media");
+        // Somebody asked before the first check.
+        let first = scene.enqueue("media", Trigger::Api, NOTHING, 1);
+        scene.start(first, 1, 2);
+        let forget = || {
+            scene.shell().execute("UPDATE repositories SET observed_commit = NULL", []).unwrap();
+        };
+        forget();
+        assert!(scene.store.check_found(id, &hash(1), at(3)).unwrap().is_none(), "it is running");
+        assert_eq!(scene.record("media").observed_commit, Some(hash(1)));
+        scene.finish(first, &Outcome::Success, 4);
+        forget();
+        assert!(scene.store.check_found(id, &hash(1), at(5)).unwrap().is_none(), "it was deployed");
+        scene.deploy("media", 2, &failed("unhealthy"), 6);
+        let back = scene.store.check_found(id, &hash(1), at(7)).unwrap();
+        assert!(back.is_some(), "another commit was started since, so the old one is not what runs");
+    }
+
+    #[test]
+    fn a_poll_queues_beside_a_row_that_runs_another_commit_or_an_unknown_one() {
+        let scene = scene();
+        let id = scene.id("media");
+        let running = scene.enqueue("media", Trigger::Api, NOTHING, 1);
+        scene.store.start(running, "configuration 1", at(2)).unwrap();
+        let queued = scene.store.check_found(id, &hash(1), at(3)).unwrap().unwrap();
+        assert_ne!(queued.deployment_id, running);
+        assert_eq!(scene.record("media").status, Some(Status::Running));
+    }
+
+    #[test]
+    fn a_failing_check_is_news_when_it_begins_changes_and_ends() {
+        let scene = scene();
+        let id = scene.id("media");
+        assert!(scene.store.check_failed(id, "the remote does not answer", at(1)).unwrap());
+        assert!(!scene.store.check_failed(id, "the remote does not answer", at(2)).unwrap());
+        assert!(scene.store.check_failed(id, "401: the token was refused\nby the forge", at(3)).unwrap());
+        let record = scene.record("media");
+        assert_eq!(record.last_error.as_deref(), Some("401: the token was refused"));
+        assert_eq!((record.failing_since, record.last_checked_at), (Some(at(1)), Some(at(3))));
+        scene.store.check_found(id, &hash(1), at(4)).unwrap();
+        let record = scene.record("media");
+        assert_eq!((record.last_error, record.failing_since), (None, None));
+        assert!(scene.store.check_failed(id, "the remote does not answer", at(5)).unwrap());
+        assert!(scene.store.check_found(id, &hash(1), at(6)).unwrap().is_none());
+        assert_eq!(scene.record("media").last_error, None, "also when the commit is the same");
+    }
+
+    #[test]
+    fn a_long_failure_is_taken_once_until_it_has_ended() {
+        let scene = scene();
+        let (media, web) = (scene.id("media"), scene.id("web"));
+        let take = |since| {
+            let taken = scene.store.take_long_failing_checks(at(since)).unwrap();
+            taken.iter().map(|record| (record.id, record.failing_since)).collect::<Vec<_>>()
+        };
+        scene.store.check_failed(media, "away", at(0)).unwrap();
+        scene.store.check_failed(web, "away", at(10)).unwrap();
+        assert!(take(-1).is_empty());
+        assert_eq!(take(5), [(media, Some(at(0)))]);
+        assert!(take(5).is_empty());
+        assert_eq!(take(10), [(web, Some(at(10)))]);
+        scene.store.check_found(media, &hash(1), at(20)).unwrap();
+        scene.store.check_failed(media, "away", at(30)).unwrap();
+        assert!(take(20).is_empty());
+        assert_eq!(take(30), [(media, Some(at(30)))]);
+        scene.store.check_found(web, &hash(1), at(30)).unwrap();
+        scene.store.check_failed(web, "away", at(31)).unwrap();
+        scene.store.sync(&[home(&["media"])], &[], at(32)).unwrap();
+        assert!(take(40).is_empty(), "nobody waits for an orphan");
+    }
+
+    #[test]
+    fn a_check_that_ends_after_its_repository_became_an_orphan_changes_nothing() {
+        let scene = scene();
+        let id = scene.id("media");
+        scene.store.check_scheduled(id, at(300));
+        scene.store.sync(&[home(&["web"])], &[], at(1)).unwrap();
+        assert!(scene.store.check_found(id, &hash(1), at(2)).unwrap().is_none());
+        assert!(!scene.store.check_failed(id, "away", at(3)).unwrap());
+        let record = scene.record("media");
+        assert_eq!((record.observed_commit, record.last_error, record.next_check_at), (None, None, None));
+        assert!(scene.store.check_found(99, &hash(1), at(2)).unwrap().is_none());
+    }
+}

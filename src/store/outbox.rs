@@ -1,0 +1,266 @@
+//! Who is still to be told of what: a finished deployment that nobody was told of is the outbox.
+
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::history::one;
+use super::rows::{optional_word, stored};
+use super::{Store, StoreError, Untold};
+use crate::model::{CommitHash, DeploymentId, DeploymentRecord, Status};
+
+/// Lines of the log that a message gets.
+const LAST_LINES: u32 = 20;
+
+/// Which message a deployment is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MessageKind {
+    /// It succeeded, and nobody had been told of a failure.
+    Success,
+    /// The first success after people were told of a failure.
+    WellAgain,
+    /// The commit failed for the first time.
+    Failure,
+}
+
+impl Store {
+    /// The oldest finished deployment that nobody was told of yet and that a message is due for (spec section 4, Messages). Those before it that no message is
+    /// due for are marked as told.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn next_untold(&self) -> Result<Option<Untold>, StoreError> {
+        loop {
+            let Some(candidate) = self.read(oldest_untold)? else { return Ok(None) };
+            let deployment = candidate.deployment;
+            let Some(kind) = message_for(&deployment, candidate.interruptions, &candidate.told) else {
+                let at = deployment.finished_at.unwrap_or(deployment.created_at);
+                self.told(deployment.id, false, at)?;
+                continue;
+            };
+            let last_lines = self.last_lines(deployment.id)?;
+            let failure_was_told = candidate.told.failure;
+            return Ok(Some(Untold { deployment, kind, failure_was_told, last_lines }));
+        }
+    }
+
+    /// People were told of it, or there was nobody to tell. `as_failure`: a failure message went out for its repository; a later success is then "well again".
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn told(&self, id: DeploymentId, as_failure: bool, now: Timestamp) -> Result<(), StoreError> {
+        self.note(|transaction| {
+            transaction.execute("UPDATE deployments SET told_at = ?2 WHERE id = ?1", params![id, stored(now)])?;
+            transaction.execute(
+                "UPDATE repositories SET notified_failure_at = NULL, notified_failure_commit = NULL \
+                 WHERE id = (SELECT repository_id FROM deployments WHERE id = ?1 AND status = 'success')",
+                [id],
+            )?;
+            if as_failure {
+                transaction.execute(
+                    "UPDATE repositories SET notified_failure_at = ?2, notified_failure_commit = d.commit_hash \
+                     FROM deployments d WHERE d.id = ?1 AND d.status = 'failed' AND repositories.id = d.repository_id",
+                    params![id, stored(now)],
+                )?;
+            }
+            Ok(())
+        })
+    }
+
+    fn last_lines(&self, id: DeploymentId) -> Result<Vec<String>, StoreError> {
+        self.read(|connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT message FROM deployment_logs WHERE deployment_id = ?1 ORDER BY position DESC LIMIT ?2",
+            )?;
+            let mut lines: Vec<String> =
+                statement.query_map(params![id, LAST_LINES], |row| row.get(0))?.collect::<Result<_, _>>()?;
+            lines.reverse();
+            Ok(lines)
+        })
+    }
+}
+
+struct Candidate {
+    deployment: DeploymentRecord,
+    /// How many tries in a row, this one included, were interrupted.
+    interruptions: u32,
+    told: Told,
+}
+
+/// What people know of a repository.
+struct Told {
+    /// That it fails, and not yet that it is well again.
+    failure: bool,
+    /// With which commit.
+    commit: Option<CommitHash>,
+}
+
+fn oldest_untold(connection: &Connection) -> Result<Option<Candidate>, StoreError> {
+    let found = connection
+        .prepare_cached(
+            "SELECT d.id, d.interruptions, r.notified_failure_at IS NOT NULL, r.notified_failure_commit \
+             FROM deployments d INDEXED BY deployments_untold CROSS JOIN repositories r ON r.id = d.repository_id \
+             WHERE d.told_at IS NULL AND d.finished_at IS NOT NULL ORDER BY d.finished_at, d.id LIMIT 1",
+        )?
+        .query_row([], |row| {
+            let told = Told { failure: row.get(2)?, commit: optional_word(row, 3)? };
+            Ok((row.get::<_, DeploymentId>(0)?, row.get(1)?, told))
+        })
+        .optional()?;
+    let Some((id, interruptions, told)) = found else { return Ok(None) };
+    // Between the two statements another thread may have removed it: then the next call finds what follows.
+    Ok(one(connection, "?1", id)?.map(|deployment| Candidate { deployment, interruptions, told }))
+}
+
+fn message_for(deployment: &DeploymentRecord, interruptions: u32, told: &Told) -> Option<MessageKind> {
+    match deployment.status {
+        Status::Success if told.failure => Some(MessageKind::WellAgain),
+        Status::Success => Some(MessageKind::Success),
+        Status::Failed => {
+            let has_word = |word| deployment.error.as_deref().is_some_and(|error| begins_with_word(error, word));
+            let silent = ["superseded", "cancelled", "orphaned"].into_iter().any(has_word)
+                // Its next try says more: that one fails, or is interrupted as well, or is a success.
+                || has_word("interrupted") && interruptions < 2;
+            let commit = deployment.commit.as_ref().map(|commit| &commit.hash);
+            // A failure before the commit was known is no news while people know that it fails.
+            let known = told.failure && (commit.is_none() || commit == told.commit.as_ref());
+            (!silent && !known).then_some(MessageKind::Failure)
+        }
+        Status::Pending | Status::Running | Status::Skipped => None,
+    }
+}
+
+/// `cancelled`, or `cancelled: by whom`, but not `cancelled by a registry`.
+fn begins_with_word(error: &str, word: &str) -> bool {
+    error.strip_prefix(word).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Outcome;
+    use super::super::testing::{NOTHING, Scene, at, can_pass, failed, scene};
+    use super::*;
+    use crate::model::{LogLevel, Trigger};
+
+    /// Tells all that is due, as the notifier does, and answers what it was.
+    fn tell(scene: &Scene) -> Vec<(DeploymentId, MessageKind)> {
+        let mut told = Vec::new();
+        while let Some(untold) = scene.store.next_untold().unwrap() {
+            scene.store.told(untold.deployment.id, untold.kind == MessageKind::Failure, at(9999)).unwrap();
+            told.push((untold.deployment.id, untold.kind));
+        }
+        told
+    }
+
+    #[test]
+    fn each_success_is_told_once() {
+        let scene = scene();
+        assert!(scene.store.next_untold().unwrap().is_none());
+        let pending = scene.enqueue("web", Trigger::Api, NOTHING, 0);
+        let first = scene.deploy("media", 1, &Outcome::Success, 1);
+        assert_eq!(tell(&scene), [(first, MessageKind::Success)]);
+        assert_eq!(tell(&scene), []);
+        let second = scene.deploy("media", 1, &Outcome::Success, 2);
+        assert_eq!(tell(&scene), [(second, MessageKind::Success)]);
+        assert_eq!(scene.deployment(pending).finished_at, None);
+    }
+
+    #[test]
+    fn a_commit_that_fails_again_is_no_news_and_the_next_success_is_well_again() {
+        let scene = scene();
+        let first = scene.deploy("media", 1, &failed("unhealthy"), 1);
+        assert_eq!(tell(&scene), [(first, MessageKind::Failure)]);
+        scene.deploy("media", 1, &failed("unhealthy"), 2);
+        assert_eq!(tell(&scene), []);
+        let other = scene.deploy("media", 2, &failed("unhealthy"), 3);
+        assert_eq!(tell(&scene), [(other, MessageKind::Failure)]);
+        let good = scene.deploy("media", 3, &Outcome::Success, 4);
+        let after = scene.deploy("media", 3, &Outcome::Success, 5);
+        assert_eq!(tell(&scene), [(good, MessageKind::WellAgain), (after, MessageKind::Success)]);
+        let again = scene.deploy("media", 2, &failed("unhealthy"), 6);
+        assert_eq!(tell(&scene), [(again, MessageKind::Failure)]);
+    }
+
+    #[test]
+    fn a_repository_is_not_told_for_another() {
+        let scene = scene();
+        scene.deploy("media", 1, &failed("unhealthy"), 1);
+        let web = scene.deploy("web", 1, &Outcome::Success, 2);
+        assert_eq!(tell(&scene)[1], (web, MessageKind::Success));
+    }
+
+    #[test]
+    fn a_failure_before_the_commit_is_known_is_told_once() {
+        let scene = scene();
+        let fetch_fails = |seconds| {
+            let id = scene.enqueue("media", Trigger::Api, NOTHING, seconds);
+            scene.store.start(id, "configuration 1", at(seconds)).unwrap();
+            scene.finish(id, &can_pass("the remote does not answer"), seconds);
+            id
+        };
+        let first = fetch_fails(1);
+        assert_eq!(tell(&scene), [(first, MessageKind::Failure)]);
+        fetch_fails(2);
+        assert_eq!(tell(&scene), []);
+        let commit = scene.deploy("media", 1, &failed("unhealthy"), 3);
+        assert_eq!(tell(&scene), [(commit, MessageKind::Failure)]);
+        fetch_fails(4);
+        scene.deploy("media", 1, &failed("unhealthy"), 5);
+        assert_eq!(tell(&scene), []);
+    }
+
+    #[test]
+    fn an_interruption_is_told_when_its_next_try_fails_too() {
+        let scene = scene();
+        let interrupt = |seconds| {
+            let id = scene.store.pending().unwrap()[0].id;
+            scene.start(id, 1, seconds);
+            scene.store.recover(at(seconds)).unwrap();
+            id
+        };
+        scene.enqueue("media", Trigger::Api, NOTHING, 0);
+        interrupt(1);
+        assert_eq!(tell(&scene), []);
+        let second = interrupt(2);
+        assert_eq!(tell(&scene), [(second, MessageKind::Failure)]);
+
+        scene.enqueue("web", Trigger::Api, NOTHING, 3);
+        interrupt(4);
+        let retry = scene.store.pending().unwrap()[0].id;
+        scene.start(retry, 1, 5);
+        scene.finish(retry, &failed("unhealthy"), 6);
+        assert_eq!(tell(&scene), [(retry, MessageKind::Failure)]);
+    }
+
+    #[test]
+    fn nobody_is_told_of_what_people_or_another_row_ended() {
+        let scene = scene();
+        for (number, error) in
+            (1..).zip(["superseded", "cancelled: by ada", "orphaned: gone", "interrupted: by a restart"])
+        {
+            scene.deploy("media", number, &failed(error), number.into());
+        }
+        assert_eq!(tell(&scene), []);
+        let registry = scene.deploy("media", 9, &failed("cancelled by the registry"), 9);
+        assert_eq!(tell(&scene), [(registry, MessageKind::Failure)]);
+    }
+
+    #[test]
+    fn where_there_was_nobody_to_tell_the_next_success_is_not_well_again() {
+        let scene = scene();
+        let id = scene.deploy("media", 1, &failed("unhealthy"), 1);
+        scene.store.told(id, false, at(2)).unwrap();
+        let good = scene.deploy("media", 2, &Outcome::Success, 3);
+        assert_eq!(tell(&scene), [(good, MessageKind::Success)]);
+    }
+
+    #[test]
+    fn a_message_that_was_not_sent_before_a_kill_is_still_due() {
+        let scene = scene();
+        let id = scene.deploy("media", 1, &failed("unhealthy"), 1);
+        scene.store.log(id, LogLevel::Error, "web is unhealthy", at(1)).unwrap();
+        assert!(scene.store.next_untold().unwrap().is_some());
+        let untold = scene.killed().store.next_untold().unwrap().unwrap();
+        assert_eq!((untold.deployment.id, untold.kind, untold.failure_was_told), (id, MessageKind::Failure, false));
+        assert_eq!(untold.last_lines, ["web is unhealthy"]);
+    }
+}

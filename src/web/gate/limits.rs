@@ -1,0 +1,99 @@
+//! Every limit of the gate that is not a size of a message.
+
+use std::time::Duration;
+
+use rustix::process::{Resource, getrlimit};
+
+/// From the first byte of a request head to its last.
+pub const HEAD_LIMIT: Duration = Duration::from_secs(10);
+/// From the end of the head to the last byte of the body.
+pub const BODY_LIMIT: Duration = Duration::from_secs(30);
+/// A connection on which nothing is asked.
+pub const IDLE_LIMIT: Duration = Duration::from_secs(75);
+/// A complete request until a connection to tiny_http is free.
+pub const QUEUE_LIMIT: Duration = Duration::from_secs(30);
+/// A request until the first byte of its answer.
+pub const ANSWER_LIMIT: Duration = Duration::from_secs(120);
+/// A client that takes nothing of its answer.
+pub const WRITE_LIMIT: Duration = Duration::from_secs(30);
+/// The same, while other requests wait for the connection to tiny_http that it holds.
+pub const STALLED_LIMIT: Duration = Duration::from_millis(250);
+/// A client that does not close after the last answer.
+pub const LINGER_LIMIT: Duration = Duration::from_secs(2);
+/// Pause after `accept` failed for want of descriptors or memory.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Pause before another connection to tiny_http is tried.
+pub const CONNECT_PAUSE: Duration = Duration::from_millis(20);
+/// A new connection to tiny_http until its greeting is answered.
+pub const GREETING_LIMIT: Duration = Duration::from_secs(10);
+/// Deadlines are looked at no more often than this.
+pub const SWEEP_PAUSE: Duration = Duration::from_millis(20);
+/// An unused connection to tiny_http beyond [`UPSTREAMS_KEPT`]; each costs a thread.
+pub const UPSTREAM_IDLE_LIMIT: Duration = Duration::from_secs(10);
+
+/// Connections to tiny_http that stay open.
+pub const UPSTREAMS_KEPT: usize = 4;
+/// Bytes of an answer that wait for a client, beyond which tiny_http has to wait too.
+pub const OUTPUT_MAX_BYTES: usize = 256 * 1024;
+/// Bytes of request bodies in memory, of all clients together.
+pub const BODIES_MAX_BYTES: usize = 64 * 1024 * 1024;
+/// Descriptors that one connection to tiny_http takes: ours, and two of tiny_http.
+pub const DESCRIPTORS_PER_UPSTREAM: usize = 3;
+
+/// Most connections of clients at once.
+const CONNECTIONS_MAX: usize = 4096;
+/// Most connections to tiny_http that carry something other than a stream.
+const SHORT_MAX: usize = 16;
+/// Most descriptors that are left to the rest of the daemon.
+const DESCRIPTORS_LEFT_MAX: usize = 1024;
+/// Requests in flight when the gate is stopped.
+const STOP_LIMIT: Duration = Duration::from_secs(3);
+
+/// Limits that depend on the process's own.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections of clients at once.
+    pub connections: usize,
+    /// Connections to tiny_http that carry something other than a stream.
+    pub short: usize,
+    /// Connections to tiny_http in all.
+    pub upstreams: usize,
+    /// Requests in flight when the gate is stopped have this long.
+    pub stop: Duration,
+}
+
+impl Limits {
+    /// What fits under this process's `RLIMIT_NOFILE`: never more than half of the descriptors are the clients'.
+    pub fn of_process() -> Limits {
+        let descriptors = getrlimit(Resource::Nofile).current.and_then(|limit| usize::try_from(limit).ok());
+        Limits::within(descriptors.unwrap_or(usize::MAX))
+    }
+
+    fn within(descriptors: usize) -> Limits {
+        let left = (descriptors / 2).min(DESCRIPTORS_LEFT_MAX);
+        let upstreams =
+            (left / 2 / DESCRIPTORS_PER_UPSTREAM).clamp(UPSTREAMS_KEPT, SHORT_MAX + crate::web::STREAMS_MAX);
+        Limits {
+            connections: (descriptors - left).clamp(8, CONNECTIONS_MAX),
+            short: upstreams.min(SHORT_MAX),
+            upstreams,
+            stop: STOP_LIMIT,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_usual_and_the_narrow_limit_of_descriptors() {
+        let usual = Limits::within(1024);
+        assert_eq!((usual.connections, usual.short, usual.upstreams), (512, 16, 48));
+        let large = Limits::within(524_288);
+        assert_eq!((large.connections, large.short, large.upstreams), (4096, 16, 48));
+        let narrow = Limits::within(64);
+        assert_eq!((narrow.connections, narrow.short, narrow.upstreams), (32, 5, 5));
+        assert!(Limits::within(0).connections > 0);
+    }
+}

@@ -1,0 +1,22 @@
+//! Shiparr from outside: the built binary on real parts. Each test has folders, a port, a remote and a compose project of its own, and
+//! needs no order.
+//!
+//! What a machine lacks is said and left out; `SHIPARR_TESTS_REQUIRE_ALL=1` makes that a failure.
+
+#![allow(clippy::disallowed_methods, reason = "the harness starts processes and threads of its own")]
+
+mod api;
+mod checkout;
+mod cli;
+mod deploying;
+mod faults;
+mod hostile;
+mod layouts;
+mod messages;
+mod quiet;
+mod reload;
+mod remotes;
+mod secrets;
+mod secure_remotes;
+mod shutdown;
+mod support;

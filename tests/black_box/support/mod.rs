@@ -1,0 +1,36 @@
+//! What the black-box tests stand on: the daemon as a process, real Git remotes, real stacks, and programs that fail on demand.
+
+mod daemon;
+mod docker;
+mod docker_proxy;
+mod fake;
+mod folders;
+mod git_server;
+mod http;
+pub mod parts;
+mod project;
+mod repo;
+mod server;
+mod sops;
+mod ssh;
+mod tls;
+mod wait;
+
+pub use daemon::Daemon;
+pub use docker::{Stack, docker};
+pub use docker_proxy::DockerProxy;
+pub use fake::{Call, Fake};
+pub use folders::{contains_anywhere, copy_tree, files_below};
+pub use git_server::{Fault, GitServer, Requests};
+pub use http::{Answer, read_answer};
+pub use parts::{IMAGE, all_required, compose_5_config, missing};
+pub use project::{Entry, project_file};
+pub use repo::Repo;
+pub use server::{Received, Receiver};
+pub use sops::{Format, Sops};
+pub use ssh::Ssh;
+pub use tls::Tls;
+pub use wait::{MINUTE, SHORT, wait_until};
+
+/// A JSON value.
+pub type Json = serde_json::Value;

@@ -1,0 +1,182 @@
+# shellcheck shell=bash
+#
+# What the tests need beyond what packaging/dependencies.sh finds or installs: tests/run and tests/coverage read this
+# file with `source`, and call `set_up_tests`.
+#
+# What is built here is kept outside the repository, in $TESTS_CACHE, and built once.
+
+REPOSITORY_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source-path=SCRIPTDIR source=../packaging/dependencies.sh
+source "$REPOSITORY_ROOT/packaging/dependencies.sh"
+
+TESTS_CACHE=${SHIPARR_TESTS_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/shiparr-tests}
+TEST_IMAGE=shiparr-test/busybox:1
+
+# A second, newer Compose beside the distribution's: its output and its checks differ, and both are tested. It builds
+# images only with a buildx of its own age.
+COMPOSE_5_VERSION=v5.5.0
+BUILDX_VERSION=v0.30.1
+COMPOSE_5_FOLDER=$TESTS_CACHE/compose-$COMPOSE_5_VERSION-buildx-$BUILDX_VERSION
+SHOUTRRR_VERSION=v0.13.2
+SHOUTRRR_FOLDER=$TESTS_CACHE/shoutrrr-$SHOUTRRR_VERSION
+GO_BUILDS_LIMIT_SECONDS=900
+
+# Installs what is missing, makes the image, and begins what takes long in the background.
+set_up_tests() {
+    begin_go_builds
+    set_up_rust
+    set_up_shellcheck
+    install_apt_packages curl openssl python3
+    # For its sshd alone, which the tests start as they need it.
+    install_without_starting openssh-server
+    install_docker
+    docker_answers || die "the tests use Docker: run them as root, or as someone in the docker group"
+    install_compose
+    install_buildx
+    install_age
+    install_sops
+    install_busybox
+    import_busybox_image "$TEST_IMAGE"
+    say "Docker Engine $(docker version --format '{{.Server.Version}}'), Compose $(compose_version), image $TEST_IMAGE"
+    # What was installed cannot be missing: a test that cannot run is then a failure, not a test to skip.
+    export SHIPARR_TESTS_REQUIRE_ALL=1
+}
+
+set_up_shellcheck() { have shellcheck || install_apt_packages shellcheck; }
+
+set_up_rust() {
+    find_rust_toolchain
+    install_build_libraries
+    install_rust_components
+    say "$(rustc --version)"
+}
+
+# Formatter and linter: rustup's components, or the distribution's packages.
+install_rust_components() {
+    cargo fmt --version >/dev/null 2>&1 || install_rust_component rustfmt rustfmt
+    cargo clippy --version >/dev/null 2>&1 || install_rust_component clippy rust-clippy
+}
+
+# install_rust_component COMPONENT PACKAGE
+install_rust_component() {
+    if have rustup; then
+        say "installing: $1 (rustup)"
+        quietly rustup component add "$1" || die "rustup could not add $1"
+    else
+        install_apt_packages "$2"
+    fi
+}
+
+# Debian starts a service when its package is installed. Nobody asked for one here.
+install_without_starting() {
+    local policy=/usr/sbin/policy-rc.d
+    apt_package_is_installed "$1" && return 0
+    if [ -e "$policy" ]; then
+        install_apt_packages "$1"
+        return 0
+    fi
+    # shellcheck disable=SC2016 # $1 is the inner shell's.
+    as_root sh -c 'printf "#!/bin/sh\nexit 101\n" >"$1" && chmod 755 "$1"' sh "$policy"
+    # In a subshell, so that the policy goes also when the installation ends this script.
+    if ! (install_apt_packages "$1"); then
+        as_root rm -f "$policy"
+        exit 1
+    fi
+    as_root rm -f "$policy"
+    if systemd_is_running; then
+        as_root systemctl disable --quiet ssh.service ssh.socket >/dev/null 2>&1 || true
+    fi
+}
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Programs that are built from their Go modules
+
+GO_BUILDS_PID=
+
+# In the background with the lowest priority, so that the tests' own build goes first.
+begin_go_builds() {
+    if go_builds_are_done || ! have go; then
+        return 0
+    fi
+    mkdir -p "$TESTS_CACHE"
+    say "building in the background (once, for $TESTS_CACHE): shoutrrr $SHOUTRRR_VERSION, Compose $COMPOSE_5_VERSION, buildx $BUILDX_VERSION"
+    # A process group of its own, so that all of it can be ended at its limit.
+    set -m
+    build_go_programs >"$TESTS_CACHE/go-builds.log" 2>&1 </dev/null &
+    GO_BUILDS_PID=$!
+    set +m
+}
+
+go_builds_are_done() {
+    [ -x "$SHOUTRRR_FOLDER/shoutrrr" ] && [ -x "$COMPOSE_5_FOLDER/cli-plugins/docker-compose" ] &&
+        [ -x "$COMPOSE_5_FOLDER/cli-plugins/docker-buildx" ]
+}
+
+build_go_programs() {
+    build_go_program "$SHOUTRRR_FOLDER/shoutrrr" "github.com/nicholas-fedor/shoutrrr@$SHOUTRRR_VERSION" ./shoutrrr \
+        "-X github.com/nicholas-fedor/shoutrrr/internal/meta.Version=$SHOUTRRR_VERSION" ||
+        say "shoutrrr failed"
+    # Compose comes last: its presence says that the folder is complete.
+    build_go_program "$COMPOSE_5_FOLDER/cli-plugins/docker-buildx" "github.com/docker/buildx@$BUILDX_VERSION" ./cmd/buildx \
+        "-X github.com/docker/buildx/version.Version=$BUILDX_VERSION" &&
+        build_go_program "$COMPOSE_5_FOLDER/cli-plugins/docker-compose" "github.com/docker/compose/v5@$COMPOSE_5_VERSION" ./cmd \
+            "-X github.com/docker/compose/v5/internal.Version=$COMPOSE_5_VERSION"
+}
+
+# build_go_program OUTPUT MODULE@VERSION PACKAGE LINKER_FLAGS
+build_go_program() {
+    local output=$1 module=$2 package=$3 linker_flags=$4 source copy
+    [ ! -x "$output" ] || return 0
+    source=$(go mod download -json "$module" | sed -n 's/^[[:space:]]*"Dir": "\(.*\)",\{0,1\}$/\1/p')
+    [ -n "$source" ] || return 1
+    copy=$(mktemp -d)
+    mkdir -p "$(dirname "$output")"
+    # Go's module cache is read-only, and a build in it would be one of a dependency.
+    cp -r "$source/." "$copy" && chmod -R u+w "$copy"
+    (cd "$copy" && nice -n 19 go build -mod=readonly -trimpath -ldflags "-s -w $linker_flags" -o "$output.part" "$package") &&
+        mv "$output.part" "$output"
+    rm -rf "$copy"
+}
+
+# Waits for the builds, within their limit, and tells the tests where the programs are.
+# A machine without Go does without: those tests say that they had no Compose 5.
+finish_go_builds() {
+    local deadline=$((SECONDS + GO_BUILDS_LIMIT_SECONDS))
+    if [ -n "$GO_BUILDS_PID" ]; then
+        say "waiting for the builds in the background"
+        while kill -0 "$GO_BUILDS_PID" 2>/dev/null && [ "$SECONDS" -lt "$deadline" ]; do
+            sleep 1
+        done
+        end_go_builds
+    fi
+    # The folder is one that DOCKER_CONFIG can name: the docker client then takes its plugins from there.
+    if [ -x "$COMPOSE_5_FOLDER/cli-plugins/docker-compose" ]; then
+        export SHIPARR_TEST_COMPOSE_5=$COMPOSE_5_FOLDER/cli-plugins/docker-compose
+        say "Compose 5: $SHIPARR_TEST_COMPOSE_5"
+    else
+        warn_go_program_is_absent "Compose $COMPOSE_5_VERSION"
+    fi
+    if [ -x "$SHOUTRRR_FOLDER/shoutrrr" ]; then
+        export PATH=$SHOUTRRR_FOLDER:$PATH
+        say "shoutrrr: $SHOUTRRR_FOLDER/shoutrrr"
+    else
+        warn_go_program_is_absent "shoutrrr $SHOUTRRR_VERSION"
+    fi
+}
+
+warn_go_program_is_absent() {
+    if have go; then
+        tail -n 5 "$TESTS_CACHE/go-builds.log" >&2 || true
+        warn "$1 could not be built: what needs it is not tested"
+    else
+        warn "$1 needs Go to be built, which is not there: what needs it is not tested"
+    fi
+}
+
+# Ends the builds where they still run.
+end_go_builds() {
+    [ -n "$GO_BUILDS_PID" ] || return 0
+    kill -TERM -- "-$GO_BUILDS_PID" 2>/dev/null || true
+    wait "$GO_BUILDS_PID" 2>/dev/null || true
+    GO_BUILDS_PID=
+}
