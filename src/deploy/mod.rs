@@ -1,6 +1,7 @@
 //! From a pending row to a running stack: the pipeline, and the drivers that run stacks.
 
 pub mod compose;
+pub mod containers;
 mod journal;
 pub mod pipeline;
 mod probe;

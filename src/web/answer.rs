@@ -42,7 +42,9 @@ impl Answer {
     pub fn json(value: &impl Serialize) -> Answer {
         match serde_json::to_vec(value) {
             Ok(body) => Answer { status: 200, headers: vec![("Content-Type", "application/json".into())], body },
-            Err(error) => Failure::new(500, "internal", format!("the answer cannot be written as JSON: {error}")).into(),
+            Err(error) => {
+                Failure::new(500, "internal", format!("the answer cannot be written as JSON: {error}")).into()
+            }
         }
     }
 
@@ -66,7 +68,8 @@ impl Answer {
         self
     }
 
-    /// Its status code.
+    /// Its status code, for tests.
+    #[cfg(test)]
     pub fn status(&self) -> u16 {
         self.status
     }

@@ -69,12 +69,7 @@ impl Guard {
     pub fn new() -> Result<Guard, String> {
         let mut key = [0; 32];
         getrandom::fill(&mut key).map_err(|error| format!("no random bytes: {error}"))?;
-        Ok(Guard {
-            key,
-            remembered: Mutex::new(None),
-            failures: Mutex::new(HashMap::new()),
-            hashing: Mutex::new(()),
-        })
+        Ok(Guard { key, remembered: Mutex::new(None), failures: Mutex::new(HashMap::new()), hashing: Mutex::new(()) })
     }
 
     /// Looks at a request's credentials.
@@ -97,7 +92,8 @@ impl Guard {
         if let Err(failure) = self.count_failure(address, now) {
             return Verdict::Wrong(failure);
         }
-        let username_is_right = bool::from(self.mark(&[username.as_bytes()]).ct_eq(&self.mark(&[auth.username.as_bytes()])));
+        let username_is_right =
+            bool::from(self.mark(&[username.as_bytes()]).ct_eq(&self.mark(&[auth.username.as_bytes()])));
         let attempt = Attempt { username_is_right, stored, given: password, mark, address, began: now };
         if is_hash(attempt.stored.expose()) {
             return Verdict::Unknown(Box::new(attempt));
@@ -132,7 +128,7 @@ impl Guard {
             }
             return Ok(());
         }
-        log::warn!("wrong user name or password from {}", attempt.address);
+        log::warn!("a login from {} failed", attempt.address);
         Err(unauthorized("the user name or the password is wrong"))
     }
 
@@ -142,7 +138,8 @@ impl Guard {
         let is_recent = |at: &Instant| now.saturating_duration_since(*at) < FAILURE_WINDOW;
         if table.len() >= ADDRESSES_MAX && !table.contains_key(&address) {
             table.retain(|_, failures| failures.at.iter().any(is_recent));
-            let oldest = table.iter().min_by_key(|(_, failures)| failures.at.last().copied()).map(|(address, _)| *address);
+            let oldest =
+                table.iter().min_by_key(|(_, failures)| failures.at.last().copied()).map(|(address, _)| *address);
             if let Some(oldest) = oldest.filter(|_| table.len() >= ADDRESSES_MAX) {
                 table.remove(&oldest);
             }
@@ -156,11 +153,15 @@ impl Guard {
         }
         if !failures.was_told {
             failures.was_told = true;
-            log::warn!("{FAILURES_MAX} wrong passwords within a minute from {address}: more are not looked at");
+            log::warn!("{FAILURES_MAX} logins from {address} failed within a minute: more are not looked at");
         }
         let wait = failures.at.first().map_or(FAILURE_WINDOW, |first| FAILURE_WINDOW.saturating_sub(now - *first));
-        Err(Failure::new(429, "too_many_failures", "there were too many wrong passwords from your address; wait a minute")
-            .with_header("Retry-After", (wait.as_secs() + 1).to_string()))
+        Err(Failure::new(
+            429,
+            "too_many_failures",
+            "there were too many wrong passwords from your address; wait a minute",
+        )
+        .with_header("Retry-After", (wait.as_secs() + 1).min(FAILURE_WINDOW.as_secs()).to_string()))
     }
 
     fn mark(&self, parts: &[&[u8]]) -> [u8; 32] {

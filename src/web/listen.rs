@@ -19,6 +19,13 @@ const PRIVATE_FOLDER: &str = "http";
 #[error("{0}")]
 pub struct ListenError(String);
 
+impl ListenError {
+    /// One line.
+    pub(super) fn new(message: impl Into<String>) -> ListenError {
+        ListenError(message.into())
+    }
+}
+
 /// Listens on TCP.
 ///
 /// # Errors
@@ -42,12 +49,17 @@ pub fn listen_tcp(host: &str, port: u16) -> Result<TcpListener, ListenError> {
 /// A daemon that listens there, or the folder's.
 pub fn listen_control(path: &Path) -> Result<UnixListener, ListenError> {
     let problem = |error: &io::Error| {
-        ListenError(format!("cannot listen on the control socket {}: {error}; see Shiparr_RUNTIME_PATH", path.display()))
+        ListenError(format!(
+            "cannot listen on the control socket {}: {error}; see Shiparr_RUNTIME_PATH",
+            path.display()
+        ))
     };
     match UnixStream::connect(path) {
         Ok(_) => {
             let path = path.display();
-            return Err(ListenError(format!("another daemon listens on the control socket {path}; see Shiparr_RUNTIME_PATH")));
+            return Err(ListenError(format!(
+                "another daemon listens on the control socket {path}; see Shiparr_RUNTIME_PATH"
+            )));
         }
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {}
         Err(error) => return Err(problem(&error)),
@@ -141,7 +153,10 @@ mod tests {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = taken.local_addr().unwrap().port();
         let error = listen_tcp("127.0.0.1", port).unwrap_err().to_string();
-        assert!(error.contains("Shiparr_PORT") && error.contains(&port.to_string()) && !error.contains('\n'), "{error}");
+        assert!(
+            error.contains("Shiparr_PORT") && error.contains(&port.to_string()) && !error.contains('\n'),
+            "{error}"
+        );
         assert!(listen_tcp("192.0.2.1", 0).unwrap_err().to_string().contains("Shiparr_HOST"));
         assert!(listen_tcp("[::1]", 0).is_ok() || listen_tcp("::1", 0).is_err());
         let error = listen_control(Path::new("/nonexistent/shiparr.sock")).unwrap_err().to_string();

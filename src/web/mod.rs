@@ -114,4 +114,12 @@ pub struct Context {
     pub store: Arc<Store>,
     /// The daemon around the web.
     pub daemon: Arc<dyn Daemon>,
+    health: health::Health,
+}
+
+impl Context {
+    /// What the daemon gives to the web.
+    pub fn new(settings: Arc<Settings>, store: Arc<Store>, daemon: Arc<dyn Daemon>) -> Context {
+        Context { settings, store, daemon, health: health::Health::default() }
+    }
 }

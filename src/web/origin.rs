@@ -19,7 +19,9 @@ pub fn check_host(request: &Request, allowed: &[String]) -> Result<(), Failure> 
         Some(host) if is_allowed(host, allowed) => Ok(()),
         Some(host) => Err(Failure::forbidden(
             "host_not_allowed",
-            format!("requests for the host `{host}` are not answered: add it to Shiparr_ALLOWED_HOSTS, or enable authentication"),
+            format!(
+                "requests for the host `{host}` are not answered: add it to Shiparr_ALLOWED_HOSTS, or enable authentication"
+            ),
         )),
     }
 }
@@ -92,14 +94,42 @@ mod tests {
     fn hosts_that_the_web_cannot_name_are_allowed() {
         let allowed = ["Shiparr.Example.com".to_owned()];
         for host in [
-            "127.0.0.1", "127.0.0.1:8080", "192.168.1.4:80", "[::1]:8080", "[fe80::1]", "localhost", "LOCALHOST:8080", "nas", "nas:8080",
-            "nas.local", "nas.lan", "a.b.internal", "x.home.arpa", "nas.local.", "shiparr.example.com", "shiparr.example.com:443",
+            "127.0.0.1",
+            "127.0.0.1:8080",
+            "192.168.1.4:80",
+            "[::1]:8080",
+            "[fe80::1]",
+            "localhost",
+            "LOCALHOST:8080",
+            "nas",
+            "nas:8080",
+            "nas.local",
+            "nas.lan",
+            "a.b.internal",
+            "x.home.arpa",
+            "nas.local.",
+            "shiparr.example.com",
+            "shiparr.example.com:443",
         ] {
             assert!(is_allowed(host, &allowed), "{host}");
         }
         for host in [
-            "evil.example", "evil.example:8080", "127.0.0.1.evil.example", "local", "x.localhost.evil", "[::1", "[evil]", ".local",
-            "nas.local:80x", "a b", "nas.local@evil.example", "evil.example.", "", ":80", "[::1]evil.example", "nas.local:80:90",
+            "evil.example",
+            "evil.example:8080",
+            "127.0.0.1.evil.example",
+            "local",
+            "x.localhost.evil",
+            "[::1",
+            "[evil]",
+            ".local",
+            "nas.local:80x",
+            "a b",
+            "nas.local@evil.example",
+            "evil.example.",
+            "",
+            ":80",
+            "[::1]evil.example",
+            "nas.local:80:90",
         ] {
             // A name without a dot is nobody's on the web, `local` included.
             assert_eq!(is_allowed(host, &allowed), host == "local", "{host}");

@@ -165,7 +165,12 @@ mod tests {
 
     #[test]
     fn lines_have_a_time_and_a_level_where_it_matters() {
-        let line = |level, message: &str| LogLine { id: 1, at: "2026-01-15T14:30:00.9Z".parse().unwrap(), level, message: message.into() };
+        let line = |level, message: &str| LogLine {
+            id: 1,
+            at: "2026-01-15T14:30:00.9Z".parse().unwrap(),
+            level,
+            message: message.into(),
+        };
         let lines = [line(LogLevel::Info, "fetching"), line(LogLevel::Error, "no \"network\"")];
         let text = text_of(&lines);
         assert_eq!(text, "2026-01-15T14:30:00Z fetching\n2026-01-15T14:30:00Z error: no \"network\"\n");

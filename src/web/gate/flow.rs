@@ -9,8 +9,8 @@ use rustix::net::{AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketTy
 use super::connection::{Client, Exchange, Incoming, Phase};
 use super::head::{self, HEAD_MAX_BYTES, Origin};
 use super::limits::{
-    ANSWER_LIMIT, BODIES_MAX_BYTES, BODY_LIMIT, CONNECT_PAUSE, DESCRIPTORS_PER_UPSTREAM, HEAD_LIMIT, LINGER_LIMIT,
-    OUTPUT_MAX_BYTES, QUEUE_LIMIT, STALLED_LIMIT, UPSTREAM_IDLE_LIMIT, UPSTREAMS_KEPT, WRITE_LIMIT,
+    ANSWER_LIMIT, BODIES_MAX_BYTES, BODY_LIMIT, CONNECT_PAUSE, DESCRIPTORS_PER_UPSTREAM, GREETING_LIMIT, HEAD_LIMIT,
+    LINGER_LIMIT, OUTPUT_MAX_BYTES, QUEUE_LIMIT, STALLED_LIMIT, UPSTREAM_IDLE_LIMIT, UPSTREAMS_KEPT, WRITE_LIMIT,
 };
 use super::refusal::Refusal;
 use super::slots::Key;
@@ -19,6 +19,8 @@ use super::{Gate, TOKEN_CLIENT, TOKEN_UPSTREAM};
 
 /// What is watched for while a client owes a request.
 const READING: EventFlags = EventFlags::IN.union(EventFlags::RDHUP);
+/// A request that no client sent: it has no number.
+const GREETING: &[u8] = b"GET / HTTP/1.1\r\nHost: gate\r\n\r\n";
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 impl Gate {
@@ -224,7 +226,7 @@ impl Gate {
         client.phase = Phase::Answering { upstream: upstream_key, exchange, begun: false };
         let deadline = self.now + ANSWER_LIMIT;
         client.deadline = Some(deadline);
-        upstream.begin(key, message);
+        upstream.begin(Some(key), message);
         self.wake_at(deadline);
         self.flush_upstream(upstream_key);
     }
@@ -235,10 +237,24 @@ impl Gate {
             return Ok(Some(key));
         }
         let busy = self.upstreams.len();
-        if busy >= self.limits.upstreams || busy - self.streams >= self.limits.short {
+        if self.greeting.is_some() || busy >= self.limits.upstreams || busy - self.streams >= self.limits.short {
             return Ok(None);
         }
-        self.connect_upstream()
+        self.greet_upstream()?;
+        Ok(None)
+    }
+
+    /// Opens one more connection to tiny_http and greets it. One at a time: of several that come at once, tiny_http may leave one without a thread until another
+    /// connection ends; one whose greeting was answered has its thread.
+    fn greet_upstream(&mut self) -> io::Result<()> {
+        let Some(key) = self.connect_upstream()? else { return Ok(()) };
+        self.greeting = Some(key);
+        self.wake_at(self.now + GREETING_LIMIT);
+        if let Some(upstream) = self.upstreams.get_mut(key) {
+            upstream.begin(None, GREETING.to_vec());
+        }
+        self.flush_upstream(key);
+        Ok(())
     }
 
     fn connect_upstream(&mut self) -> io::Result<Option<Key>> {
@@ -305,15 +321,15 @@ impl Gate {
             Err(Errno::AGAIN | Errno::INTR) => return,
             Err(_) => return self.upstream_failed(key),
         };
+        if self.greeting == Some(key) {
+            return self.read_greeting(key, count);
+        }
         let was_stream = upstream.is_stream;
-        let progress =
-            match upstream.client.and_then(|client| self.clients.get_mut(client).map(|found| (client, found))) {
-                None => Err(BadAnswer),
-                Some((client_key, client)) => {
-                    client.keep_alive &= self.stop_at.is_none();
-                    feed(client, upstream, &self.scratch[..count]).map(|progress| (client_key, progress))
-                }
-            };
+        let client = upstream.client.and_then(|client| self.clients.get_mut(client).map(|found| (client, found)));
+        let progress = client.ok_or(BadAnswer).and_then(|(client_key, client)| {
+            client.keep_alive &= self.stop_at.is_none();
+            feed(client, upstream, &self.scratch[..count]).map(|progress| (client_key, progress))
+        });
         if upstream.is_stream && !was_stream {
             self.streams += 1;
         }
@@ -327,6 +343,30 @@ impl Gate {
                     self.flush_client(client);
                 }
             }
+        }
+    }
+
+    fn read_greeting(&mut self, key: Key, count: usize) {
+        let Some(upstream) = self.upstreams.get_mut(key) else { return };
+        let exchange = Exchange { request: 0, is_head: false, is_http_1_0: false };
+        match upstream.feed(&self.scratch[..count], exchange, true, &mut Vec::new()) {
+            Ok(progress) if progress.done => {
+                self.greeting = None;
+                self.release_upstream(key);
+            }
+            Ok(_) => {}
+            Err(BadAnswer) => self.upstream_failed(key),
+        }
+    }
+
+    /// A connection to tiny_http that has not answered the greeting for long is given up; the next request tries anew.
+    pub(super) fn give_up_greeting(&mut self) {
+        let Some(key) = self.greeting else { return };
+        let until = self.upstreams.get_mut(key).map_or(self.now, |upstream| upstream.idle_since + GREETING_LIMIT);
+        if until <= self.now {
+            self.remove_upstream(key);
+        } else {
+            self.wake_at(until);
         }
     }
 
@@ -354,6 +394,7 @@ impl Gate {
     /// Closes a connection to tiny_http; answers whose request it carried.
     fn remove_upstream(&mut self, key: Key) -> Option<Key> {
         let upstream = self.upstreams.remove(key)?;
+        self.greeting = self.greeting.filter(|greeted| *greeted != key);
         self.idle.retain(|idle| *idle != key);
         self.streams -= usize::from(upstream.is_stream);
         upstream.client

@@ -17,13 +17,15 @@ pub const ANSWER_LIMIT: Duration = Duration::from_secs(120);
 /// A client that takes nothing of its answer.
 pub const WRITE_LIMIT: Duration = Duration::from_secs(30);
 /// The same, while other requests wait for the connection to tiny_http that it holds.
-pub const STALLED_LIMIT: Duration = Duration::from_secs(1);
+pub const STALLED_LIMIT: Duration = Duration::from_millis(250);
 /// A client that does not close after the last answer.
 pub const LINGER_LIMIT: Duration = Duration::from_secs(2);
 /// Pause after `accept` failed for want of descriptors or memory.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Pause before another connection to tiny_http is tried.
 pub const CONNECT_PAUSE: Duration = Duration::from_millis(20);
+/// A new connection to tiny_http until its greeting is answered.
+pub const GREETING_LIMIT: Duration = Duration::from_secs(10);
 /// Deadlines are looked at no more often than this.
 pub const SWEEP_PAUSE: Duration = Duration::from_millis(20);
 /// An unused connection to tiny_http beyond [`UPSTREAMS_KEPT`]; each costs a thread.

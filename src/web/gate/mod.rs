@@ -119,6 +119,8 @@ pub struct Gate {
     upstreams: Slots<Upstream>,
     /// Connections to tiny_http that carry nothing.
     idle: Vec<Key>,
+    /// The connection to tiny_http that was just opened.
+    greeting: Option<Key>,
     /// Connections to tiny_http that carry a stream.
     streams: usize,
     /// Clients whose request waits for a connection to tiny_http, oldest first; some may be gone.
@@ -165,6 +167,7 @@ impl Gate {
             clients: Slots::new(),
             upstreams: Slots::new(),
             idle: Vec::new(),
+            greeting: None,
             streams: 0,
             queue: VecDeque::new(),
             waiting: VecDeque::new(),
@@ -216,7 +219,8 @@ impl Gate {
     }
 
     fn has_stopped(&self) -> bool {
-        self.stop_at.is_some_and(|at| at <= self.now || self.clients.len() == 0)
+        let is_done = |client: &Client| matches!(client.phase, Phase::Lingering);
+        self.stop_at.is_some_and(|at| at <= self.now || self.clients.iter().all(|(_, client)| is_done(client)))
     }
 
     fn begin_to_stop(&mut self) {
@@ -261,6 +265,7 @@ impl Gate {
         }
         self.resume_listeners();
         self.close_idle_upstreams();
+        self.give_up_greeting();
         if !self.queue.is_empty() {
             self.drop_stalled_reader();
         }

@@ -72,9 +72,9 @@ impl Upstream {
         }
     }
 
-    /// Gives it a request to carry.
-    pub fn begin(&mut self, client: Key, message: Vec<u8>) {
-        self.client = Some(client);
+    /// Gives it a request to carry: a client's, or the gate's own.
+    pub fn begin(&mut self, client: Option<Key>, message: Vec<u8>) {
+        self.client = client;
         self.output = Output::new(message);
         self.is_stream = false;
         self.reading = Reading::Head(Vec::new());
@@ -213,7 +213,7 @@ mod tests {
             let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
             let mut upstream = Upstream::new(socket.into(), Instant::now());
             let key = super::super::slots::Slots::new().insert_with(|_| ());
-            upstream.begin(key, Vec::new());
+            upstream.begin(Some(key), Vec::new());
             let mut to = Vec::new();
             let mut progress = None;
             for piece in answer.chunks(piece_bytes) {
@@ -231,7 +231,7 @@ mod tests {
     fn pass_at_once(answer: &[u8], exchange: Exchange, keep_alive: bool) -> Result<String, BadAnswer> {
         let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
         let mut upstream = Upstream::new(socket.into(), Instant::now());
-        upstream.begin(super::super::slots::Slots::new().insert_with(|_| ()), Vec::new());
+        upstream.begin(None, Vec::new());
         let mut to = Vec::new();
         upstream.feed(answer, exchange, keep_alive, &mut to)?;
         Ok(String::from_utf8(to).unwrap())

@@ -1,0 +1,197 @@
+//! The containers of stacks that Shiparr deployed, and their logs, for whoever looks at them.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::command::{Command, CommandError, Limit};
+use crate::config::Settings;
+
+/// Docker has to answer within this.
+const ASK_LIMIT: Duration = Duration::from_secs(10);
+/// What a list of containers may have.
+const LIST_MAX_BYTES: usize = 4 * 1024 * 1024;
+/// The newest bytes of logs that one answer holds.
+const LOGS_MAX_BYTES: usize = 4 * 1024 * 1024;
+/// Containers of one stack whose logs are read.
+const LOGGED_MAX: usize = 100;
+/// Labels hold anything, so each field is JSON.
+const LIST_FORMAT: &str = concat!(
+    r#"{"id":{{json .ID}},"name":{{json .Names}},"#,
+    r#""project":{{json (.Label "com.docker.compose.project")}},"#,
+    r#""folder":{{json (.Label "com.docker.compose.project.working_dir")}},"#,
+    r#""service":{{json (.Label "com.docker.compose.service")}}}"#
+);
+
+/// A stack, as Compose labels its containers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StackLabels {
+    /// The compose project.
+    pub project: String,
+    /// The folder that it was brought up from.
+    pub folder: String,
+}
+
+/// A container of a compose project.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Container {
+    /// The full id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// The service that it belongs to.
+    pub service: String,
+    project: String,
+    folder: String,
+}
+
+/// Why nothing can be said of the containers; one line.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct DockerError(String);
+
+impl From<CommandError> for DockerError {
+    fn from(error: CommandError) -> DockerError {
+        DockerError(error.to_string())
+    }
+}
+
+/// All containers, running or not, of these stacks, by name.
+///
+/// # Errors
+/// Docker's, or that it is not there.
+pub fn containers_of(stacks: &[StackLabels], settings: &Settings) -> Result<Vec<Container>, DockerError> {
+    let label = match stacks {
+        [] => return Ok(Vec::new()),
+        [one] => format!("label=com.docker.compose.project={}", one.project),
+        _ => "label=com.docker.compose.project".to_owned(),
+    };
+    let args = ["ps", "--all", "--no-trunc", "--filter", label.as_str(), "--format", LIST_FORMAT];
+    let listed = docker(settings).args(args).capture(&Limit::after(ASK_LIMIT), LIST_MAX_BYTES)?;
+    if !listed.status.success() {
+        return Err(DockerError(first_line(&listed.stderr)));
+    }
+    let mut containers = parse_list(&String::from_utf8_lossy(&listed.stdout))?;
+    containers.retain(|container| stacks.iter().any(|stack| container.belongs_to(stack)));
+    containers.sort_by(|one, other| one.name.cmp(&other.name));
+    Ok(containers)
+}
+
+/// The container that somebody means by an id, the beginning of one (12 digits or more), or a name.
+pub fn find<'a>(containers: &'a [Container], wanted: &str) -> Option<&'a Container> {
+    let is_id = |container: &Container| wanted.len() >= 12 && container.id.starts_with(wanted);
+    containers.iter().find(|container| container.name == wanted).or_else(|| containers.iter().find(|one| is_id(one)))
+}
+
+/// The last lines of one container, both of its outputs.
+///
+/// # Errors
+/// Docker's, or that it is not there.
+pub fn logs(container: &Container, tail: u32, settings: &Settings) -> Result<String, DockerError> {
+    let lines = read_logs(container, tail, false, settings, &Limit::after(ASK_LIMIT))?;
+    Ok(lines.into_iter().flat_map(|line| [line, "\n".to_owned()]).collect())
+}
+
+/// The last lines of each container, in the order of time, each with its container's name.
+///
+/// # Errors
+/// Docker's, or that it is not there.
+pub fn stack_logs(containers: &[Container], tail: u32, settings: &Settings) -> Result<String, DockerError> {
+    let limit = Limit::after(ASK_LIMIT);
+    let mut lines = Vec::new();
+    for container in containers.iter().take(LOGGED_MAX) {
+        for line in read_logs(container, tail, true, settings, &limit)? {
+            let (time, text) = line.split_once(' ').unwrap_or((line.as_str(), ""));
+            lines.push((time.to_owned(), format!("{} | {text}\n", container.name)));
+        }
+    }
+    // Docker writes times of one width, in UTC; lines of one moment stay in their containers' order.
+    lines.sort_by(|(one, _), (other, _)| one.cmp(other));
+    let mut bytes = 0;
+    let newest = lines.iter().rev().take_while(|(_, line)| {
+        bytes += line.len();
+        bytes <= LOGS_MAX_BYTES
+    });
+    let from = lines.len() - newest.count();
+    Ok(lines.drain(from..).map(|(_, line)| line).collect())
+}
+
+impl Container {
+    fn belongs_to(&self, stack: &StackLabels) -> bool {
+        self.project == stack.project && self.folder == stack.folder
+    }
+}
+
+fn docker(settings: &Settings) -> Command {
+    Command::new(&settings.docker_bin, &settings.environment.for_children()).grace(Duration::from_secs(1))
+}
+
+fn parse_list(text: &str) -> Result<Vec<Container>, DockerError> {
+    let containers = text.lines().filter(|line| !line.trim().is_empty()).map(serde_json::from_str);
+    let unexpected = |error| DockerError(format!("the output of docker ps is not as expected: {error}"));
+    containers.collect::<Result<_, _>>().map_err(unexpected)
+}
+
+fn read_logs(
+    container: &Container,
+    tail: u32,
+    with_times: bool,
+    settings: &Settings,
+    limit: &Limit,
+) -> Result<VecDeque<String>, DockerError> {
+    let tail = tail.to_string();
+    let mut args = vec!["logs", "--tail", &tail];
+    if with_times {
+        args.push("--timestamps");
+    }
+    let mut lines = VecDeque::new();
+    let mut bytes = 0;
+    let status = docker(settings).args(args).arg(&container.id).stream(limit, &mut |_, line| {
+        bytes += line.len();
+        lines.push_back(line.to_owned());
+        while bytes > LOGS_MAX_BYTES {
+            bytes -= lines.pop_front().map_or(bytes, |line: String| line.len());
+        }
+    })?;
+    if status.success() {
+        return Ok(lines);
+    }
+    // What docker itself has to say comes last.
+    Err(DockerError(lines.pop_back().unwrap_or_else(|| format!("docker logs ended with {status}"))))
+}
+
+fn first_line(text: &str) -> String {
+    text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("docker failed and said nothing").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn container(id: &str, name: &str) -> Container {
+        let text = format!(r#"{{"id":"{id}","name":"{name}","project":"p","folder":"/f","service":"s"}}"#);
+        parse_list(&text).unwrap().remove(0)
+    }
+
+    #[test]
+    fn a_container_is_found_by_name_or_id() {
+        let id = "0123456789abcdef0123456789abcdef";
+        let all = [container(id, "web-1"), container("fedcba9876543210", "0123456789ab")];
+        assert_eq!(find(&all, "web-1"), Some(&all[0]));
+        assert_eq!(find(&all, id), Some(&all[0]));
+        // A name goes before the beginning of an id.
+        assert_eq!(find(&all, "0123456789ab"), Some(&all[1]));
+        assert_eq!(find(&all, "0123456789abc"), Some(&all[0]));
+        assert_eq!(find(&all, "0123"), None);
+        assert_eq!(find(&all, "web"), None);
+    }
+
+    #[test]
+    fn a_container_belongs_to_a_stack_by_project_and_folder() {
+        let labels = |project: &str, folder: &str| StackLabels { project: project.into(), folder: folder.into() };
+        let container = container("0123456789ab", "web-1");
+        assert!(container.belongs_to(&labels("p", "/f")));
+        assert!(!container.belongs_to(&labels("p", "/other")) && !container.belongs_to(&labels("other", "/f")));
+    }
+}

@@ -1,0 +1,74 @@
+//! One repository: what it is, and the trigger that deploys it.
+
+use jiff::Timestamp;
+
+use super::{find_repository, json};
+use crate::model::{Asked, Trigger};
+use crate::web::ListenerKind;
+use crate::web::answer::{Answer, Failure};
+use crate::web::routes::Call;
+
+/// GET `/api/repositories/{id}`.
+pub fn repository(call: &Call<'_>) -> Result<Answer, Failure> {
+    Ok(Answer::json(&json::Repository::from(&find_repository(call)?)))
+}
+
+/// POST `/api/repositories/{id}/deploy`: accepted means committed to the database.
+pub fn deploy(call: &Call<'_>) -> Result<Answer, Failure> {
+    let record = find_repository(call)?;
+    let asked = parse_asked(call.body)?;
+    if record.orphaned_at.is_some() {
+        return Err(Failure::conflict(format!("{} is orphaned: no project file names it any more", record.name)));
+    }
+    let trigger = match call.request.listener {
+        ListenerKind::Control => Trigger::Cli,
+        ListenerKind::Tcp => Trigger::Api,
+    };
+    let queued = call.context.store.enqueue(record.id, trigger, asked, Timestamp::now())?;
+    call.context.daemon.wake_worker();
+    let id = queued.deployment_id;
+    let answer = Answer::json(&serde_json::json!({ "deployment_id": id, "status": "pending" }));
+    Ok(answer.with_status(202).with_header("Location", format!("/api/deployments/{id}")))
+}
+
+/// What a body asks for; none asks for nothing.
+fn parse_asked(body: &[u8]) -> Result<Asked, Failure> {
+    let mut asked = Asked::default();
+    if body.trim_ascii().is_empty() {
+        return Ok(asked);
+    }
+    let fields: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(body).map_err(|error| {
+        Failure::bad_request(format!("the body must be a JSON object such as {{\"pull\": true}}: {error}"))
+    })?;
+    for (field, value) in fields {
+        let flag = match field.as_str() {
+            "pull" => &mut asked.pull,
+            "recreate" => &mut asked.recreate,
+            "adopt" | "commit" => {
+                return Err(Failure::bad_request(format!("`{field}` is not supported by this version of Shiparr")));
+            }
+            _ => return Err(Failure::bad_request(format!("there is no `{field}`: `pull` and `recreate` are known"))),
+        };
+        *flag = value.as_bool().ok_or_else(|| Failure::bad_request(format!("`{field}` must be true or false")))?;
+    }
+    Ok(asked)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_asks_for_what_it_names() {
+        let asked = |body: &str| parse_asked(body.as_bytes()).ok();
+        assert_eq!(asked(""), Some(Asked::default()));
+        assert_eq!(asked(" \n"), Some(Asked::default()));
+        assert_eq!(asked("{}"), Some(Asked::default()));
+        assert_eq!(asked(r#"{"pull": true, "recreate": false}"#), Some(Asked { pull: true, recreate: false }));
+        for body in
+            ["[]", "{", r#"{"pull": 1}"#, r#"{"pul": true}"#, r#"{"adopt": true}"#, r#"{"commit": "abc"}"#, "null"]
+        {
+            assert_eq!(asked(body), None, "{body}");
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! tiny_http behind the gate, and the threads that answer.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use super::answer::{Answer, Failure, Reply};
+use super::auth::{Attempt, Guard, Verdict};
+use super::gate::{Gate, Limits, Listener, Stop};
+use super::listen::{ListenError, private_socket};
+use super::presence::Presence;
+use super::request::Request;
+use super::stream::{LogStream, Place, Places};
+use super::{Context, ListenerKind, STREAMS_MAX, origin, routes};
+
+/// Threads that answer what is answered at once.
+const HANDLERS: usize = 4;
+/// Answers at once that wait for somebody else: Docker, a notifier, a password hash.
+const SLOW_MAX: usize = 8;
+
+/// A long-lived thread that the daemon runs; the web has ended when one of them has, and an error is a reason to start the process anew.
+pub struct Thread {
+    /// Its name.
+    pub name: String,
+    /// What it does, until the web is stopped.
+    pub run: Box<dyn FnOnce() -> Result<(), String> + Send>,
+}
+
+/// The web, ready to run.
+pub struct Web {
+    /// To be run by the daemon, each in a thread of its own.
+    pub threads: Vec<Thread>,
+    /// What ends them.
+    pub stop: StopWeb,
+}
+
+/// Ends the web's threads.
+#[derive(Clone)]
+pub struct StopWeb {
+    gate: Stop,
+    server: Arc<Server>,
+}
+
+impl StopWeb {
+    /// No new connections; requests in flight may end for three seconds. The threads end by themselves then.
+    pub fn stop(&self) {
+        self.server.presence.all_left();
+        self.gate.stop();
+    }
+}
+
+struct Server {
+    http: tiny_http::Server,
+    context: Arc<Context>,
+    presence: Arc<Presence>,
+    guard: Guard,
+    streams: Arc<Places>,
+    slow: Arc<Places>,
+    is_stopping: AtomicBool,
+}
+
+/// Puts the gate before the listeners and tiny_http behind it. Nothing is served before the daemon runs the threads.
+///
+/// # Errors
+/// The private folder's, or the system's.
+pub fn start(context: Context, listeners: Vec<Listener>) -> Result<Web, ListenError> {
+    let socket = private_socket(&context.settings.runtime_path)?;
+    let problem = |error: &dyn std::fmt::Display| ListenError::new(format!("the web cannot start: {error}"));
+    let http = tiny_http::Server::http_unix(&socket).map_err(|error| problem(&error))?;
+    let presence = Arc::new(Presence::default());
+    let gate = Gate::new(listeners, socket, Limits::of_process(), Arc::clone(&presence));
+    let gate = gate.map_err(|error| problem(&error))?;
+    let server = Arc::new(Server {
+        http,
+        context: Arc::new(context),
+        presence,
+        guard: Guard::new().map_err(|error| problem(&error))?,
+        streams: Places::new(STREAMS_MAX),
+        slow: Places::new(SLOW_MAX),
+        is_stopping: AtomicBool::new(false),
+    });
+    let stop = StopWeb { gate: gate.stop_handle(), server: Arc::clone(&server) };
+    let mut threads: Vec<Thread> = (1..=HANDLERS)
+        .map(|number| {
+            let server = Arc::clone(&server);
+            Thread { name: format!("web-{number}"), run: Box::new(move || server.run()) }
+        })
+        .collect();
+    let run_gate = move || {
+        let outcome = gate.run().map_err(|error| format!("the gate: {error}"));
+        server.stop_handlers();
+        outcome
+    };
+    threads.push(Thread { name: "gate".to_owned(), run: Box::new(run_gate) });
+    Ok(Web { threads, stop })
+}
+
+impl Server {
+    fn run(self: &Arc<Server>) -> Result<(), String> {
+        loop {
+            match self.http.recv() {
+                Ok(request) => self.answer(request),
+                Err(_) if self.is_stopping.load(Ordering::Relaxed) => return Ok(()),
+                Err(error) => return Err(format!("the HTTP server: {error}")),
+            }
+        }
+    }
+
+    fn stop_handlers(&self) {
+        self.is_stopping.store(true, Ordering::Relaxed);
+        (0..HANDLERS).for_each(|_| self.http.unblock());
+    }
+
+    fn answer(self: &Arc<Server>, request: tiny_http::Request) {
+        match Request::new(request) {
+            Ok(request) if request.is_greeting() => respond(request.into_inner(), Answer::empty(204)),
+            Ok(request) => self.admit(request),
+            Err((request, failure)) => respond(request, Answer::from(failure)),
+        }
+    }
+
+    /// Rules first, then credentials.
+    fn admit(self: &Arc<Server>, request: Request) {
+        let settings = &self.context.settings;
+        if request.listener == ListenerKind::Control {
+            return self.dispatch(request, true);
+        }
+        if settings.auth.is_none() {
+            if let Err(failure) = origin::check_host(&request, &settings.allowed_hosts) {
+                return finish(request, failure.into());
+            }
+        }
+        if request.method.writes() {
+            if let Err(failure) = origin::check_site(&request) {
+                return finish(request, failure.into());
+            }
+        }
+        if settings.auth.is_some() && routes::is_open(&request) && request.header("Authorization").is_none() {
+            return self.dispatch(request, false);
+        }
+        match self.guard.look(&request, settings, Instant::now()) {
+            Verdict::Right => self.dispatch(request, true),
+            Verdict::Wrong(failure) => self.turn_away(request, failure),
+            Verdict::Unknown(attempt) => self.admit_slowly(request, attempt),
+        }
+    }
+
+    /// A hash takes its time: the handlers stay free for those who are known.
+    fn admit_slowly(self: &Arc<Server>, request: Request, attempt: Box<Attempt>) {
+        let server = Arc::clone(self);
+        self.in_own_thread("web-password", &self.slow, request, move |request, _place| {
+            match server.guard.verify(&attempt) {
+                Ok(()) => server.dispatch(request, true),
+                Err(failure) => server.turn_away(request, failure),
+            }
+        });
+    }
+
+    /// What is open to everybody is so for those with a wrong password too.
+    fn turn_away(self: &Arc<Server>, request: Request, failure: Failure) {
+        if routes::is_open(&request) { self.dispatch(request, false) } else { finish(request, failure.into()) }
+    }
+
+    fn dispatch(self: &Arc<Server>, mut request: Request, is_trusted: bool) {
+        let reply = request.body().and_then(|body| routes::route(&self.context, &request, &body, is_trusted));
+        match reply {
+            Ok(Reply::Now(answer)) => finish(request, answer),
+            Err(failure) => finish(request, failure.into()),
+            Ok(Reply::Slow(work)) => {
+                self.in_own_thread("web-slow", &self.slow, request, |request, _place| finish(request, work()));
+            }
+            Ok(Reply::Stream(stream)) => {
+                let server = Arc::clone(self);
+                self.in_own_thread("web-stream", &self.streams, request, move |request, _place| {
+                    server.write_stream(request, &stream);
+                });
+            }
+        }
+    }
+
+    fn write_stream(&self, request: Request, stream: &LogStream) {
+        let watch = self.presence.watch(request.id);
+        let is_head = request.is_head();
+        let mut writer = request.into_inner().into_writer();
+        let outcome = if is_head {
+            writer.write_all(stream.head().as_bytes()).and_then(|()| writer.flush())
+        } else {
+            stream.write(&self.context, &watch, &mut writer)
+        };
+        if let Err(error) = outcome {
+            log::debug!("a stream ended early: {error}");
+        }
+    }
+
+    /// Runs `work` in a thread of its own while one of `places` is free; answers 503 where none is.
+    fn in_own_thread(
+        &self,
+        name: &str,
+        places: &Arc<Places>,
+        request: Request,
+        work: impl FnOnce(Request, Place) + Send + 'static,
+    ) {
+        let Some(place) = places.take() else {
+            return finish(request, Failure::unavailable("too much of this is going on at once").into());
+        };
+        // Shared, so that it can be answered where no thread can be had for it.
+        let request = Arc::new(Mutex::new(Some(request)));
+        let take = |request: &Mutex<Option<Request>>| request.lock().ok().and_then(|mut request| request.take());
+        let moved = Arc::clone(&request);
+        let job = Box::new(move || {
+            if let Some(request) = take(&moved) {
+                work(request, place);
+            }
+        });
+        if let Err(error) = self.context.daemon.spawn(name, job) {
+            log::warn!("no thread for an answer: {error}");
+            if let Some(request) = take(&request) {
+                finish(request, Failure::unavailable("this host has no thread left").into());
+            }
+        }
+    }
+}
+
+fn finish(request: Request, answer: Answer) {
+    let answer = routes::decorate(&request, answer);
+    respond(request.into_inner(), answer);
+}
+
+fn respond(request: tiny_http::Request, answer: Answer) {
+    if let Err(error) = request.respond(answer.into_response()) {
+        log::debug!("an answer did not arrive: {error}");
+    }
+}
