@@ -1,6 +1,145 @@
-//! The verbs of the command line.
+//! The verbs of the command line. Those that need the daemon talk to it over its control socket, or to `--url`.
+
+mod check;
+mod client;
+mod deploy;
+mod lists;
+mod prune;
+mod table;
+
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Environment, Settings};
+use client::Client;
+
+/// GitOps for Docker Compose hosts: a push becomes a running stack.
+///
+/// Without a verb it runs the daemon. Settings come from the environment (Shiparr_PORT, Shiparr_CONFIG_PATH and others, see the README); projects from YAML
+/// files in Shiparr_CONFIG_PATH.
+#[derive(Parser)]
+#[command(name = "shiparr", version, max_term_width = 100)]
+struct CommandLine {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+    #[command(flatten)]
+    reach: Reach,
+}
+
+/// How the daemon is reached.
+#[derive(Args)]
+struct Reach {
+    /// Talk to a daemon over HTTP instead of its control socket [env: SHIPARR_URL, with SHIPARR_USERNAME and SHIPARR_PASSWORD]
+    #[arg(long, global = true, value_name = "URL")]
+    url: Option<String>,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Run the daemon in the foreground
+    Run {
+        /// Check and deploy everything once; exit 0 when all of it is deployed, 1 when not
+        #[arg(long)]
+        once: bool,
+    },
+    /// Look for problems in the settings and the project files; exit 1 when there are some
+    Check(check::CheckArgs),
+    /// Show every repository and where it stands
+    Status {
+        /// Print JSON, as GET /api/repositories answers it
+        #[arg(long)]
+        json: bool,
+    },
+    /// Deploy a repository now, even when its commit is deployed already
+    Deploy(deploy::DeployArgs),
+    /// Show the container logs of a repository's stack, or the log of one of its deployments
+    Logs {
+        /// project/repository, or the repository's name where it is unique
+        repository: String,
+        /// How many lines, at most
+        #[arg(long, default_value_t = 100)]
+        tail: u32,
+        /// The log of this deployment instead: its id, or `last`
+        #[arg(long, value_name = "ID")]
+        deployment: Option<String>,
+    },
+    /// List a repository's deployments, newest first
+    History {
+        /// project/repository, or the repository's name where it is unique
+        repository: String,
+        /// How many, at most 500
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=500))]
+        limit: u32,
+        /// Print JSON, as the API answers it
+        #[arg(long)]
+        json: bool,
+    },
+    /// Forget the records of repositories that no project file names any more; never containers, volumes or files
+    Prune {
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Send a test message to the notification URLs of a repository, or of all of them
+    NotifyTest {
+        /// project/repository, or the repository's name where it is unique
+        repository: Option<String>,
+    },
+    /// Ask the daemon whether it is well; exit 0 when it is up
+    Health {
+        /// Print JSON, as GET /api/health answers it
+        #[arg(long)]
+        json: bool,
+    },
+    /// The child that fetches and checks out; not for people
+    #[command(hide = true)]
+    Git,
+}
 
 /// Parses the command line and runs the verb.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+pub fn main() -> ExitCode {
+    let line = CommandLine::parse();
+    let environment = Environment::of_process();
+    match line.run(environment) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("shiparr: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl CommandLine {
+    fn run(self, environment: Environment) -> anyhow::Result<ExitCode> {
+        let client = || Client::new(&environment, self.reach.url.as_deref());
+        match self.verb.unwrap_or(Verb::Run { once: false }) {
+            Verb::Run { once } => {
+                let (settings, warnings) = Settings::from_environment(&environment)?;
+                crate::daemon::run(settings, &warnings, once)
+            }
+            Verb::Check(args) => check::run(&environment, &args),
+            Verb::Status { json } => lists::status(&client()?, json),
+            Verb::Deploy(args) => deploy::run(&client()?, &args),
+            Verb::Logs { repository, tail, deployment } => {
+                lists::logs(&client()?, &repository, tail, deployment.as_deref())
+            }
+            Verb::History { repository, limit, json } => lists::history(&client()?, &repository, limit, json),
+            Verb::Prune { yes } => prune::run(&client()?, yes),
+            Verb::NotifyTest { repository } => lists::notify_test(&client()?, repository.as_deref()),
+            Verb::Health { json } => lists::health(&client()?, json),
+            Verb::Git => Ok(crate::git::child_main()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        CommandLine::command().debug_assert();
+    }
 }

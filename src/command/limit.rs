@@ -33,12 +33,6 @@ impl Limit {
         Limit { deadline: self.deadline.min(instant_after(time)), cancellation: Arc::clone(&self.cancellation) }
     }
 
-    /// The same cancellation with a deadline of its own, `time` from now: for what has to be done after a limit has ended.
-    #[must_use]
-    pub fn again(&self, time: Duration) -> Limit {
-        Limit { deadline: instant_after(time), cancellation: Arc::clone(&self.cancellation) }
-    }
-
     /// Time left; zero when it is over or was cancelled.
     pub fn left(&self) -> Duration {
         if self.is_cancelled() { Duration::ZERO } else { self.deadline.saturating_duration_since(Instant::now()) }
@@ -98,7 +92,7 @@ mod tests {
         let shorter = limit.at_most(Duration::from_secs(5));
         assert!(shorter.left() <= Duration::from_secs(5) && !shorter.is_over());
         limit.cancel();
-        assert!(shorter.is_cancelled() && shorter.is_over() && limit.again(Duration::from_secs(9)).is_over());
+        assert!(shorter.is_cancelled() && shorter.is_over());
     }
 
     #[test]

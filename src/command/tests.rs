@@ -133,7 +133,7 @@ fn past_its_limit_the_child_gets_sigterm_and_its_last_words_are_heard() {
     let mut lines = Vec::new();
     let script = "trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 0.01; done";
     let result =
-        shell(script).stream(&Limit::after(Duration::from_secs(1)), &mut |_, line| lines.push(line.to_owned()));
+        shell(script).stream(&Limit::after(Duration::from_secs(3)), &mut |_, line| lines.push(line.to_owned()));
     assert!(matches!(result, Err(CommandError::TimedOut { .. })));
     assert_eq!(lines, ["ready", "bye"]);
 }
@@ -202,13 +202,25 @@ fn a_child_that_closes_its_outputs_is_waited_for() {
 fn a_flooding_child_obeys_the_limit_and_is_slowed_by_its_reader() {
     let mut count = 0_u64;
     let began = Instant::now();
-    let limit = Limit::after(Duration::from_millis(300));
+    let limit = Limit::after(Duration::from_secs(1));
     let result = Command::new("yes", &environment()).stream(&limit, &mut |_, line| {
         assert_eq!(line, "y");
         count += 1;
     });
     assert!(matches!(result, Err(CommandError::TimedOut { .. })));
     assert!(count > 0 && began.elapsed() < SOON);
+}
+
+#[test]
+fn a_flood_without_line_breaks_comes_in_bounded_pieces() {
+    let mut bytes = 0;
+    let limit = Limit::after(Duration::from_secs(1));
+    let result = Command::new("cat", &environment()).arg("/dev/zero").stream(&limit, &mut |_, piece| {
+        assert!(piece.len() <= MAX_LINE_BYTES + 2 * CUT.len_utf8());
+        bytes += piece.len();
+    });
+    assert!(matches!(result, Err(CommandError::TimedOut { .. })));
+    assert!(bytes > 10 * MAX_LINE_BYTES);
 }
 
 #[test]

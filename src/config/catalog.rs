@@ -101,6 +101,7 @@ impl Catalog {
             catalog.problems.extend(problems);
         }
         catalog.problems.extend(collisions::settle(&mut candidates, basis));
+        catalog.problems.sort_by(|one, other| (&one.file, one.line).cmp(&(&other.file, other.line)));
         let untouched: BTreeSet<String> = candidates.iter().flat_map(|candidate| candidate.untouched(basis)).collect();
         for project in candidates.into_iter().filter_map(|candidate| candidate.project) {
             catalog.projects.insert(project.name.clone(), project);

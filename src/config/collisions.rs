@@ -1,7 +1,7 @@
 //! Projects and repositories that claim the same name, folder or compose project: the one accepted first goes on, and the file of the
 //! other falls back to its last good version.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use super::catalog::Basis;
@@ -9,6 +9,7 @@ use super::fields::Place;
 use super::file::Contents;
 use super::problem::{Problem, Severity};
 use super::project::{Project, Repository};
+use super::reader::joined;
 use crate::model::RepositoryId;
 
 /// A file, and the version of its project that is about to be accepted.
@@ -52,15 +53,11 @@ impl Candidate {
         self.project = self.last_good.take();
     }
 
+    /// `repository` is empty for a field of the project. What falls back to its last good version has no line any more.
     fn problem(&self, repository: &str, field: &'static str, message: String) -> Problem {
-        let place = self.places.get(&(repository.to_owned(), field));
-        Problem {
-            file: self.file.clone(),
-            line: place.map(|place| place.line),
-            field: place.map_or_else(|| field.to_owned(), |place| place.field.clone()),
-            severity: Severity::Error,
-            message,
-        }
+        let line = self.places.get(&(repository.to_owned(), field)).map(|place| place.line);
+        let section = if repository.is_empty() { String::new() } else { format!("repositories.{repository}") };
+        Problem { file: self.file.clone(), line, field: joined(&section, field), severity: Severity::Error, message }
     }
 }
 
@@ -68,12 +65,28 @@ impl Candidate {
 pub(super) fn settle(candidates: &mut [Candidate], basis: &Basis<'_>) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut real_paths = HashMap::new();
-    // Each round demotes one candidate, and a candidate can be demoted twice at most.
-    while let Some((loser, problem)) = first_collision(candidates, basis, &mut real_paths) {
-        candidates[loser].demote();
-        problems.push(problem);
+    // Each round demotes a candidate at least, and a candidate can be demoted twice at most.
+    loop {
+        let mut demoted = BTreeSet::new();
+        for collision in collisions(candidates, basis, &mut real_paths) {
+            // Who makes way in this round stands in nobody's way.
+            if collision.winner == collision.loser || !demoted.contains(&collision.winner) {
+                demoted.insert(collision.loser);
+                problems.push(collision.problem);
+            }
+        }
+        if demoted.is_empty() {
+            return problems;
+        }
+        demoted.into_iter().for_each(|index| candidates[index].demote());
     }
-    problems
+}
+
+/// Two candidates, by index; the same one where two repositories of a file collide.
+struct Collision {
+    winner: usize,
+    loser: usize,
+    problem: Problem,
 }
 
 /// Who goes on: the smaller. Held already, then accepted before this start, then the older record, then the earlier file and place.
@@ -91,14 +104,12 @@ struct Claim<'c> {
     rank: Rank,
 }
 
-fn first_collision(
+fn collisions(
     candidates: &[Candidate],
     basis: &Basis<'_>,
     real_paths: &mut HashMap<PathBuf, PathBuf>,
-) -> Option<(usize, Problem)> {
-    if let Some(found) = same_project(candidates, basis) {
-        return Some(found);
-    }
+) -> Vec<Collision> {
+    let mut found = same_projects(candidates, basis);
     let mut folders = Vec::new();
     let mut compose_projects: HashMap<String, Claim<'_>> = HashMap::new();
     for (index, position, repository) in all_repositories(candidates) {
@@ -109,31 +120,35 @@ fn first_collision(
 
         let holds_folder = held.is_some_and(|held| held.local_path == repository.local_path);
         let held_folder = record.is_some_and(|record| record.local_path == repository.local_path);
-        let class = if holds_folder {
-            HELD_NOW
-        } else if held_folder {
-            HELD_BEFORE_START
-        } else {
-            NEW
+        let class = match (holds_folder, held_folder) {
+            (true, _) => HELD_NOW,
+            (false, true) => HELD_BEFORE_START,
+            (false, false) => NEW,
         };
         let real = real_paths.entry(repository.local_path.clone()).or_insert_with(|| real_path(&repository.local_path));
         folders.push((real.clone(), claim(class)));
 
         let project = compose_project(repository);
         let class = if held.is_some_and(|held| compose_project(held) == project) { HELD_NOW } else { NEW };
-        if let Some(other) = compose_projects.insert(project.clone(), claim(class)) {
-            let (winner, loser) = by_rank(other, claim(class));
-            let message = format!(
-                "compose project `{project}` is that of {} too; set `compose_project` on one of them",
-                named(candidates, winner)
-            );
-            return Some(refused(candidates, loser, "compose_project", message));
-        }
+        let this = claim(class);
+        let Some(other) = compose_projects.get(&project) else {
+            compose_projects.insert(project, this);
+            continue;
+        };
+        let (winner, loser) = by_rank(*other, this);
+        let message = format!(
+            "compose project `{project}` is that of {} too; set `compose_project` on one of them",
+            named(candidates, winner)
+        );
+        found.push(collision(candidates, winner, loser, "compose_project", message));
+        compose_projects.insert(project, winner);
     }
-    same_folder(candidates, folders)
+    found.extend(same_folders(candidates, folders));
+    found
 }
 
-fn same_project(candidates: &[Candidate], basis: &Basis<'_>) -> Option<(usize, Problem)> {
+fn same_projects(candidates: &[Candidate], basis: &Basis<'_>) -> Vec<Collision> {
+    let mut found = Vec::new();
     let mut names: HashMap<&str, (u8, usize)> = HashMap::new();
     for (index, candidate) in candidates.iter().enumerate() {
         let Some(project) = &candidate.project else {
@@ -148,44 +163,59 @@ fn same_project(candidates: &[Candidate], basis: &Basis<'_>) -> Option<(usize, P
             NEW
         };
         let this = (class, index);
-        if let Some(other) = names.insert(&project.name, this) {
-            let (winner, loser) = (other.min(this).1, other.max(this).1);
-            let message = format!(
-                "the project `{}` is in {} already; choose another name, or merge the two files",
-                project.name,
-                candidates[winner].file.display()
-            );
-            return Some((loser, candidates[loser].problem("", "project", message)));
-        }
+        let Some(other) = names.get(project.name.as_str()).copied() else {
+            names.insert(&project.name, this);
+            continue;
+        };
+        let (winner, loser) = (other.min(this), other.max(this).1);
+        let message = format!(
+            "the project `{}` is in {} already; choose another name, or merge the two files",
+            project.name,
+            candidates[winner.1].file.display()
+        );
+        found.push(Collision { winner: winner.1, loser, problem: candidates[loser].problem("", "project", message) });
+        names.insert(&project.name, winner);
     }
-    None
+    found
 }
 
 /// The same folder twice, or one in another. Sorted by components, what lies in a folder follows it directly.
-fn same_folder(candidates: &[Candidate], mut folders: Vec<(PathBuf, Claim<'_>)>) -> Option<(usize, Problem)> {
+fn same_folders(candidates: &[Candidate], mut folders: Vec<(PathBuf, Claim<'_>)>) -> Vec<Collision> {
     folders.sort_by(|(left, _), (right, _)| left.cmp(right));
-    for pair in folders.windows(2) {
-        let [(outer_path, outer), (inner_path, inner)] = pair else {
-            continue;
-        };
-        if !inner_path.starts_with(outer_path) {
-            continue;
+    let mut found = Vec::new();
+    // The folders that the current one lies in, the nearest last.
+    let mut around: Vec<(PathBuf, Claim<'_>)> = Vec::new();
+    for (path, inner) in folders {
+        while around.last().is_some_and(|(outer_path, _)| !path.starts_with(outer_path)) {
+            around.pop();
         }
-        let (winner, loser) = by_rank(*outer, *inner);
-        let other = named(candidates, winner);
-        let (outer_url, inner_url) = (&outer.repository.url, &inner.repository.url);
-        let message = if outer_path != inner_path {
-            let relation = if loser.rank == inner.rank { "lies in" } else { "holds" };
-            let folder = winner.repository.local_path.display();
-            format!("this folder {relation} `{folder}`, that of {other}; choose one apart from it")
-        } else if outer_url == inner_url && outer.repository.branch == inner.repository.branch {
-            format!("shared with {other}, which is not supported by this version yet; give each a folder of its own")
-        } else {
-            format!("the folder of {other} too; give each repository a folder of its own")
-        };
-        return Some(refused(candidates, loser, "local_path", message));
+        if let Some((outer_path, outer)) = around.last() {
+            let (winner, loser) = by_rank(*outer, inner);
+            let message = folder_message(candidates, winner, loser, *outer_path == path, loser.rank == inner.rank);
+            found.push(collision(candidates, winner, loser, "local_path", message));
+        }
+        around.push((path, inner));
     }
-    None
+    found
+}
+
+fn folder_message(candidates: &[Candidate], winner: Claim<'_>, loser: Claim<'_>, same: bool, inside: bool) -> String {
+    let other = named(candidates, winner);
+    let folder = loser.repository.local_path.display();
+    let one_checkout =
+        winner.repository.url == loser.repository.url && winner.repository.branch == loser.repository.branch;
+    if !same {
+        let relation = if inside { "lies in" } else { "holds" };
+        let others = winner.repository.local_path.display();
+        format!("`{folder}` {relation} `{others}`, the folder of {other}; choose one apart from it")
+    } else if one_checkout {
+        format!(
+            "`{folder}` is the folder of {other} too, and sharing one is not supported by this version yet; give each \
+             repository a folder of its own"
+        )
+    } else {
+        format!("`{folder}` is the folder of {other} too; give each repository a folder of its own")
+    }
 }
 
 fn all_repositories(candidates: &[Candidate]) -> impl Iterator<Item = (usize, usize, &Repository)> {
@@ -199,13 +229,15 @@ fn by_rank<'c>(left: Claim<'c>, right: Claim<'c>) -> (Claim<'c>, Claim<'c>) {
     if left.rank < right.rank { (left, right) } else { (right, left) }
 }
 
-fn refused(candidates: &[Candidate], loser: Claim<'_>, field: &'static str, message: String) -> (usize, Problem) {
-    let name = &loser.repository.name;
-    let mut problem = candidates[loser.candidate].problem(&name.name, field, message);
-    if problem.line.is_none() {
-        problem.field = format!("repositories.{}.{field}", name.name);
-    }
-    (loser.candidate, problem)
+fn collision(
+    candidates: &[Candidate],
+    winner: Claim<'_>,
+    loser: Claim<'_>,
+    field: &'static str,
+    message: String,
+) -> Collision {
+    let problem = candidates[loser.candidate].problem(&loser.repository.name.name, field, message);
+    Collision { winner: winner.candidate, loser: loser.candidate, problem }
 }
 
 fn named(candidates: &[Candidate], claim: Claim<'_>) -> String {

@@ -7,9 +7,9 @@ use std::time::Duration;
 use super::problem::Severity;
 use super::project::{Build, Pull, UnsetVariables};
 use super::reader::{At, Reader, Section, at_entry, joined};
-use super::settings::is_host_name;
 use super::suggest::did_you_mean;
 use super::template::{Template, is_name};
+use super::variables::is_host_name;
 use super::yaml::Value;
 use crate::git::RemoteUrl;
 
@@ -194,11 +194,15 @@ impl<'r, 'a, 'n> Get<'r, 'a, 'n> {
                 self.reader.error(&at, NOT_SUPPORTED_YET_MESSAGE);
             }
         }
-        let Some(at) = self.section.get("deploy") else {
-            return;
-        };
-        if self.reader.word(&at, &[("auto", false), ("manual", true)]) == Some(true) {
-            self.reader.error(&at, "`manual` is not supported by this version yet; remove it or write `auto`");
+        if let Some(at) = self.section.get("deploy") {
+            let accepted = self.reader.parsed(&at, "`auto`", |text| match text.trim() {
+                "auto" => Some(true),
+                "manual" => Some(false),
+                _ => None,
+            });
+            if accepted == Some(false) {
+                self.reader.error(&at, "`manual` is not supported by this version yet; remove it or write `auto`");
+            }
         }
     }
 }

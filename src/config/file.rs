@@ -1,6 +1,6 @@
 //! One project file: from its text to a project, or to everything that is wrong with it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -308,9 +308,9 @@ fn order_of_dependencies(
             fields::report_unknown(reader, place, &repository.depends_on, known);
         }
     }
-    if let Some(cycle) = first_cycle(repositories) {
+    for cycle in cycles(repositories) {
         if let Some(place) = contents.places.get(&(cycle[0].clone(), "depends_on")) {
-            let message = format!("a cycle: {} waits for itself", cycle.join(" → "));
+            let message = format!("a cycle: {}; remove one of these dependencies", cycle.join(" → "));
             reader.report(Some(place.line), place.field.clone(), Severity::Error, message);
         }
     }
@@ -320,33 +320,29 @@ fn order_of_dependencies(
     }
 }
 
-/// The names along the first cycle of dependencies, the first one again at the end.
-fn first_cycle(repositories: &[Repository]) -> Option<Vec<String>> {
-    let edges: BTreeMap<&str, &[String]> = repositories
-        .iter()
-        .map(|repository| (repository.name.name.as_str(), repository.depends_on.as_slice()))
-        .collect();
-    let mut done: Vec<&str> = Vec::new();
-    for repository in repositories {
+/// The names along each cycle of dependencies, the first one again at the end.
+fn cycles(repositories: &[Repository]) -> Vec<Vec<String>> {
+    let name_of = |repository: &Repository| repository.name.name.clone();
+    let edges: BTreeMap<String, &[String]> =
+        repositories.iter().map(|repository| (name_of(repository), repository.depends_on.as_slice())).collect();
+    let mut found = Vec::new();
+    let mut done: BTreeSet<String> = BTreeSet::new();
+    for start in repositories.iter().map(name_of) {
         // The way from the start, and how many dependencies of each step were followed.
-        let mut way: Vec<(&str, usize)> = vec![(repository.name.name.as_str(), 0)];
+        let mut way: Vec<(String, usize)> = if done.contains(&start) { Vec::new() } else { vec![(start, 0)] };
         while let Some((name, followed)) = way.last_mut() {
-            let next = if done.contains(name) { None } else { edges.get(name).and_then(|names| names.get(*followed)) };
+            let next = edges.get(name).and_then(|names| names.get(*followed)).cloned();
             *followed += 1;
-            match next {
-                None => {
-                    done.push(name);
-                    way.pop();
-                }
-                Some(next) => {
-                    if let Some(start) = way.iter().position(|(name, _)| name == next) {
-                        let names = way[start..].iter().map(|(name, _)| *name).chain([next.as_str()]);
-                        return Some(names.map(str::to_owned).collect());
-                    }
-                    way.push((next, 0));
-                }
+            let Some(next) = next else {
+                done.extend(way.pop().map(|(name, _)| name));
+                continue;
+            };
+            if let Some(first) = way.iter().position(|(name, _)| *name == next) {
+                found.push(way[first..].iter().map(|(name, _)| name.clone()).chain([next]).collect());
+            } else if !done.contains(&next) {
+                way.push((next, 0));
             }
         }
     }
-    None
+    found
 }

@@ -1,7 +1,7 @@
 //! Configuration: settings from the environment, project files, and what changed between two loads.
 //!
-//! A project file goes through three forms: [`yaml`] keeps every value with its line, [`fields`] reads each one as its type and
-//! collects all problems, [`project`] is what the rest of the program sees, every default applied. [`catalog`] puts the files
+//! A project file goes through three forms: `yaml` keeps every value with its line, `fields` reads each one as its type and
+//! collects all problems, `project` is what the rest of the program sees, every default applied. `catalog` puts the files
 //! together and decides which of two that collide goes on.
 
 pub mod catalog;
@@ -16,7 +16,10 @@ mod reader;
 pub mod settings;
 mod suggest;
 mod template;
+#[cfg(test)]
+mod tests;
 mod tokens;
+mod variables;
 mod yaml;
 
 pub use catalog::{Accepted, AcceptedRepository, Basis, Catalog, Diff};

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use super::Environment;
 use super::problem::{Problem, Severity};
-use super::settings::{MAX_SECONDS, boolean};
 use super::suggest::did_you_mean;
 use super::template::{Template, Unresolved};
+use super::variables::{MAX_SECONDS, boolean};
 use super::yaml::{Entry, Map, Node, Value};
 
 /// How much of a wrong value a message repeats.
@@ -181,7 +181,11 @@ impl<'a> Reader<'a> {
         let (template, value) = self.resolved(at, self.unset_names)?;
         let found = words.iter().find(|(word, _)| *word == value.trim()).map(|(_, meaning)| *meaning);
         if found.is_none() {
-            let accepted = words.iter().map(|(word, _)| format!("`{word}`")).collect::<Vec<_>>().join(" or ");
+            let accepted: Vec<String> = words.iter().map(|(word, _)| format!("`{word}`")).collect();
+            let accepted = match accepted.split_last() {
+                Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
+                _ => accepted.join(""),
+            };
             let suggestion = did_you_mean(template.source(), words.iter().map(|(word, _)| *word));
             self.error(at, format!("`{}` is not valid; expected {accepted}{suggestion}", shown(template.source())));
         }

@@ -1,53 +1,15 @@
 //! Service settings, from the environment (spec section 2).
 
-use std::ffi::OsStr;
 use std::fmt;
 use std::io;
-use std::net::IpAddr;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::Environment;
-use super::suggest::did_you_mean;
+use super::variables::{MAX_HISTORY, Reading, default_runtime_path};
 use crate::http::Proxies;
 use crate::secrets::Secret;
-
-/// No time that somebody configures is longer than a year.
-pub(super) const MAX_SECONDS: u64 = 365 * 24 * 60 * 60;
-/// Deployments kept per repository, at most.
-const MAX_HISTORY: u64 = 1_000_000;
-
-/// Every variable of spec section 2 that carries the prefix, without it.
-const NAMES: &[&str] = &[
-    "PORT",
-    "HOST",
-    "CONFIG_PATH",
-    "DATA_PATH",
-    "RUNTIME_PATH",
-    "LOG_LEVEL",
-    "LOG_FORMAT",
-    "AUTH_ENABLED",
-    "AUTH_USERNAME",
-    "AUTH_PASSWORD",
-    "AUTH_PASSWORD_FILE",
-    "ALLOWED_HOSTS",
-    "WEBHOOK_SECRET",
-    "WEBHOOK_SECRET_FILE",
-    "DEPLOY_TIMEOUT",
-    "SHUTDOWN_TIMEOUT",
-    "ENABLE_IMAGE_PRUNE",
-    "HISTORY_LIMIT",
-    "SSH_KNOWN_HOSTS",
-    "DOCKER_BIN",
-    "SOPS_BIN",
-    "SHOUTRRR_BIN",
-];
-
-/// Variables of the client (spec section 8); the daemon has no use for them and does not mind them.
-const CLIENT_NAMES: &[&str] = &["SHIPARR_URL", "SHIPARR_USERNAME", "SHIPARR_PASSWORD"];
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,7 +97,7 @@ impl Settings {
     /// # Errors
     /// All values that cannot be used, at once.
     pub fn from_environment(environment: &Environment) -> Result<(Settings, Vec<String>), SettingsError> {
-        let mut read = Reading { environment, problems: Vec::new(), warnings: Vec::new() };
+        let mut read = Reading::new(environment);
         let config_path = read.path("CONFIG_PATH").unwrap_or_else(|| PathBuf::from("/config/projects"));
         let log_format = read.log_format();
         let settings = Settings {
@@ -198,6 +160,25 @@ impl Settings {
     }
 }
 
+/// What the verbs that ask a daemon take from the environment. A setting of the daemon that cannot be used does not keep them from asking it.
+pub struct ClientSettings {
+    /// Where the control socket may be.
+    pub runtime_path: PathBuf,
+    /// Used for `--url`.
+    pub proxies: Proxies,
+}
+
+impl ClientSettings {
+    /// Reads these settings alone.
+    pub fn from_environment(environment: &Environment) -> ClientSettings {
+        let mut read = Reading::new(environment);
+        ClientSettings {
+            runtime_path: read.path("RUNTIME_PATH").unwrap_or_else(|| default_runtime_path(environment)),
+            proxies: read.proxies(),
+        }
+    }
+}
+
 /// Whether a folder (or, before it is made, the one that it will be in) is on a file system in memory.
 ///
 /// # Errors
@@ -222,323 +203,214 @@ pub(super) fn hostname() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-/// `$RUNTIME_DIRECTORY`, else `/run/shiparr`, not root: `$XDG_RUNTIME_DIR/shiparr`.
-fn default_runtime_path(environment: &Environment) -> PathBuf {
-    if let Some(listed) = environment.get("RUNTIME_DIRECTORY") {
-        // systemd separates several by colons.
-        let first = listed.as_bytes().split(|byte| *byte == b':').next().unwrap_or_default();
-        return PathBuf::from(OsStr::from_bytes(first));
-    }
-    match environment.get("XDG_RUNTIME_DIR") {
-        Some(folder) if !rustix::process::geteuid().is_root() => Path::new(folder).join("shiparr"),
-        _ => PathBuf::from("/run/shiparr"),
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Whether standard output or standard error goes to the journal (systemd.exec(5), `JOURNAL_STREAM`). That variable and
-/// `INVOCATION_ID` are inherited by shells that systemd started somewhere above: only the device and inode tell.
-fn logs_to_journal(environment: &Environment) -> bool {
-    let Some(stream) = environment.get("JOURNAL_STREAM").and_then(OsStr::to_str) else {
-        return false;
-    };
-    let is_stream = |found: rustix::io::Result<rustix::fs::Stat>| {
-        found.is_ok_and(|stat| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
-    };
-    is_stream(rustix::fs::fstat(io::stderr())) || is_stream(rustix::fs::fstat(io::stdout()))
-}
+    type Pairs<'a> = &'a [(&'a str, &'a str)];
 
-/// Collects problems and warnings while the environment is read.
-struct Reading<'a> {
-    environment: &'a Environment,
-    problems: Vec<String>,
-    warnings: Vec<String>,
-}
-
-impl<'a> Reading<'a> {
-    /// The value of a setting, and the name under which it was found. `name` is without the prefix.
-    fn setting(&self, name: &str) -> Option<(String, &'a OsStr)> {
-        ["Shiparr_", "SHIPARR_"].into_iter().find_map(|prefix| {
-            let name = format!("{prefix}{name}");
-            let value = self.environment.get(&name)?;
-            Some((name, value))
-        })
+    fn read(pairs: Pairs<'_>) -> Result<(Settings, Vec<String>), SettingsError> {
+        Settings::from_environment(&Environment::from_pairs(pairs.iter().copied()))
     }
 
-    fn text(&mut self, name: &str) -> Option<(String, &'a str)> {
-        let (name, value) = self.setting(name)?;
-        match value.to_str() {
-            Some(text) => Some((name, text.trim())),
-            None => {
-                self.problems.push(format!("{name}: the value is not UTF-8"));
-                None
-            }
+    fn good(pairs: Pairs<'_>) -> Settings {
+        let (settings, warnings) = read(pairs).expect("good settings");
+        assert!(warnings.is_empty(), "{warnings:?}");
+        settings
+    }
+
+    fn warnings(pairs: Pairs<'_>) -> Vec<String> {
+        read(pairs).expect("good settings").1
+    }
+
+    fn problems(pairs: Pairs<'_>) -> Vec<String> {
+        read(pairs).err().expect("bad settings").problems
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_specification() {
+        let settings = good(&[("HOME", "/root"), ("Shiparr_PORT", ""), ("RUNTIME_DIRECTORY", "/run/one:/run/two")]);
+        assert_eq!((settings.port, settings.host.as_str()), (8080, "127.0.0.1"));
+        assert_eq!(settings.config_path, Path::new("/config/projects"));
+        assert_eq!(settings.data_path, Path::new("/data"));
+        assert_eq!(settings.deployments_path(), Path::new("/data/deployments"));
+        assert_eq!(settings.runtime_path, Path::new("/run/one"));
+        assert_eq!(settings.log_filter, "info");
+        assert!(settings.auth.is_none() && settings.allowed_hosts.is_empty());
+        assert_eq!(
+            (settings.deploy_timeout, settings.shutdown_timeout),
+            (Duration::from_secs(900), Duration::from_secs(60))
+        );
+        assert!(!settings.enable_image_prune && !settings.disable_config_auto_reload);
+        assert_eq!(settings.history_limit, 200);
+        let known_hosts = ["/config/known_hosts", "/root/.ssh/known_hosts", "/etc/ssh/ssh_known_hosts"];
+        assert_eq!(settings.ssh_known_hosts, known_hosts.map(PathBuf::from));
+        let programs = [&settings.docker_bin, &settings.sops_bin, &settings.shoutrrr_bin];
+        assert_eq!(programs, [Path::new("docker"), Path::new("sops"), Path::new("shoutrrr")]);
+        assert!(settings.proxies.https.is_none() && settings.proxies.http.is_none() && settings.proxies.none.is_none());
+        assert!(!settings.hostname.is_empty());
+        assert_eq!(settings.password(), Ok(None));
+    }
+
+    #[test]
+    fn every_setting_is_read_with_either_prefix() {
+        for prefix in ["Shiparr_", "SHIPARR_"] {
+            let named = |name: &str| format!("{prefix}{name}");
+            let pairs = [
+                (named("PORT"), "0"),
+                (named("HOST"), "[::1]"),
+                (named("CONFIG_PATH"), "/etc/shiparr/projects/"),
+                (named("DATA_PATH"), "data"),
+                (named("RUNTIME_PATH"), "/dev/shm/shiparr"),
+                (named("LOG_LEVEL"), "WARNING"),
+                (named("LOG_FORMAT"), "JSON"),
+                (named("AUTH_ENABLED"), "True"),
+                (named("AUTH_USERNAME"), "anna"),
+                (named("AUTH_PASSWORD"), "correct horse"),
+                (named("ALLOWED_HOSTS"), "Shiparr.example.com, nas"),
+                (named("WEBHOOK_SECRET"), "shared"),
+                (named("DEPLOY_TIMEOUT"), "1"),
+                (named("SHUTDOWN_TIMEOUT"), "0"),
+                (named("ENABLE_IMAGE_PRUNE"), "1"),
+                (named("HISTORY_LIMIT"), "7"),
+                (named("SSH_KNOWN_HOSTS"), "/a:/b"),
+                (named("DOCKER_BIN"), "podman"),
+                (named("SOPS_BIN"), "./bin/sops"),
+                (named("SHOUTRRR_BIN"), "/opt/shoutrrr"),
+                ("DISABLE_CONFIG_AUTO_RELOAD".to_owned(), "yes"),
+                ("https_proxy".to_owned(), "http://lower"),
+                ("HTTP_PROXY".to_owned(), "http://upper"),
+                ("http_proxy".to_owned(), "http://ignored"),
+                ("NO_PROXY".to_owned(), "localhost"),
+                ("GITEA_WEBHOOK_SECRET".to_owned(), "for gitea"),
+            ];
+            let pairs: Vec<(&str, &str)> = pairs.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+            let settings = good(&pairs);
+            assert_eq!((settings.port, settings.host.as_str()), (0, "::1"));
+            assert_eq!(settings.config_path, Path::new("/etc/shiparr/projects"));
+            assert_eq!(settings.data_path, std::path::absolute("data").expect("a path"));
+            assert_eq!(settings.runtime_path, Path::new("/dev/shm/shiparr"));
+            assert_eq!((settings.log_filter.as_str(), settings.log_format), ("warn", LogFormat::Json));
+            assert_eq!(settings.auth.as_ref().map(|auth| auth.username.as_str()), Some("anna"));
+            assert_eq!(settings.password(), Ok(Some(Secret::new("correct horse"))));
+            assert_eq!(settings.webhook_secret("github"), Ok(Some(Secret::new("shared"))));
+            assert_eq!(settings.webhook_secret("gitea"), Ok(Some(Secret::new("for gitea"))));
+            assert_eq!(settings.allowed_hosts, ["shiparr.example.com", "nas"]);
+            assert_eq!((settings.deploy_timeout, settings.shutdown_timeout), (Duration::from_secs(1), Duration::ZERO));
+            assert!(settings.enable_image_prune && settings.disable_config_auto_reload);
+            assert_eq!(settings.history_limit, 7);
+            assert_eq!(settings.ssh_known_hosts, ["/a", "/b"].map(PathBuf::from));
+            assert_eq!(settings.docker_bin, Path::new("podman"));
+            assert_eq!(settings.sops_bin, std::path::absolute("bin/sops").expect("a path"));
+            assert_eq!(settings.shoutrrr_bin, Path::new("/opt/shoutrrr"));
+            assert_eq!(settings.proxies.https.as_deref(), Some("http://lower"));
+            assert_eq!(settings.proxies.http.as_deref(), Some("http://upper"));
+            assert_eq!(settings.proxies.none.as_deref(), Some("localhost"));
         }
     }
 
-    fn number(&mut self, name: &str, default: u64, least: u64, most: u64, unit: &str) -> u64 {
-        let Some((name, text)) = self.text(name) else {
-            return default;
-        };
-        match u64::from_str(text) {
-            Ok(number) if (least..=most).contains(&number) => number,
-            _ => {
-                let expected = format!("expected a whole number{unit} from {least} to {most}");
-                self.problems.push(format!("{name}: `{text}` is not valid; {expected}"));
-                default
-            }
+    #[test]
+    fn all_problems_are_told_at_once_and_no_secret_is() {
+        let problems = problems(&[
+            ("Shiparr_PORT", "65536"),
+            ("Shiparr_HOST", "127.0.0.1:80"),
+            ("Shiparr_LOG_LEVEL", "LOUD"),
+            ("Shiparr_LOG_FORMAT", "xml"),
+            ("Shiparr_AUTH_ENABLED", "true"),
+            ("Shiparr_AUTH_USERNAME", "a:b"),
+            ("Shiparr_AUTH_PASSWORD", "changeme"),
+            ("Shiparr_ALLOWED_HOSTS", "https://x.example.com"),
+            ("SHIPARR_DEPLOY_TIMEOUT", "0"),
+            ("Shiparr_SHUTDOWN_TIMEOUT", "1m"),
+            ("Shiparr_ENABLE_IMAGE_PRUNE", "perhaps"),
+            ("Shiparr_HISTORY_LIMIT", "0"),
+            ("DISABLE_CONFIG_AUTO_RELOAD", "perhaps"),
+        ]);
+        let expected = [
+            "Shiparr_PORT: `65536` is not valid; expected a whole number from 0 to 65535",
+            "Shiparr_HOST: `127.0.0.1:80` is not valid; expected an IP address or a host name, without a port (that is Shiparr_PORT)",
+            "Shiparr_LOG_LEVEL: `LOUD` is not valid; expected ERROR, WARNING, INFO, DEBUG, TRACE, or an env_logger filter such as \
+             info,shiparr::deploy=debug",
+            "Shiparr_AUTH_USERNAME: a colon or a control character cannot be sent in Basic Auth",
+            "Shiparr_AUTH_PASSWORD: `changeme` is not accepted; choose a password of your own",
+            "Shiparr_ALLOWED_HOSTS: `https://x.example.com` is not a host name; expected names as in `shiparr.example.com`, without \
+             scheme and port, separated by commas",
+            "SHIPARR_DEPLOY_TIMEOUT: `0` is not valid; expected a whole number of seconds from 1 to 31536000",
+            "Shiparr_SHUTDOWN_TIMEOUT: `1m` is not valid; expected a whole number of seconds from 0 to 31536000",
+            "Shiparr_ENABLE_IMAGE_PRUNE: `perhaps` is not valid; expected true or false",
+            "Shiparr_HISTORY_LIMIT: `0` is not valid; expected a whole number from 1 to 1000000",
+            "DISABLE_CONFIG_AUTO_RELOAD: `perhaps` is not valid; expected true or false",
+            "Shiparr_LOG_FORMAT: `xml` is not valid; expected auto, text, json or journal",
+        ];
+        for line in expected {
+            assert!(problems.iter().any(|problem| problem == line), "{line}\n{problems:#?}");
+        }
+        assert_eq!(problems.len(), expected.len(), "{problems:#?}");
+        let error = SettingsError { problems };
+        assert_eq!(error.to_string().lines().count(), expected.len());
+    }
+
+    #[test]
+    fn auth_needs_a_password_that_can_be_used() {
+        let enabled = ("Shiparr_AUTH_ENABLED", "true");
+        assert!(problems(&[enabled])[0].starts_with("Shiparr_AUTH_PASSWORD: not set"));
+        assert!(
+            problems(&[enabled, ("Shiparr_AUTH_PASSWORD_FILE", "/does/not/exist")])[0].contains("cannot read the file")
+        );
+        for damaged in ["$argon2id$v=19$m=19456", "$2b$12$short", "$2y$"] {
+            let found = problems(&[enabled, ("Shiparr_AUTH_PASSWORD", damaged)]);
+            assert!(found[0].contains("cannot be read as one") && !found[0].contains(damaged), "{found:?}");
+        }
+        for hash in [
+            "$argon2id$v=19$m=19456,t=2,p=1$c29tZXNhbHQ$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
+            "$2b$04$EGdrhbKUv8Oc9vGiXX0HQOxSg445d458Muh7DAHskb6QbtCvdxcie",
+            "$money",
+        ] {
+            assert!(good(&[enabled, ("Shiparr_AUTH_PASSWORD", hash)]).auth.is_some());
         }
     }
 
-    fn seconds(&mut self, name: &str, default: u64, least: u64) -> Duration {
-        Duration::from_secs(self.number(name, default, least, MAX_SECONDS, " of seconds"))
+    #[test]
+    fn warnings_name_the_way_out() {
+        assert_eq!(
+            warnings(&[("Shiparr_PORT", "1"), ("SHIPARR_PORT", "2")]),
+            ["SHIPARR_PORT: not used, because Shiparr_PORT is set too; remove one of them"]
+        );
+        assert_eq!(
+            warnings(&[
+                ("Shiparr_LOGLEVEL", "x"),
+                ("shiparr_port", "1"),
+                ("SHIPARR_GITHUB_TOKEN", "t"),
+                ("Shiparr_ZZZ", "1")
+            ]),
+            [
+                "SHIPARR_GITHUB_TOKEN: no such setting; did you mean `GITHUB_TOKEN`?",
+                "Shiparr_LOGLEVEL: no such setting; did you mean `Shiparr_LOG_LEVEL`?",
+                "Shiparr_ZZZ: no such setting",
+                "shiparr_port: no such setting; did you mean `Shiparr_PORT`?",
+            ]
+        );
+        let client = [("SHIPARR_URL", "http://x"), ("SHIPARR_USERNAME", "u"), ("SHIPARR_PASSWORD", "p")];
+        assert!(warnings(&client).is_empty());
+        assert_eq!(
+            warnings(&[("Shiparr_AUTH_PASSWORD", "p")]),
+            ["Shiparr_AUTH_PASSWORD: is set, but nobody is asked for it while Shiparr_AUTH_ENABLED is false"]
+        );
     }
 
-    /// `name` with the prefix, where it has one.
-    fn boolean(&mut self, name: &str) -> bool {
-        let found = match name.strip_prefix("Shiparr_") {
-            Some(rest) => self.text(rest),
-            None => self.environment.get(name).map(|value| (name.to_owned(), value.to_str().unwrap_or("�"))),
-        };
-        let Some((name, text)) = found else {
-            return false;
-        };
-        boolean(text).unwrap_or_else(|| {
-            self.problems.push(format!("{name}: `{text}` is not valid; expected true or false"));
-            false
-        })
+    #[test]
+    fn the_format_is_that_of_the_journal_only_where_the_output_goes_there() {
+        let stat = rustix::fs::fstat(io::stderr()).expect("standard error");
+        let stream = format!("{}:{}", stat.st_dev, stat.st_ino);
+        assert_eq!(good(&[("JOURNAL_STREAM", &stream)]).log_format, LogFormat::Journal);
+        assert_eq!(good(&[("JOURNAL_STREAM", &stream), ("Shiparr_LOG_FORMAT", "text")]).log_format, LogFormat::Text);
+        assert_eq!(good(&[("JOURNAL_STREAM", "1:1"), ("INVOCATION_ID", "x")]).log_format, LogFormat::Text);
     }
 
-    fn path(&mut self, name: &str) -> Option<PathBuf> {
-        let (name, value) = self.setting(name)?;
-        match std::path::absolute(Path::new(value)) {
-            Ok(path) => Some(path),
-            Err(error) => {
-                self.problems.push(format!("{name}: {error}; expected an absolute path"));
-                None
-            }
-        }
+    #[test]
+    fn a_file_system_in_memory_is_recognized_before_the_folder_is_made() {
+        assert!(is_in_memory(Path::new("/dev/shm/shiparr-not-made/yet")).expect("a file system"));
+        assert!(!is_in_memory(Path::new("/proc")).expect("a file system"));
+        assert!(is_in_memory(Path::new("/proc/self/status/below-a-file")).is_err());
     }
-
-    /// A program by name, or by path: a relative one is made absolute, because children run in other folders.
-    fn program(&mut self, name: &str, default: &str) -> PathBuf {
-        match self.setting(name) {
-            Some((_, value)) if !value.as_bytes().contains(&b'/') => PathBuf::from(value),
-            Some(_) => self.path(name).unwrap_or_default(),
-            None => PathBuf::from(default),
-        }
-    }
-
-    fn host(&mut self) -> String {
-        let Some((name, text)) = self.text("HOST") else {
-            return "127.0.0.1".to_owned();
-        };
-        let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
-        if bare.parse::<IpAddr>().is_err() && !is_host_name(bare) {
-            let expected = "expected an IP address or a host name, without a port (that is Shiparr_PORT)";
-            self.problems.push(format!("{name}: `{text}` is not valid; {expected}"));
-        }
-        bare.to_owned()
-    }
-
-    fn log_format(&mut self) -> LogFormat {
-        let auto = if logs_to_journal(self.environment) { LogFormat::Journal } else { LogFormat::Text };
-        let Some((name, text)) = self.text("LOG_FORMAT") else {
-            return auto;
-        };
-        match text.to_ascii_lowercase().as_str() {
-            "auto" => auto,
-            "text" => LogFormat::Text,
-            "json" => LogFormat::Json,
-            "journal" => LogFormat::Journal,
-            _ => {
-                self.problems.push(format!("{name}: `{text}` is not valid; expected auto, text, json or journal"));
-                auto
-            }
-        }
-    }
-
-    fn log_filter(&mut self) -> String {
-        let Some((name, text)) = self.text("LOG_LEVEL") else {
-            return "info".to_owned();
-        };
-        log_filter(text).unwrap_or_else(|| {
-            let expected = "expected ERROR, WARNING, INFO, DEBUG, TRACE, or an env_logger filter such as \
-                            info,shiparr::deploy=debug";
-            self.problems.push(format!("{name}: `{text}` is not valid; {expected}"));
-            "info".to_owned()
-        })
-    }
-
-    fn auth(&mut self) -> Option<Auth> {
-        let enabled = self.boolean("Shiparr_AUTH_ENABLED");
-        let (name, username) =
-            self.text("AUTH_USERNAME").unwrap_or_else(|| ("Shiparr_AUTH_USERNAME".to_owned(), "admin"));
-        if username.contains(|character: char| character == ':' || character.is_control()) {
-            self.problems.push(format!("{name}: a colon or a control character cannot be sent in Basic Auth"));
-        }
-        let password = self.environment.secret("Shiparr_AUTH_PASSWORD");
-        if !enabled {
-            if matches!(password, Ok(Some(_))) {
-                let message = "is set, but nobody is asked for it while Shiparr_AUTH_ENABLED is false";
-                self.warnings.push(format!("Shiparr_AUTH_PASSWORD: {message}"));
-            }
-            return None;
-        }
-        match password.map(|found| found.map(|secret| password_problem(secret.expose()))) {
-            Err(unreadable) => self.problems.push(unreadable),
-            Ok(Some(None)) => {}
-            Ok(Some(Some(problem))) => self.problems.push(format!("Shiparr_AUTH_PASSWORD: {problem}")),
-            Ok(None) => self.problems.push(
-                "Shiparr_AUTH_PASSWORD: not set, and Shiparr_AUTH_ENABLED is true; set it, Shiparr_AUTH_PASSWORD_FILE or the \
-                 systemd credential `auth_password`"
-                    .to_owned(),
-            ),
-        }
-        Some(Auth { username: username.to_owned() })
-    }
-
-    fn allowed_hosts(&mut self) -> Vec<String> {
-        let Some((name, text)) = self.text("ALLOWED_HOSTS") else {
-            return Vec::new();
-        };
-        let listed = text.split(|character: char| character == ',' || character.is_whitespace());
-        let mut hosts = Vec::new();
-        for host in listed.filter(|host| !host.is_empty()) {
-            if is_host_name(host) {
-                hosts.push(host.to_ascii_lowercase());
-            } else {
-                let expected =
-                    "expected names as in `shiparr.example.com`, without scheme and port, separated by commas";
-                self.problems.push(format!("{name}: `{host}` is not a host name; {expected}"));
-            }
-        }
-        hosts
-    }
-
-    fn ssh_known_hosts(&mut self, config_path: &Path) -> Vec<PathBuf> {
-        if let Some((_, listed)) = self.setting("SSH_KNOWN_HOSTS") {
-            let files = listed.as_bytes().split(|byte| *byte == b':').filter(|file| !file.is_empty());
-            return files.filter_map(|file| std::path::absolute(OsStr::from_bytes(file)).ok()).collect();
-        }
-        let beside = config_path.parent().map(|folder| folder.join("known_hosts"));
-        let home = self.environment.get("HOME").map(|home| Path::new(home).join(".ssh/known_hosts"));
-        beside.into_iter().chain(home).chain([PathBuf::from("/etc/ssh/ssh_known_hosts")]).collect()
-    }
-
-    fn proxies(&mut self) -> Proxies {
-        let mut proxy = |upper: &str| {
-            let lower = upper.to_ascii_lowercase();
-            let name = if self.environment.get(upper).is_some() { upper } else { &lower };
-            let text = self.environment.get(name)?.to_str().map(str::to_owned);
-            if text.is_none() {
-                self.problems.push(format!("{name}: the value is not UTF-8"));
-            }
-            text
-        };
-        Proxies { https: proxy("HTTPS_PROXY"), http: proxy("HTTP_PROXY"), none: proxy("NO_PROXY") }
-    }
-
-    /// Warns of settings that are set with both prefixes.
-    fn doubles(&mut self) {
-        for name in NAMES {
-            let (mixed, upper) = (format!("Shiparr_{name}"), format!("SHIPARR_{name}"));
-            if self.environment.get(&mixed).is_some() && self.environment.get(&upper).is_some() {
-                self.warnings.push(format!("{upper}: not used, because {mixed} is set too; remove one of them"));
-            }
-        }
-    }
-
-    fn unknown_names(&mut self) {
-        for name in self.environment.names() {
-            let Some((prefix, rest)) = name.split_at_checked("shiparr_".len()) else {
-                continue;
-            };
-            let exact = prefix == "Shiparr_" || prefix == "SHIPARR_";
-            if !prefix.eq_ignore_ascii_case("shiparr_")
-                || CLIENT_NAMES.contains(&name)
-                || (exact && NAMES.contains(&rest))
-            {
-                continue;
-            }
-            let known = NAMES.iter().map(|known| format!("Shiparr_{known}")).chain(
-                ["DISABLE_CONFIG_AUTO_RELOAD", "GITHUB_TOKEN", "GITLAB_TOKEN", "GITEA_TOKEN", "SOPS_AGE_KEY_FILE"]
-                    .map(str::to_owned),
-            );
-            let known: Vec<String> = known.collect();
-            let candidates = known.iter().map(String::as_str);
-            // A setting that has no prefix is looked for under its bare name.
-            let suggestion = match did_you_mean(name, candidates.clone()) {
-                found if found.is_empty() => did_you_mean(rest, candidates),
-                found => found,
-            };
-            self.warnings.push(format!("{name}: no such setting{suggestion}"));
-        }
-    }
-}
-
-/// The words for true and false that people write.
-pub(super) fn boolean(text: &str) -> Option<bool> {
-    match text.to_ascii_lowercase().as_str() {
-        "true" | "yes" | "on" | "1" => Some(true),
-        "false" | "no" | "off" | "0" => Some(false),
-        _ => None,
-    }
-}
-
-/// Letters, digits, `-`, `_` and dots between labels.
-pub(super) fn is_host_name(text: &str) -> bool {
-    let label = |label: &str| {
-        !label.is_empty()
-            && label.len() <= 63
-            && !label.starts_with('-')
-            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
-    };
-    text.len() <= 253 && text.split('.').all(label)
-}
-
-/// What is wrong with a password, where something is.
-fn password_problem(password: &str) -> Option<&'static str> {
-    if password == "changeme" {
-        return Some("`changeme` is not accepted; choose a password of your own");
-    }
-    let damaged = if password.starts_with("$argon2") {
-        argon2::PasswordHash::new(password).is_err()
-    } else {
-        let bcrypt = ["$2a$", "$2b$", "$2x$", "$2y$"].iter().any(|prefix| password.starts_with(prefix));
-        bcrypt && bcrypt::HashParts::from_str(password).is_err()
-    };
-    damaged.then_some(
-        "begins like an argon2 or bcrypt hash and cannot be read as one; was a `$` replaced on the way, or the end cut off?",
-    )
-}
-
-/// An env_logger filter from a level's name or a filter; `WARNING` is what env_logger calls `warn`. None where it is neither.
-fn log_filter(text: &str) -> Option<String> {
-    let (directives, pattern) = match text.split_once('/') {
-        Some((directives, pattern)) => (directives, Some(pattern)),
-        None => (text, None),
-    };
-    let level = |word: &str| {
-        let word = if word.eq_ignore_ascii_case("warning") { "warn" } else { word };
-        log::LevelFilter::from_str(word).ok().map(|level| level.as_str().to_ascii_lowercase())
-    };
-    let is_module = |word: &str| {
-        word.split("::")
-            .all(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_'))
-    };
-    let mut parts = Vec::new();
-    for directive in directives.split(',').map(str::trim) {
-        parts.push(match directive.split_once('=') {
-            Some((module, word)) if is_module(module) => format!("{module}={}", level(word)?),
-            Some(_) => return None,
-            None => match level(directive) {
-                Some(level) => level,
-                // A bare word is a module to env_logger, so that a misspelt level would silence everything.
-                None if is_module(directive) && directive.starts_with("shiparr") => directive.to_owned(),
-                None => return None,
-            },
-        });
-    }
-    let filter = parts.join(",");
-    Some(pattern.map_or(filter.clone(), |pattern| format!("{filter}/{pattern}")))
 }

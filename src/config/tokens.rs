@@ -1,9 +1,9 @@
 //! Which token belongs to which host.
 
 use super::reader::{At, Reader};
-use super::settings::is_host_name;
 use super::suggest::did_you_mean;
 use super::template::Template;
+use super::variables::is_host_name;
 
 /// A host that is known by name: the keys of `tokens` that are for it, the nearer one first, and the environment's default.
 struct Provider {

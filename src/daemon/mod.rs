@@ -1,1 +1,252 @@
 //! The daemon: start and stop order, signals, supervision.
+//!
+//! Started in this order: lock, database, configuration, listeners, threads. Stopped in this order: timers and gate (nothing new comes in), the worker
+//! (a running deployment may end), the database.
+
+mod docker;
+mod lock;
+mod logging;
+mod once;
+mod reload;
+mod shared;
+mod tell;
+mod threads;
+mod timers;
+mod web_side;
+mod worker;
+
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use crossbeam_channel::{Receiver, Sender};
+use jiff::Timestamp;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use crate::config::settings::is_in_memory;
+use crate::config::{Catalog, Settings, hash_key};
+use crate::deploy::pipeline::Host;
+use crate::git;
+use crate::secrets::runtime::RuntimeFolder;
+use crate::store::Store;
+use shared::Shared;
+use threads::{STACK_BYTES, Threads};
+use timers::Timers;
+use worker::Worker;
+
+/// What wakes the main thread.
+#[derive(Debug)]
+pub enum Event {
+    /// SIGTERM or SIGINT.
+    Stop,
+    /// SIGHUP, or files that changed.
+    Reload,
+    /// A long-lived thread ended that should not have.
+    ThreadDied(String),
+}
+
+/// After a running deployment was cancelled, its children get SIGTERM and 15 s later SIGKILL; then it must have ended.
+const CANCELLED_LIMIT: Duration = Duration::from_secs(20);
+/// Messages that are under way at a stop may still go out for this long; the rest is told at the next start.
+const TELL_LIMIT: Duration = Duration::from_secs(2);
+
+/// Runs the daemon until a signal ends it; `once`: checks and deploys everything one time.
+///
+/// # Errors
+/// Whatever keeps it from starting, in one line; and a long-lived thread that died.
+pub fn run(settings: Settings, warnings: &[String], once: bool) -> anyhow::Result<ExitCode> {
+    logging::start(&settings.log_filter, settings.log_format);
+    for warning in warnings {
+        log::warn!("{warning}");
+    }
+    let (events_out, events) = crossbeam_channel::unbounded();
+    listen_to_signals(events_out.clone())?;
+    let start = Start::prepare(Arc::new(settings))?;
+    if once {
+        return once::run(&start.shared, &Threads::new(events_out), events);
+    }
+    let daemon = Daemon::start(start, events_out)?;
+    daemon.live(&events)
+}
+
+/// What both ways to run have in common: folders, lock, database, configuration.
+struct Start {
+    shared: Arc<Shared>,
+    loaded: reload::Signature,
+    _lock: lock::Lock,
+}
+
+impl Start {
+    fn prepare(settings: Arc<Settings>) -> anyhow::Result<Start> {
+        make_folder(&settings.data_path, "Shiparr_DATA_PATH")?;
+        let lock = lock::take(&settings.data_path)?;
+        make_folder(&settings.runtime_path, "Shiparr_RUNTIME_PATH")?;
+        if !is_in_memory(&settings.runtime_path)? {
+            log::warn!(
+                "{} is not a tmpfs: decrypted secrets would touch the disk there; set Shiparr_RUNTIME_PATH to a folder on one",
+                settings.runtime_path.display()
+            );
+        }
+        for problem in RuntimeFolder::clean_leftovers(&settings.runtime_path, &settings.data_path) {
+            log::error!("plain text that an interrupted deployment left could not be removed: {problem}");
+        }
+        let store = Arc::new(Store::open(&settings.data_path, settings.history_limit)?);
+        for deployment in store.recover(Timestamp::now())? {
+            log::warn!("{}: deployment {} was interrupted and is queued again", deployment.repository, deployment.id);
+        }
+        let hash_key = hash_key(&settings.data_path)
+            .with_context(|| format!("cannot read or make the key file in {}", settings.data_path.display()))?;
+        let loaded = reload::signature(&settings.config_path);
+        let catalog = reload::load(&settings, &store, &Catalog::default())?;
+        reload::log_problems(&[], &catalog.problems);
+        reload::record(&settings, &store, &hash_key, &catalog)?;
+        let git = git::Child {
+            // The running program itself, also after an upgrade replaced the file.
+            program: "/proc/self/exe".into(),
+            environment: settings.environment.for_children(),
+        };
+        let driver = crate::deploy::driver(&settings);
+        let host = Host { settings, store, driver, git };
+        Ok(Start { shared: Arc::new(Shared::new(host, hash_key, catalog)), loaded, _lock: lock })
+    }
+}
+
+/// The running daemon, as its main thread sees it.
+struct Daemon {
+    start: Start,
+    threads: Threads,
+    timers: Timers,
+    web: web_side::Web,
+    worker: JoinHandle<()>,
+    teller: JoinHandle<()>,
+}
+
+impl Daemon {
+    fn start(start: Start, events: Sender<Event>) -> anyhow::Result<Daemon> {
+        let shared = &start.shared;
+        let threads = Threads::new(events.clone());
+        let web = web_side::Web::start(shared, &threads)?;
+
+        let worker = Worker::new(Arc::clone(shared), threads.clone());
+        let worker = threads.start("worker", STACK_BYTES, move || worker.run())?;
+        let teller = tell::Teller::new(Arc::clone(shared), threads.clone());
+        let teller = threads.start("teller", STACK_BYTES, move || teller.run())?;
+        let watch = docker::Watch::new(Arc::clone(shared), threads.clone());
+        threads.start("docker", threads::SMALL_STACK_BYTES, move || watch.run())?;
+        if !shared.host.settings.disable_config_auto_reload {
+            let (shared, loaded, also) = (Arc::clone(shared), start.loaded.clone(), threads.clone());
+            threads
+                .start("reload", threads::SMALL_STACK_BYTES, move || reload::watch(&shared, loaded, &also, &events))?;
+        }
+        let mut timers = Timers::new(Arc::clone(shared), threads.clone());
+        timers.adjust(&shared.catalog())?;
+
+        let repositories = shared.catalog().repositories().count();
+        log::info!("Shiparr {} watches {repositories} repositories, {}", env!("CARGO_PKG_VERSION"), web.address());
+        Ok(Daemon { start, threads, timers, web, worker, teller })
+    }
+
+    fn live(mut self, events: &Receiver<Event>) -> anyhow::Result<ExitCode> {
+        loop {
+            match events.recv().context("nobody is left to wake the main thread")? {
+                Event::Reload => self.reload(),
+                Event::Stop => break,
+                Event::ThreadDied(name) => {
+                    // Nothing is lost: the queue is in the database, and whoever supervises us starts us again.
+                    bail!("the thread `{name}` ended unexpectedly; the process ends so that it is started again whole");
+                }
+            }
+        }
+        self.stop();
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// Loads the project files again; where that fails, everything goes on as before.
+    fn reload(&mut self) {
+        let shared = &self.start.shared;
+        let before = shared.catalog();
+        let reloaded = reload::load(&shared.host.settings, &shared.host.store, &before).and_then(|catalog| {
+            reload::log_problems(&before.problems, &catalog.problems);
+            reload::record(&shared.host.settings, &shared.host.store, &shared.hash_key, &catalog)?;
+            let catalog = Arc::new(catalog);
+            shared.set_catalog(Arc::clone(&catalog));
+            self.timers.adjust(&catalog)
+        });
+        match reloaded {
+            Ok(()) => log::info!("project files loaded again"),
+            Err(error) => log::error!("project files were not loaded again: {error:#}"),
+        }
+        shared.wake_worker();
+    }
+
+    fn stop(mut self) {
+        let shared = &self.start.shared;
+        log::info!(
+            "stopping: a running deployment may go on for {} s",
+            shared.host.settings.shutdown_timeout.as_secs()
+        );
+        self.threads.stopping();
+        self.timers.stop();
+        self.web.stop();
+        shared.wake_worker();
+        if !ended_within(&self.worker, shared.host.settings.shutdown_timeout) {
+            log::warn!("the running deployment did not end in time and is interrupted; it is queued again");
+            shared.cancel_running();
+            ended_within(&self.worker, CANCELLED_LIMIT);
+        }
+        shared.wake_teller();
+        ended_within(&self.teller, TELL_LIMIT);
+        if let Err(error) = shared.host.store.recover(Timestamp::now()).and_then(|_| shared.host.store.flush_checks()) {
+            log::error!("not everything could be stored at the stop: {error}");
+        }
+        log::info!("stopped");
+    }
+}
+
+/// Waits for a thread, at most `time`; whether it ended.
+fn ended_within(thread: &JoinHandle<()>, time: Duration) -> bool {
+    const LOOK_EVERY: Duration = Duration::from_millis(20);
+    let until = Instant::now() + time;
+    while !thread.is_finished() {
+        if Instant::now() >= until {
+            return false;
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+    true
+}
+
+/// Turns signals into events; a second SIGTERM or SIGINT ends the process at once.
+fn listen_to_signals(events: Sender<Event>) -> anyhow::Result<()> {
+    let mut signals =
+        signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP]).context("cannot listen to signals")?;
+    let threads = Threads::new(events.clone());
+    threads.start_for_a_while("signals", threads::SMALL_STACK_BYTES, move || {
+        let mut stopping = false;
+        for signal in signals.forever() {
+            let event = match signal {
+                SIGHUP => Event::Reload,
+                _ if stopping => std::process::exit(128 + signal),
+                _ => {
+                    stopping = true;
+                    Event::Stop
+                }
+            };
+            if events.send(event).is_err() {
+                return;
+            }
+        }
+    })?;
+    Ok(())
+}
+
+/// Makes a folder of ours where it is missing.
+fn make_folder(path: &Path, setting: &str) -> anyhow::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path).with_context(|| {
+        format!("cannot make {}: make it, or set {setting} to a folder that this user may write", path.display())
+    })
+}

@@ -299,7 +299,7 @@ fn refuse_unset_variables(unset: &BTreeSet<String>, stack: &Stack, log: &mut dyn
     }
     Err(StepError::for_good(format!(
         "the compose files use variables that nobody sets: {names}; set them in `env_file` or `environment`, give them a default \
-         (`${{NAME:-}}`), write `$$` for a plain `$`, or allow it with `unset_variables: blank`"
+         (`${{NAME:-}}`), write a plain `$` as `$$` (in an env file between single quotes), or allow it with `unset_variables: blank`"
     )))
 }
 

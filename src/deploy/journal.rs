@@ -37,7 +37,7 @@ impl<'a> Journal<'a> {
 
     /// Adds a step's line, with the time that it took.
     pub fn step(&mut self, what: &str, since: Instant) {
-        self.line(LogLevel::Info, &format!("{what} ({:.1} s)", since.elapsed().as_secs_f64()));
+        self.line(LogLevel::Info, &format!("{what} ({:.2} s)", since.elapsed().as_secs_f64()));
     }
 }
 

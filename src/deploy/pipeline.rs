@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use super::journal::Journal;
-use super::variables::{self, Variables};
+use super::variables::{self, Plaintext, Variables};
 use super::{Driver, Log, Plan, Stack, StepError, Timing, probe, remote, stack};
 use crate::command::Limit;
 use crate::config::{Repository, Settings};
 use crate::git;
-use crate::model::{Commit, DeploymentRecord, LogLevel, RepositoryRecord};
+use crate::model::{Chance, Commit, DeploymentRecord, LogLevel, RepositoryRecord};
 use crate::secrets::Scrubber;
 use crate::store::{Outcome, Store, StoreError};
 
@@ -91,24 +91,11 @@ pub fn run(host: &Host, job: &Job, limit: &Limit) -> Result<Run, StoreError> {
 
 /// From the commit to the stack that is well: steps 1 to 5.
 fn deploy(host: &Host, job: &Job, limit: &Limit, journal: &mut Journal<'_>) -> Result<(), StepError> {
-    // 1. Fetch, and check out the commit in place.
-    check_out(host, job, limit, journal)?;
-
-    // 2. Decrypt. What is in plain text goes when `plaintext` does, however this ends.
-    let folder = stack::folder(&job.repository)?;
-    let step = Instant::now();
-    let runtime_name = job.deployment.id.to_string();
-    let (variables, plaintext) =
-        variables::gather(&job.repository, &folder, &host.settings, &runtime_name, limit, journal)?;
-    let stack = describe(job, folder, variables, &plaintext)?;
-    if !stack.variables.is_empty() {
-        journal.step(&format!("{} variables", stack.variables.len()), step);
-    }
-
-    // 3. Ask Compose what it would run, and refuse before anything changes.
-    let step = Instant::now();
-    let plan = host.driver.plan(&stack, limit, journal)?;
-    journal.step(&planned(&plan), step);
+    let (stack, plan, plaintext) = prepare(host, job, limit, journal).map_err(|error| match limit.is_over() {
+        // Nothing that runs has changed.
+        true => StepError { chance: Chance::CanPass, ..error },
+        false => error,
+    })?;
 
     // 4. Bring it up; that it begins is written first.
     host.store.up_begins(job.deployment.id, &plan.project, &stack.folder).map_err(not_recorded)?;
@@ -127,6 +114,35 @@ fn deploy(host: &Host, job: &Job, limit: &Limit, journal: &mut Journal<'_>) -> R
     }
     journal.step("well", step);
     Ok(())
+}
+
+/// Steps 1 to 3, which change no container. What lies in plain text goes with the `Plaintext`, however the deployment ends.
+fn prepare(
+    host: &Host,
+    job: &Job,
+    limit: &Limit,
+    journal: &mut Journal<'_>,
+) -> Result<(Stack, Plan, Plaintext), StepError> {
+    // 1. Fetch, and check out the commit in place.
+    check_out(host, job, limit, journal)?;
+
+    // 2. Decrypt.
+    let step = Instant::now();
+    let folder = stack::folder(&job.repository)?;
+    let runtime_name = job.deployment.id.to_string();
+    let (variables, plaintext) =
+        variables::gather(&job.repository, &folder, &host.settings, &runtime_name, limit, journal)?;
+    let stack = describe(job, folder, variables, &plaintext)?;
+    if !stack.variables.is_empty() {
+        let names: Vec<&str> = stack.variables.keys().map(String::as_str).collect();
+        journal.step(&format!("variables: {}", names.join(", ")), step);
+    }
+
+    // 3. Ask Compose what it would run, and refuse before anything changes.
+    let step = Instant::now();
+    let plan = host.driver.plan(&stack, limit, journal)?;
+    journal.step(&planned(&plan), step);
+    Ok((stack, plan, plaintext))
 }
 
 fn check_out(host: &Host, job: &Job, limit: &Limit, journal: &mut Journal<'_>) -> Result<(), StepError> {
@@ -155,12 +171,7 @@ fn check_out(host: &Host, job: &Job, limit: &Limit, journal: &mut Journal<'_>) -
 }
 
 /// The stack that a driver runs, with what the folder's own `.env` says where the repository says nothing.
-fn describe(
-    job: &Job,
-    folder: PathBuf,
-    variables: Variables,
-    plaintext: &variables::Plaintext,
-) -> Result<Stack, StepError> {
+fn describe(job: &Job, folder: PathBuf, variables: Variables, plaintext: &Plaintext) -> Result<Stack, StepError> {
     let (repository, defaults) = (&job.repository, variables.defaults);
     let (named, field) = match repository.compose_files.is_empty() {
         true => (&defaults.files, "COMPOSE_FILE in `.env`"),

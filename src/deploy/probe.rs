@@ -1,5 +1,6 @@
 //! `healthcheck_url`: asked once a second until it answers as expected.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::{Log, StepError};
@@ -7,6 +8,7 @@ use crate::command::Limit;
 use crate::config::project::Probe;
 use crate::http::{self, Proxies};
 use crate::model::LogLevel;
+use crate::secrets::Secret;
 
 /// For one request; a service that hangs is asked again.
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
@@ -21,15 +23,11 @@ const MAX_BODY_BYTES: usize = 1 << 20;
 /// It did not: what it answered last, in one line. Without the URL, which may carry a secret.
 pub fn wait(probe: &Probe, url: &str, proxies: &Proxies, limit: &Limit, log: &mut dyn Log) -> Result<(), StepError> {
     let own_limit = limit.at_most(probe.timeout);
+    let request = request(url, proxies);
     let mut told = String::new();
     loop {
-        let request = http::Request {
-            url: url.to_owned(),
-            max_body_bytes: MAX_BODY_BYTES,
-            proxies: proxies.clone(),
-            ..http::Request::default()
-        };
-        let answer = match http::send(&request, &own_limit.at_most(REQUEST_LIMIT)) {
+        // The status is enough: the body of a success is not read.
+        let answer = match http::stream(&request, &own_limit.at_most(REQUEST_LIMIT), &mut |_| false) {
             Ok(response) if response.status == probe.expected_status => return Ok(()),
             Ok(response) => format!("it answers {} in place of {}", response.status, probe.expected_status),
             Err(error) => error.to_string(),
@@ -44,6 +42,121 @@ pub fn wait(probe: &Probe, url: &str, proxies: &Proxies, limit: &Limit, log: &mu
                 "healthcheck_url was not well within {} s: {last}",
                 probe.timeout.as_secs()
             )));
+        }
+    }
+}
+
+/// The request for `url`; user and password in it become Basic Auth, and no proxy stands before this host itself.
+fn request(url: &str, proxies: &Proxies) -> http::Request {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let (user, host) = authority.rsplit_once('@').map_or((None, authority), |(user, host)| (Some(user), host));
+    let (user, password) = user.map(|user| user.split_once(':').unwrap_or((user, ""))).unzip();
+    http::Request {
+        url: format!("{scheme}://{host}{path}"),
+        basic_auth: user.zip(password).map(|(user, password)| (decoded(user), Secret::new(decoded(password)))),
+        max_body_bytes: MAX_BODY_BYTES,
+        proxies: if is_this_host(host) { Proxies::default() } else { proxies.clone() },
+        ..http::Request::default()
+    }
+}
+
+fn is_this_host(host: &str) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split_once(']').map_or(rest, |(name, _)| name),
+        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
+    };
+    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// Percent-encoded text as it was; what does not decode stays.
+fn decoded(text: &str) -> String {
+    let (mut bytes, mut rest) = (Vec::new(), text.as_bytes());
+    while let [first, after @ ..] = rest {
+        let hex = if *first == b'%' { after.get(..2) } else { None };
+        let byte = hex.and_then(|hex| u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok());
+        bytes.push(byte.unwrap_or(*first));
+        rest = if byte.is_some() { &after[2..] } else { after };
+    }
+    String::from_utf8(bytes).unwrap_or_else(|_| text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::disallowed_methods, reason = "a test's server is a thread")]
+
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::TcpListener;
+
+    use super::*;
+    use crate::config::Template;
+
+    #[derive(Default)]
+    struct Lines(Vec<String>);
+
+    impl Log for Lines {
+        fn line(&mut self, _: LogLevel, message: &str) {
+            self.0.push(message.to_owned());
+        }
+    }
+
+    /// Answers one status after the other, the last one for ever.
+    fn server(statuses: &'static [u16]) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/health?x=y", listener.local_addr().unwrap());
+        std::thread::spawn(move || {
+            for (number, connection) in listener.incoming().enumerate() {
+                let mut connection = connection.unwrap();
+                let lines = BufReader::new(connection.try_clone().unwrap()).lines();
+                lines.map_while(Result::ok).take_while(|line| !line.is_empty()).for_each(drop);
+                let status = statuses[number.min(statuses.len() - 1)];
+                let _ = write!(connection, "HTTP/1.1 {status} x\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok");
+            }
+        });
+        url
+    }
+
+    fn ask(url: &str, timeout: Duration, expected_status: u16) -> (Result<(), StepError>, Vec<String>) {
+        let mut log = Lines::default();
+        let probe = Probe { url: Template::new(url), timeout, expected_status };
+        let unused = Proxies { http: Some("http://127.0.0.1:1".to_owned()), ..Proxies::default() };
+        (wait(&probe, url, &unused, &Limit::after(Duration::from_secs(30)), &mut log), log.0)
+    }
+
+    #[test]
+    fn waits_until_the_answer_is_as_expected() {
+        let (result, log) = ask(&server(&[503, 404, 204]), Duration::from_secs(20), 204);
+        result.unwrap();
+        assert_eq!(log.len(), 2, "{log:?}");
+        assert!(log[0].contains("answers 503 in place of 204"), "{log:?}");
+    }
+
+    #[test]
+    fn says_what_was_answered_last_when_the_time_is_over() {
+        let (result, _) = ask(&server(&[500]), Duration::from_millis(300), 200);
+        assert!(result.unwrap_err().message.ends_with("it answers 500 in place of 200"));
+        let (result, _) = ask("http://127.0.0.1:1/", Duration::from_millis(300), 200);
+        assert!(result.unwrap_err().message.contains("127.0.0.1"));
+    }
+
+    #[test]
+    fn a_credential_in_the_url_is_sent_as_such() {
+        let request = request("https://user:p%40ss@host.example:8443/x?y=a@b", &Proxies::default());
+        assert_eq!(request.url, "https://host.example:8443/x?y=a@b");
+        let (user, password) = request.basic_auth.unwrap();
+        assert_eq!((user.as_str(), password.expose()), ("user", "p@ss"));
+        for (text, expected) in [("a%", "a%"), ("%zz", "%zz"), ("%E2%9C%93", "✓"), ("%ff", "%ff")] {
+            assert_eq!(decoded(text), expected);
+        }
+    }
+
+    #[test]
+    fn knows_this_host() {
+        for host in ["localhost", "LOCALHOST:80", "127.0.0.1:8080", "127.1.2.3", "[::1]:80", "[::1]"] {
+            assert!(is_this_host(host), "{host}");
+        }
+        for host in ["localhost.example", "192.168.1.5:80", "[fe80::1]"] {
+            assert!(!is_this_host(host), "{host}");
         }
     }
 }

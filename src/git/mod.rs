@@ -1,17 +1,44 @@
 //! Git: the check of a remote (one HTTP request), and the child process that fetches and checks out.
+//!
+//! libgit2 runs only in the child, `shiparr git`: its own time limits are per read, and a thread inside it cannot be stopped; a process can.
+//! The child gets its request with the credentials on standard input and writes one JSON object to standard output.
+//!
+//! http(s) remotes are spoken to in protocol v2 over `http.rs`, for the check and for the fetch: one place holds what is said about
+//! redirects, credentials, proxies and time limits, and the cost does not grow with the remote's references. ssh, local paths and servers
+//! that do not know v2 go through libgit2.
 
+mod checkout;
+mod child;
+mod fetch;
+mod known_hosts;
+mod libgit;
+mod pack;
+mod smart_http;
+mod store;
+mod submodules;
+#[cfg(test)]
+mod testing;
 mod url;
+mod wire;
 
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::command::Limit;
+use crate::command::{Command, CommandError, Limit};
 use crate::http::Proxies;
 use crate::model::{Chance, Commit, CommitHash};
 use crate::secrets::Secret;
 
+pub use child::child_main;
 pub use url::{RemoteUrl, Scheme};
+use wire::{Answer, Task};
+
+/// Bound on what the child answers.
+const MAX_ANSWER_BYTES: usize = 4 * 1024 * 1024;
+/// The signal of an access to a mapped page that cannot be had.
+const SIGBUS: i32 = 7;
 
 /// What goes with a request to a remote that asks who is there.
 #[derive(Clone, Debug)]
@@ -57,6 +84,18 @@ pub struct GitError {
     pub chance: Chance,
 }
 
+impl GitError {
+    /// A failure that can pass by itself.
+    fn passing(message: impl Into<String>) -> GitError {
+        GitError { message: message.into(), chance: Chance::CanPass }
+    }
+
+    /// A failure that stays until somebody changes something.
+    fn lasting(message: impl Into<String>) -> GitError {
+        GitError { message: message.into(), chance: Chance::Final }
+    }
+}
+
 /// What runs the Git child: this program, and the environment that it may see.
 #[derive(Clone, Debug)]
 pub struct Child {
@@ -70,12 +109,20 @@ pub struct Child {
 ///
 /// # Errors
 /// A branch that is not there (the error names those that are), a refused credential, an unknown host key, the network.
-pub fn check(_remote: &Remote, _child: &Child, _limit: &Limit) -> Result<CommitHash, GitError> {
-    todo!()
+pub fn check(remote: &Remote, child: &Child, limit: &Limit) -> Result<CommitHash, GitError> {
+    if matches!(remote.url.scheme(), Scheme::Http | Scheme::Https) {
+        if let Some(tip) = smart_http::Session::new(remote, limit).tip()? {
+            return Ok(tip);
+        }
+    }
+    match ask(&Task::Check, remote, child, limit)? {
+        Answer::Tip(hash) => Ok(hash),
+        answer => Err(unexpected(&answer)),
+    }
 }
 
 /// What a checkout needs to know.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Checkout {
     /// The bare object store, `DATA/git/PROJECT/REPO.git`.
     pub store: PathBuf,
@@ -103,17 +150,50 @@ pub struct CheckedOut {
 /// Fetches the branch into the object store and checks its tip out in place (spec section 4, step 1), in a child process.
 ///
 /// # Errors
-/// See [`GitError`]; the working tree is then as it was.
+/// See [`GitError`]. A refusal (a file in the way, one that cannot be written) leaves the working tree as it was; whatever ends
+/// the writing itself leaves a tree that the next checkout completes.
 pub fn fetch_and_checkout(
-    _remote: &Remote,
-    _checkout: &Checkout,
-    _child: &Child,
-    _limit: &Limit,
+    remote: &Remote,
+    checkout: &Checkout,
+    child: &Child,
+    limit: &Limit,
 ) -> Result<CheckedOut, GitError> {
-    todo!()
+    match ask(&Task::FetchAndCheckout(checkout.clone()), remote, child, limit)? {
+        Answer::CheckedOut(done) => Ok(done),
+        answer => Err(unexpected(&answer)),
+    }
 }
 
-/// The hidden verb `shiparr git`: reads a request from standard input, writes its result to standard output.
-pub fn child_main() -> std::process::ExitCode {
-    todo!()
+/// Runs the child with one request and reads its one answer.
+fn ask(task: &Task, remote: &Remote, child: &Child, limit: &Limit) -> Result<Answer, GitError> {
+    let request = wire::Request::new(task, remote, limit.left());
+    let request = serde_json::to_vec(&request).map_err(|error| GitError::lasting(error.to_string()))?;
+    let command = Command::new(&child.program, &child.environment).arg("git").input(request);
+    let captured = command.capture(limit, MAX_ANSWER_BYTES).map_err(|error| {
+        let chance = if matches!(error, CommandError::NotFound { .. }) { Chance::Final } else { Chance::CanPass };
+        let message = match error {
+            CommandError::TimedOut { .. } => format!("{} did not answer within the time limit", remote.url),
+            CommandError::Cancelled { .. } => "stopped".to_owned(),
+            other => other.to_string(),
+        };
+        GitError { message, chance }
+    })?;
+    match serde_json::from_slice(&captured.stdout) {
+        Ok(Answer::Failed { message, can_pass }) => {
+            Err(GitError { message, chance: if can_pass { Chance::CanPass } else { Chance::Final } })
+        }
+        Ok(answer) => Ok(answer),
+        // libgit2 writes packs through memory maps, and a full disk ends such a write with this signal.
+        Err(_) if captured.status.signal() == Some(SIGBUS) => {
+            Err(GitError::passing("no space left on the disk of the object store"))
+        }
+        Err(_) => {
+            let last = captured.stderr.lines().last().unwrap_or_default();
+            Err(GitError::passing(format!("`shiparr git` ended without an answer ({}) {last}", captured.status)))
+        }
+    }
+}
+
+fn unexpected(answer: &Answer) -> GitError {
+    GitError::lasting(format!("`shiparr git` answered something else than it was asked: {answer:?}"))
 }

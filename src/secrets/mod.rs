@@ -6,6 +6,7 @@ pub mod scrub;
 pub mod sops;
 
 mod file;
+pub(crate) mod url;
 
 use std::fmt;
 

@@ -151,18 +151,6 @@ impl RuntimeFolder {
         problems
     }
 
-    /// Whether a folder lies in memory, as the runtime folder must.
-    ///
-    /// # Errors
-    /// A folder that is not there.
-    pub fn is_in_memory(folder: &Path) -> std::io::Result<bool> {
-        /// `TMPFS_MAGIC` and `RAMFS_MAGIC` of the kernel.
-        const IN_MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];
-        let kind = rustix::fs::statfs(folder)?.f_type;
-        // The width and sign of the field differ between machines.
-        Ok(IN_MEMORY.contains(&(kind as u64 & u64::from(u32::MAX))))
-    }
-
     /// Whether nothing lies under the name; a link into our own folder that a crash has left is removed first.
     fn is_free(&self, parent: std::os::fd::BorrowedFd<'_>, name: &str, path: &Path) -> Result<bool, SecretsError> {
         let found = match rustix::fs::readlinkat(parent, name, Vec::new()) {
@@ -425,12 +413,5 @@ mod tests {
         assert!(error.message.contains("is not a folder of this user"), "{error}");
         assert_eq!(lab.clean(), [""; 0]);
         assert!(lab.path("theirs/file").exists());
-    }
-
-    #[test]
-    fn memory_is_told_from_disk() {
-        assert!(RuntimeFolder::is_in_memory(Path::new("/dev/shm")).unwrap());
-        assert!(!RuntimeFolder::is_in_memory(Path::new("/proc")).unwrap());
-        assert!(RuntimeFolder::is_in_memory(Path::new("/no/such/folder")).is_err());
     }
 }

@@ -7,6 +7,7 @@ use std::ops::Range;
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 
+use super::url::{UrlParts, hexadecimal, percent_decoded, percent_escape};
 use crate::command::CUT;
 
 /// A shorter value is not looked for: too many words of every log would be taken for it.
@@ -95,9 +96,7 @@ impl Scrubber {
     /// Learns a part of a URL, and what it means without its percent-encoding.
     fn learn_encoded(&mut self, part: &str) {
         self.learn(part);
-        if let Some(view) = View::of(part.as_bytes(), b'%', percent_escape) {
-            self.learn(&String::from_utf8_lossy(&view.bytes));
-        }
+        self.learn(&percent_decoded(part));
     }
 
     fn add(&mut self, bytes: Vec<u8>, base64: bool) {
@@ -166,26 +165,6 @@ impl Scrubber {
     }
 }
 
-/// The parts of `scheme://user:password@host/path?query`.
-struct UrlParts<'a> {
-    rest: &'a str,
-    user: &'a str,
-    password: Option<&'a str>,
-    host: &'a str,
-    path_and_query: &'a str,
-}
-
-impl UrlParts<'_> {
-    fn of(url: &str) -> Option<UrlParts<'_>> {
-        let (_, rest) = url.split_once("://")?;
-        let (authority, path_and_query) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
-        let (user_info, host) = authority.rsplit_once('@').unwrap_or(("", authority));
-        let (user, password) = user_info.split_once(':').map_or((user_info, None), |(user, word)| (user, Some(word)));
-        let host = host.split_once(':').map_or(host, |(host, _)| host);
-        Some(UrlParts { rest, user, password, host, path_and_query })
-    }
-}
-
 /// Whether a part of a URL is more than a word such as `services`.
 fn looks_like_token(part: &str) -> bool {
     part.chars().count() >= TOKEN_CHARACTERS || part.chars().any(|character| character.is_ascii_digit())
@@ -226,19 +205,6 @@ impl View {
     }
 }
 
-fn percent_escape(text: &[u8], meaning: &mut Vec<u8>) -> usize {
-    match text {
-        [b'%', digits @ ..] if digits.len() >= 2 => match hexadecimal(&digits[..2]) {
-            Some(value) => {
-                meaning.push(value as u8);
-                3
-            }
-            None => 0,
-        },
-        _ => 0,
-    }
-}
-
 /// The escapes of JSON and of Go's `%q`.
 fn backslash_escape(text: &[u8], meaning: &mut Vec<u8>) -> usize {
     let [b'\\', letter, digits @ ..] = text else { return 0 };
@@ -263,10 +229,6 @@ fn doubled_dollar(text: &[u8], meaning: &mut Vec<u8>) -> usize {
     }
     meaning.push(b'$');
     2
-}
-
-fn hexadecimal(digits: &[u8]) -> Option<u32> {
-    digits.iter().try_fold(0, |value, digit| Some(value * 16 + char::from(*digit).to_digit(16)?))
 }
 
 /// The whole run of base64 that a match lies in.

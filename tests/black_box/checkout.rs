@@ -302,6 +302,41 @@ fn a_path_that_cannot_be_written_is_named_before_any_is_written() {
 }
 
 #[test]
+fn without_root_a_file_of_somebody_else_is_named_with_its_owner_and_the_command_to_run() {
+    if missing(&[parts::DOCKER, parts::GIT, parts::ROOT]) {
+        return;
+    }
+    let (stack, repo) = (Stack::new(), Repo::with(&[("compose.yaml", &Stack::compose("1")), ("conf/app.ini", "one")]));
+    let mut daemon = Daemon::new();
+    daemon.as_nobody().project("home", &[Entry::new("web", &repo.url(), &stack)]);
+    daemon.start();
+    daemon.wait_for_commit("web", &repo.tip());
+    let conf = daemon.tree("home", "web").join("conf");
+    for path in [&conf, &conf.join("app.ini")] {
+        std::os::unix::fs::chown(path, Some(0), Some(0)).expect("change the owner");
+    }
+
+    let commit = repo.commit(&[
+        ("a.ini", "new"),
+        ("conf/app.ini", "two"),
+        ("conf/new.ini", "new"),
+        ("compose.yaml", &version_2()),
+    ]);
+    let deployment = daemon.ended_at("web", &commit);
+    assert_eq!(deployment["status"], "failed");
+    let error = deployment["error"].as_str().expect("an error");
+    assert!(error.contains("conf/app.ini") && error.contains("root") && error.contains("chown"), "{error}");
+    assert!(!daemon.tree("home", "web").join("a.ini").exists(), "before any is written");
+    assert_eq!(stack.version().as_deref(), Some("1"));
+
+    for path in [&conf, &conf.join("app.ini")] {
+        std::os::unix::fs::chown(path, Some(65534), Some(65534)).expect("change the owner");
+    }
+    daemon.succeeded(daemon.deploy("web"));
+    assert_eq!(fs::read_to_string(conf.join("app.ini")).expect("it is there"), "two");
+}
+
+#[test]
 fn the_tree_can_belong_to_another_user() {
     if missing(&[parts::DOCKER, parts::GIT, parts::ROOT]) {
         return;

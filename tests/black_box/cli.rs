@@ -325,3 +325,43 @@ fn notify_test_sends_to_every_url_and_says_how_it_went() {
     let output = daemon.cli(&["notify-test"]);
     assert_ne!(output.status.code(), Some(0), "{}", said(&output));
 }
+
+#[test]
+fn log_lines_are_objects_where_json_is_asked_for_and_carry_priorities_for_the_journal() {
+    for (format, holds) in [
+        (
+            "json",
+            (|line: &str| serde_json::from_str::<Json>(line).is_ok_and(|value| value.is_object())) as fn(&str) -> bool,
+        ),
+        ("journal", |line| line.starts_with('<') && line[1..].starts_with(|digit: char| digit.is_ascii_digit())),
+        ("text", |line| !line.starts_with(['{', '<'])),
+    ] {
+        let mut daemon = Daemon::new();
+        daemon.env("Shiparr_LOG_FORMAT", format).env("Shiparr_LOG_LEVEL", "INFO");
+        daemon.project("home", &[Entry::new("web", "/nowhere/stack.git", &Stack::new())]);
+        daemon.start();
+        wait_until(SHORT, "the failed check in the log", || daemon.log().contains("home/web").then_some(()));
+        daemon.stop();
+        let log = daemon.log();
+        assert!(log.lines().count() > 0, "{format}");
+        for line in log.lines() {
+            assert!(holds(line), "{format}: {line}");
+        }
+    }
+}
+
+#[test]
+fn a_runtime_folder_on_a_disk_is_warned_of() {
+    let mut daemon = Daemon::new();
+    let on_disk = daemon.folder().join("runtime");
+    std::fs::create_dir(&on_disk).expect("make a folder");
+    let kind = rustix::fs::statfs(&on_disk).expect("a file system").f_type;
+    let tmpfs = 0x0102_1994;
+    if i128::from(kind) == tmpfs {
+        eprintln!("not run, because the temporary folder is in memory here");
+        return;
+    }
+    daemon.env("Shiparr_RUNTIME_PATH", &on_disk);
+    daemon.start();
+    assert!(daemon.log().lines().any(|line| line.contains("WARN") && line.contains("tmpfs")), "{}", daemon.log());
+}

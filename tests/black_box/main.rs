@@ -17,5 +17,6 @@ mod quiet;
 mod reload;
 mod remotes;
 mod secrets;
+mod secure_remotes;
 mod shutdown;
 mod support;

@@ -211,6 +211,36 @@ fn a_token_does_not_follow_a_redirect_to_another_port() {
 }
 
 #[test]
+fn what_the_hosts_own_git_configuration_says_is_not_followed() {
+    if missing(&[parts::DOCKER, parts::GIT]) {
+        return;
+    }
+    let remote = Remote::private();
+    let other = GitServer::start(remote.repo.root());
+    let mut daemon = Daemon::new();
+    let configuration = format!(
+        "[url \"{}/\"]\n\tinsteadOf = {}/\n[core]\n\thooksPath = {}\n",
+        other.base(),
+        remote.server.base(),
+        daemon.home().display()
+    );
+    std::fs::write(daemon.home().join(".gitconfig"), configuration).expect("write");
+    daemon.project("home", &[remote.entry().field("token", TOKEN)]);
+    daemon.start();
+    daemon.wait_for_commit("web", &remote.repo.tip());
+    assert!(other.requests().is_empty(), "nothing went elsewhere");
+
+    // Nor what somebody writes into the checkout's own `.git`.
+    let tree = daemon.tree("home", "web");
+    let _ = std::fs::remove_file(tree.join(".git"));
+    std::fs::create_dir(tree.join(".git")).expect("make a folder");
+    std::fs::write(tree.join(".git/config"), "[core]\n\tfsmonitor = touch /tmp/never\n").expect("write");
+    let commit = remote.repo.commit(&[("compose.yaml", &Stack::compose("2"))]);
+    daemon.wait_for_commit("web", &commit);
+    assert!(other.requests().is_empty(), "nothing went elsewhere");
+}
+
+#[test]
 fn a_token_goes_over_plain_http_only_to_loopback_or_where_that_is_allowed() {
     if missing(&[parts::DOCKER, parts::GIT]) {
         return;

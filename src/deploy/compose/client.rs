@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use rustix::fs::{Access, access};
+use rustix::io::Errno;
 use serde::Deserialize;
 
 use super::explain::{self, Tail};
@@ -173,13 +175,13 @@ fn ping(socket: &Path, limit: &Limit) -> Result<(), String> {
         max_body_bytes: 64 << 10,
         ..http::Request::default()
     };
-    let silent = |why: String| {
-        format!("Docker does not answer on {}: {why}; start it (`systemctl start docker`)", socket.display())
-    };
     match http::send(&request, limit) {
         Ok(response) if response.status == 200 => Ok(()),
-        Ok(response) => Err(silent(format!("HTTP {}", response.status))),
-        Err(error) => Err(silent(error.to_string())),
+        Ok(response) => Err(format!("Docker answers HTTP {} to a ping on {}", response.status, socket.display())),
+        Err(_) if access(socket, Access::WRITE_OK) == Err(Errno::ACCESS) => {
+            Err(format!("this user may not talk to Docker on {}: add it to the group `docker`", socket.display()))
+        }
+        Err(error) => Err(format!("Docker does not answer: {error}; start it (`systemctl start docker`)")),
     }
 }
 

@@ -36,11 +36,15 @@ const KNOWN: &[(&str, Chance, &str)] = &[
         Chance::CanPass,
         "check the image's name, and `docker login` as the user that runs Shiparr where the registry is private",
     ),
+    ("no basic auth credentials", Chance::CanPass, "`docker login` to that registry as the user that runs Shiparr"),
+    ("error from registry: denied", Chance::CanPass, "`docker login` to that registry as the user that runs Shiparr"),
+    ("\": denied", Chance::CanPass, "`docker login` to that registry as the user that runs Shiparr"),
     ("unauthorized", Chance::CanPass, "`docker login` to that registry as the user that runs Shiparr"),
     ("requested access to the resource is denied", Chance::CanPass, "`docker login` to that registry"),
     ("toomanyrequests", Chance::CanPass, "the registry limits how much may be pulled: `docker login` raises the limit"),
     ("manifest unknown", Chance::CanPass, "the registry has no such tag: check the image's name and tag"),
     ("manifest for", Chance::CanPass, "the registry has no such tag: check the image's name and tag"),
+    ("failed to resolve reference", Chance::CanPass, "check the image's name and tag, and the network"),
     ("no matching manifest", Chance::Final, "the image is not made for this machine's architecture"),
     ("no such host", Chance::CanPass, "the name does not resolve: check the image's name, the network and the DNS"),
     ("temporary failure in name resolution", Chance::CanPass, "check the network and the DNS"),
@@ -57,9 +61,16 @@ const KNOWN: &[(&str, Chance, &str)] = &[
     ("bad gateway", Chance::CanPass, ""),
     ("service unavailable", Chance::CanPass, ""),
     ("no such image", Chance::Final, "pull or build it on this host, or set `pull: missing`"),
+    ("env file", Chance::Final, "commit that file, or name its encrypted form in the repository's `env_file`"),
+    ("invalid project name", Chance::Final, "set `compose_project`"),
     ("required variable", Chance::Final, "set it in `env_file` or `environment`"),
     (
         "is not a docker command",
+        Chance::CanPass,
+        "install Docker's Compose plugin (docker-compose-plugin, or docker-compose of version 2 or later)",
+    ),
+    (
+        "unknown command: docker compose",
         Chance::CanPass,
         "install Docker's Compose plugin (docker-compose-plugin, or docker-compose of version 2 or later)",
     ),
@@ -183,10 +194,14 @@ fn boundary(text: &str, index: usize) -> usize {
     (0..=index).rev().find(|index| text.is_char_boundary(*index)).unwrap_or(0)
 }
 
+/// Progress, warnings, and what the docker client says about its own help.
 fn is_noise(line: &str) -> bool {
+    const BEGINNINGS: [&str; 8] =
+        ["Container ", "Network ", "Volume ", "Image ", "---", "Usage:", "Run 'docker", "See 'docker"];
     let (level, message) = message_of(line);
-    let progress = ["Container ", "Network ", "Volume ", "Image "].iter().any(|word| message.starts_with(word));
-    level == Some("warning") || level == Some("info") || progress || message.starts_with("---") || line.starts_with(' ')
+    matches!(level, Some("warning" | "info"))
+        || line.starts_with(' ')
+        || BEGINNINGS.iter().any(|beginning| message.starts_with(beginning))
 }
 
 #[cfg(test)]
@@ -224,6 +239,8 @@ mod tests {
         for (line, chance) in [
             ("write /var/lib/docker/x: no space left on device", Chance::CanPass),
             ("pull access denied for x, repository does not exist or may require 'docker login'", Chance::CanPass),
+            ("unknown shorthand flag: 'p' in -p\n\nUsage:  docker [OPTIONS]\n\nRun 'docker --help'", Chance::CanPass),
+            ("Head \"http://localhost:5000/v2/x/manifests/1\": no basic auth credentials", Chance::CanPass),
             ("dial tcp: lookup registry.example on 1.1.1.1:53: no such host", Chance::CanPass),
             ("Cannot connect to the Docker daemon at unix:///x. Is the docker daemon running?", Chance::CanPass),
             ("manifest for x:2 not found: manifest unknown: manifest unknown", Chance::CanPass),

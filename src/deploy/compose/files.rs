@@ -8,7 +8,7 @@ use crate::deploy::{StepError, stack};
 /// `.yaml` too, but it climbs to parent folders, and that never does here.
 const NAMES: [&str; 4] = ["compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml"];
 
-/// The stack's own files in `folder`: the first of the names, with its override where there is one.
+/// The stack's own files in `folder`: the first of the names, with the override where there is one.
 ///
 /// # Errors
 /// There is none: names the folder and what was looked for. One is a link that leads out of the repository at `root`.
@@ -21,8 +21,12 @@ pub fn find(root: &Path, folder: &Path) -> Result<Vec<PathBuf>, StepError> {
             NAMES.join(", ")
         )));
     };
-    let stem = name.rsplit_once('.').map_or(*name, |(stem, _)| stem);
-    let beside = ["yml", "yaml"].iter().find_map(|ending| there(&format!("{stem}.override.{ending}")));
+    // Compose takes an override of either name, also beside a file of the other; the file's own comes first here.
+    let own_stem = if name.starts_with("docker-") { "docker-compose" } else { "compose" };
+    let beside = [own_stem, "compose", "docker-compose"]
+        .iter()
+        .flat_map(|stem| ["yml", "yaml"].map(|ending| format!("{stem}.override.{ending}")))
+        .find_map(|name| there(&name));
     let files: Vec<PathBuf> = std::iter::once(main).chain(beside).collect();
     for file in &files {
         stack::stay_inside(root, file, "the compose file")?;
@@ -84,7 +88,7 @@ mod tests {
         );
         for (added, expected) in [
             ("docker-compose.yaml", &["docker-compose.yaml"][..]),
-            ("compose.override.yaml", &["docker-compose.yaml"]),
+            ("compose.override.yaml", &["docker-compose.yaml", "compose.override.yaml"]),
             ("docker-compose.override.yml", &["docker-compose.yaml", "docker-compose.override.yml"]),
             ("docker-compose.yml", &["docker-compose.yml", "docker-compose.override.yml"]),
             ("compose.yml", &["compose.yml", "compose.override.yaml"]),

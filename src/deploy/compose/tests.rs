@@ -131,7 +131,7 @@ const SLEEPER: &str = "{image: 'shiparr-test/busybox:1', command: sleep 1000, in
 fn docker_answers_and_its_absence_says_what_to_do() {
     Lab::run("services: {}", |lab| lab.compose.available(&Limit::after(LIMIT)).unwrap());
     let nowhere = vec![("DOCKER_HOST".into(), "unix:///nowhere/docker.sock".into())];
-    let error = Lab::new(nowhere, "").compose.client.available(&Limit::after(LIMIT)).unwrap_err();
+    let error = Client::new(Path::new("docker"), nowhere).available(&Limit::after(LIMIT)).unwrap_err();
     assert!(error.contains("/nowhere/docker.sock") && error.contains("systemctl start docker"), "{error}");
 }
 

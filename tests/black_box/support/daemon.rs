@@ -95,6 +95,18 @@ impl Daemon {
         self
     }
 
+    /// Gives its folders to the user `nobody` and runs it as that one, with the right to talk to Docker.
+    pub fn as_nobody(&mut self) -> &mut Daemon {
+        use std::os::unix::fs::{MetadataExt, chown};
+        const NOBODY: u32 = 65534;
+        let names = ["config", "data", "home", "deployments"].map(|name| self.folder.path().join(name));
+        for folder in names.iter().map(PathBuf::as_path).chain([self.folder.path(), self.runtime.path()]) {
+            chown(folder, Some(NOBODY), Some(NOBODY)).expect("change the owner");
+        }
+        let docker = fs::metadata("/var/run/docker.sock").expect("the engine's socket is there").gid();
+        self.under(&format!("exec setpriv --reuid={NOBODY} --regid={NOBODY} --groups={docker} -- \"$@\";"))
+    }
+
     /// Writes the project file `NAME.yaml` in one step.
     pub fn project(&self, name: &str, entries: &[Entry]) {
         self.project_text(name, &project_file(name, "", entries));

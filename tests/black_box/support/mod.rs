@@ -12,6 +12,8 @@ mod project;
 mod repo;
 mod server;
 mod sops;
+mod ssh;
+mod tls;
 mod wait;
 
 pub use daemon::Daemon;
@@ -21,11 +23,13 @@ pub use fake::{Call, Fake};
 pub use folders::{contains_anywhere, copy_tree, files_below};
 pub use git_server::{Fault, GitServer, Requests};
 pub use http::{Answer, read_answer};
-pub use parts::{IMAGE, compose_5_config, missing};
+pub use parts::{IMAGE, all_required, compose_5_config, missing};
 pub use project::{Entry, project_file};
 pub use repo::Repo;
 pub use server::{Received, Receiver};
 pub use sops::{Format, Sops};
+pub use ssh::Ssh;
+pub use tls::Tls;
 pub use wait::{MINUTE, SHORT, wait_until};
 
 /// A JSON value.

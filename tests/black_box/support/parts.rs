@@ -31,11 +31,15 @@ pub fn missing(names: &[&'static str]) -> bool {
     if absent.is_empty() {
         return false;
     }
-    let required = std::env::var_os("SHIPARR_TESTS_REQUIRE_ALL").is_some_and(|value| value == "1")
-        || std::env::var_os("CI").is_some_and(|value| !value.is_empty());
-    assert!(!required, "this test needs what is not here: {}", absent.join(", "));
+    assert!(!all_required(), "this test needs what is not here: {}", absent.join(", "));
     eprintln!("not run, because this machine lacks: {}", absent.join(", "));
     true
+}
+
+/// Whether a test that cannot run here has failed: `SHIPARR_TESTS_REQUIRE_ALL=1` or `CI` is set.
+pub fn all_required() -> bool {
+    std::env::var_os("SHIPARR_TESTS_REQUIRE_ALL").is_some_and(|value| value == "1")
+        || std::env::var_os("CI").is_some_and(|value| !value.is_empty())
 }
 
 /// The folder to name in `DOCKER_CONFIG` so that `docker compose` is Compose 5.

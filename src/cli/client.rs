@@ -1,0 +1,224 @@
+//! The client of the control socket, or of `--url`.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::command::Limit;
+use crate::config::Environment;
+use crate::config::settings::ClientSettings;
+use crate::http::{self, Proxies, Request, Response};
+use crate::model::{DeploymentId, RepositoryId, Status, Trigger};
+use crate::secrets::Secret;
+use crate::web::CONTROL_SOCKET;
+
+/// Where the control socket always is under systemd.
+const SYSTEM_RUNTIME_PATH: &str = "/run/shiparr";
+/// An answer takes at most this; a followed log may take as long as a deployment.
+const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+/// A log is followed for at most this.
+const FOLLOW_LIMIT: Duration = Duration::from_secs(24 * 3600);
+/// An answer is at most this large.
+const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
+
+/// Talks to a daemon.
+pub struct Client {
+    base: String,
+    unix_socket: Option<PathBuf>,
+    basic_auth: Option<(String, Secret)>,
+    proxies: Proxies,
+}
+
+/// A repository, as far as the verbs need it.
+#[derive(Deserialize)]
+pub struct RepositoryView {
+    pub id: RepositoryId,
+    pub project: String,
+    pub name: String,
+    pub branch: String,
+    pub status: String,
+    pub orphaned: bool,
+    pub last_commit_hash: Option<String>,
+    pub last_error: Option<String>,
+    pub next_check_at: Option<jiff::Timestamp>,
+    pub last_deployment: Option<DeploymentView>,
+}
+
+/// A deployment, as far as the verbs need it.
+#[derive(Deserialize)]
+pub struct DeploymentView {
+    pub id: DeploymentId,
+    pub commit_hash: Option<String>,
+    pub commit_subject: Option<String>,
+    pub status: Status,
+    pub trigger: Trigger,
+    pub error: Option<String>,
+    pub created_at: jiff::Timestamp,
+    pub finished_at: Option<jiff::Timestamp>,
+    pub duration_seconds: Option<f64>,
+}
+
+#[derive(Deserialize)]
+struct ErrorBody {
+    message: String,
+}
+
+impl Client {
+    /// The daemon at `url` or `SHIPARR_URL`, else the one behind the control socket.
+    ///
+    /// # Errors
+    /// No control socket is there, or `SHIPARR_PASSWORD_FILE` cannot be read.
+    pub fn new(environment: &Environment, url: Option<&str>) -> anyhow::Result<Client> {
+        let settings = ClientSettings::from_environment(environment);
+        let from_environment = environment.get("SHIPARR_URL").and_then(|url| url.to_str());
+        let Some(url) = url.or(from_environment) else {
+            let likeliest = settings.runtime_path.join(CONTROL_SOCKET);
+            let sockets = [likeliest.clone(), Path::new(SYSTEM_RUNTIME_PATH).join(CONTROL_SOCKET)];
+            let Some(socket) = sockets.iter().find(|socket| socket.exists()) else {
+                bail!(
+                    "no Shiparr runs here ({} is not there): start it with `shiparr run`, or name another one with --url",
+                    likeliest.display()
+                );
+            };
+            return Ok(Client {
+                base: "http://localhost".to_owned(),
+                unix_socket: Some(socket.clone()),
+                basic_auth: None,
+                proxies: Proxies::default(),
+            });
+        };
+        let basic_auth = match environment.secret("SHIPARR_PASSWORD").map_err(anyhow::Error::msg)? {
+            Some(password) => {
+                let user = environment.get("SHIPARR_USERNAME").and_then(|user| user.to_str()).unwrap_or("admin");
+                Some((user.to_owned(), password))
+            }
+            None => None,
+        };
+        Ok(Client {
+            base: url.trim_end_matches('/').to_owned(),
+            unix_socket: None,
+            basic_auth,
+            proxies: settings.proxies,
+        })
+    }
+
+    /// GET, as a value.
+    ///
+    /// # Errors
+    /// The daemon cannot be reached, or refuses: its own words.
+    pub fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+        parse(&self.ask(self.request("GET", path))?)
+    }
+
+    /// GET, as the text that came.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub fn get_text(&self, path: &str) -> anyhow::Result<String> {
+        let mut request = self.request("GET", path);
+        request.headers.push(("Accept".to_owned(), "text/plain".to_owned()));
+        Ok(String::from_utf8_lossy(&self.ask(request)?.body).into_owned())
+    }
+
+    /// GET, whatever the status code.
+    ///
+    /// # Errors
+    /// The daemon cannot be reached.
+    pub fn get_any(&self, path: &str) -> anyhow::Result<Response> {
+        self.send(&self.request("GET", path))
+    }
+
+    /// POST with a JSON body.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub fn post<T: DeserializeOwned>(&self, path: &str, body: &serde_json::Value) -> anyhow::Result<T> {
+        let mut request = self.request("POST", path);
+        request.headers.push(("Content-Type".to_owned(), "application/json".to_owned()));
+        request.body = Some(body.to_string().into_bytes());
+        parse(&self.ask(request)?)
+    }
+
+    /// Follows a text until the daemon ends it.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub fn follow(&self, path: &str, on_piece: &mut dyn FnMut(&[u8]) -> bool) -> anyhow::Result<()> {
+        let mut request = self.request("GET", path);
+        request.headers.push(("Accept".to_owned(), "text/plain".to_owned()));
+        let response =
+            http::stream(&request, &Limit::after(FOLLOW_LIMIT), on_piece).with_context(|| self.unreachable())?;
+        if response.status >= 400 {
+            bail!("the log cannot be followed: the daemon answered {}", response.status);
+        }
+        Ok(())
+    }
+
+    /// The repository that a person means: `project/repository`, or a name that is unique.
+    ///
+    /// # Errors
+    /// There is none, or more than one.
+    pub fn repository(&self, given: &str) -> anyhow::Result<RepositoryView> {
+        let all: Vec<RepositoryView> = self.get("/api/repositories")?;
+        let full = |repository: &RepositoryView| format!("{}/{}", repository.project, repository.name);
+        let names: Vec<String> = all.iter().map(full).collect();
+        let mut found: Vec<RepositoryView> =
+            all.into_iter().filter(|repository| repository.name == given || full(repository) == given).collect();
+        match found.len() {
+            1 => Ok(found.remove(0)),
+            0 if names.is_empty() => {
+                bail!("there is no repository `{given}`: no project file is loaded yet, see `shiparr check`")
+            }
+            0 => bail!("there is no repository `{given}`: there are {}", names.join(", ")),
+            _ => {
+                let names: Vec<String> = found.iter().map(full).collect();
+                bail!("`{given}` is not unique: say {}", names.join(" or "))
+            }
+        }
+    }
+
+    fn request(&self, method: &str, path: &str) -> Request {
+        Request {
+            method: method.to_owned(),
+            url: format!("{}{path}", self.base),
+            headers: vec![("User-Agent".to_owned(), concat!("shiparr/", env!("CARGO_PKG_VERSION")).to_owned())],
+            basic_auth: self.basic_auth.clone(),
+            unix_socket: self.unix_socket.clone(),
+            max_body_bytes: MAX_ANSWER_BYTES,
+            proxies: self.proxies.clone(),
+            ..Request::default()
+        }
+    }
+
+    fn ask(&self, request: Request) -> anyhow::Result<Response> {
+        let response = self.send(&request)?;
+        if response.status < 400 {
+            return Ok(response);
+        }
+        match serde_json::from_slice::<ErrorBody>(&response.body) {
+            Ok(error) => bail!("{}", error.message),
+            Err(_) => bail!("the daemon answered {} to {} {}", response.status, request.method, request.url),
+        }
+    }
+
+    fn send(&self, request: &Request) -> anyhow::Result<Response> {
+        http::send(request, &Limit::after(ANSWER_LIMIT)).with_context(|| self.unreachable())
+    }
+
+    fn unreachable(&self) -> String {
+        match &self.unix_socket {
+            Some(socket) => {
+                format!("cannot talk to the daemon over {} (root and the group shiparr may)", socket.display())
+            }
+            None => format!("cannot talk to the daemon at {}", self.base),
+        }
+    }
+}
+
+fn parse<T: DeserializeOwned>(response: &Response) -> anyhow::Result<T> {
+    serde_json::from_slice(&response.body)
+        .context("the daemon's answer is not what this version expects: are both of one version?")
+}

@@ -1,0 +1,71 @@
+//! `shiparr deploy REPO`.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Args;
+use serde::Deserialize;
+
+use super::client::{Client, DeploymentView};
+use crate::model::{DeploymentId, Status};
+
+/// What `deploy` takes.
+#[derive(Args)]
+pub struct DeployArgs {
+    /// project/repository, or the repository's name where it is unique
+    repository: String,
+    /// Stream the log, and exit with the deployment's outcome
+    #[arg(long)]
+    follow: bool,
+    /// Pull images even where they are there
+    #[arg(long)]
+    pull: bool,
+    /// Make containers anew even where nothing changed
+    #[arg(long)]
+    recreate: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Deserialize)]
+struct Accepted {
+    deployment_id: DeploymentId,
+}
+
+/// Queues a deployment, and follows it where that was asked for.
+///
+/// # Errors
+/// The daemon's refusal.
+pub fn run(client: &Client, args: &DeployArgs) -> anyhow::Result<ExitCode> {
+    let repository = client.repository(&args.repository)?;
+    let asked = serde_json::json!({ "pull": args.pull, "recreate": args.recreate });
+    let accepted: Accepted = client.post(&format!("/api/repositories/{}/deploy", repository.id), &asked)?;
+    let id = accepted.deployment_id;
+    let name = format!("{}/{}", repository.project, repository.name);
+    if !args.follow {
+        if args.json {
+            println!("{}", serde_json::json!({ "deployment_id": id, "status": Status::Pending }));
+        } else {
+            println!("{name}: deployment {id} is queued; `shiparr logs {name} --deployment {id}` shows its log");
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    client.follow(&format!("/api/deployments/{id}/logs?follow=1"), &mut |piece| {
+        let mut out = std::io::stdout().lock();
+        // Where nobody reads any more, following ends; the deployment goes on.
+        out.write_all(piece).and_then(|()| out.flush()).is_ok()
+    })?;
+    let deployment: serde_json::Value = client.get(&format!("/api/deployments/{id}"))?;
+    if args.json {
+        println!("{deployment}");
+    }
+    let deployment: DeploymentView = serde_json::from_value(deployment)?;
+    match (deployment.status, deployment.error) {
+        (Status::Success, _) => Ok(ExitCode::SUCCESS),
+        (status, error) => {
+            eprintln!("shiparr: {name}: deployment {id} is {status}: {}", error.unwrap_or_default());
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! The verbs that only show: status, history, logs, health; and the test message.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use jiff::Timestamp;
+use serde::Deserialize;
+
+use super::client::{Client, DeploymentView, RepositoryView};
+use super::table::Table;
+use crate::model::Status;
+
+/// `shiparr status`.
+///
+/// # Errors
+/// The daemon's refusal.
+pub fn status(client: &Client, json: bool) -> anyhow::Result<ExitCode> {
+    if json {
+        println!("{}", client.get::<serde_json::Value>("/api/repositories")?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let now = Timestamp::now();
+    let mut table = Table::new(&["REPOSITORY", "STATUS", "BRANCH", "COMMIT", "DEPLOYED", "NEXT CHECK"]);
+    let repositories: Vec<RepositoryView> = client.get("/api/repositories")?;
+    for repository in &repositories {
+        let last = repository.last_deployment.as_ref();
+        table.row([
+            full_name(repository),
+            if repository.orphaned { "orphaned".to_owned() } else { repository.status.clone() },
+            repository.branch.clone(),
+            short(repository.last_commit_hash.as_deref()),
+            last.and_then(|deployment| deployment.finished_at).map_or("-".to_owned(), |at| age(at, now)),
+            repository.next_check_at.map_or("-".to_owned(), |at| until(at, now)),
+        ]);
+    }
+    if repositories.is_empty() {
+        println!("No repositories yet: write a project file and look at it with `shiparr check`.");
+    } else {
+        table.print();
+    }
+    for repository in &repositories {
+        if let Some(error) = &repository.last_error {
+            println!("{}: check failed: {error}", full_name(repository));
+        }
+        if let Some(deployment) = &repository.last_deployment {
+            match (&deployment.error, deployment.status) {
+                (Some(error), Status::Failed) => {
+                    println!("{}: deployment {} failed: {error}", full_name(repository), deployment.id)
+                }
+                (Some(reason), Status::Pending) => {
+                    println!("{}: deployment {} {reason}", full_name(repository), deployment.id)
+                }
+                _ => {}
+            }
+        }
+    }
+    print_problems(&client.get("/api/health")?);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `shiparr history REPO`.
+///
+/// # Errors
+/// The daemon's refusal.
+pub fn history(client: &Client, given: &str, limit: u32, json: bool) -> anyhow::Result<ExitCode> {
+    let repository = client.repository(given)?;
+    let page: serde_json::Value =
+        client.get(&format!("/api/repositories/{}/deployments?limit={limit}", repository.id))?;
+    if json {
+        println!("{page}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let deployments: Vec<DeploymentView> = serde_json::from_value(page)?;
+    if deployments.is_empty() {
+        println!("{} was never deployed.", full_name(&repository));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut table = Table::new(&["ID", "STATUS", "TRIGGER", "COMMIT", "ACCEPTED (UTC)", "SECONDS", "WHAT"]);
+    for deployment in deployments {
+        let what = deployment.error.or(deployment.commit_subject).unwrap_or_default();
+        table.row([
+            deployment.id.to_string(),
+            deployment.status.to_string(),
+            deployment.trigger.to_string(),
+            short(deployment.commit_hash.as_deref()),
+            deployment.created_at.strftime("%Y-%m-%d %H:%M:%S").to_string(),
+            deployment.duration_seconds.map_or("-".to_owned(), |seconds| format!("{seconds:.1}")),
+            what,
+        ]);
+    }
+    table.print();
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `shiparr logs REPO`.
+///
+/// # Errors
+/// The daemon's refusal.
+pub fn logs(client: &Client, given: &str, tail: u32, deployment: Option<&str>) -> anyhow::Result<ExitCode> {
+    let repository = client.repository(given)?;
+    let text = match deployment {
+        None => client.get_text(&format!("/api/repositories/{}/logs?tail={tail}", repository.id))?,
+        Some("last") => {
+            let last = repository.last_deployment.as_ref().context("it was never deployed")?;
+            client.get_text(&format!("/api/deployments/{}/logs", last.id))?
+        }
+        Some(id) => {
+            let id: i64 = id.parse().with_context(|| format!("`{id}` is neither a deployment's id nor `last`"))?;
+            client.get_text(&format!("/api/deployments/{id}/logs"))?
+        }
+    };
+    print!("{text}");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `shiparr health`: up is well enough for a container's health check; what is degraded is told.
+///
+/// # Errors
+/// The daemon cannot be reached.
+pub fn health(client: &Client, json: bool) -> anyhow::Result<ExitCode> {
+    let response = client.get_any("/api/health")?;
+    let health: serde_json::Value =
+        serde_json::from_slice(&response.body).context("the daemon's answer is not JSON")?;
+    if json {
+        println!("{health}");
+    } else {
+        println!("{}", health["status"].as_str().or(health["message"].as_str()).unwrap_or("unknown"));
+        print_problems(&health);
+    }
+    Ok(if response.status == 200 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+#[derive(Deserialize)]
+struct Told {
+    results: Vec<ToldOne>,
+}
+
+#[derive(Deserialize)]
+struct ToldOne {
+    repository: Option<String>,
+    target: String,
+    problem: Option<String>,
+}
+
+/// `shiparr notify-test [REPO]`.
+///
+/// # Errors
+/// The daemon's refusal.
+pub fn notify_test(client: &Client, given: Option<&str>) -> anyhow::Result<ExitCode> {
+    let name = given.map(|given| client.repository(given)).transpose()?.map(|repository| full_name(&repository));
+    let told: Told = client.post("/control/notify-test", &serde_json::json!({ "repository": name }))?;
+    if told.results.is_empty() {
+        println!("No notification URLs are configured.");
+    }
+    let mut code = ExitCode::SUCCESS;
+    for one in told.results {
+        let about = one.repository.map(|name| format!("{name}: ")).unwrap_or_default();
+        match one.problem {
+            None => println!("{about}{}: sent", one.target),
+            Some(problem) => {
+                println!("{about}{}: {problem}", one.target);
+                code = ExitCode::FAILURE;
+            }
+        }
+    }
+    Ok(code)
+}
+
+/// The checks of GET /api/health that are not ok, a line each.
+fn print_problems(health: &serde_json::Value) {
+    let Some(checks) = health["checks"].as_object() else { return };
+    for (name, check) in checks.iter().filter(|(_, check)| check["status"] != "ok") {
+        println!("{name}: {}", check["message"].as_str().unwrap_or("not ok"));
+    }
+}
+
+fn full_name(repository: &RepositoryView) -> String {
+    format!("{}/{}", repository.project, repository.name)
+}
+
+fn short(hash: Option<&str>) -> String {
+    hash.and_then(|hash| hash.get(..7)).unwrap_or("-").to_owned()
+}
+
+fn age(at: Timestamp, now: Timestamp) -> String {
+    format!("{} ago", span(now.duration_since(at).as_secs()))
+}
+
+fn until(at: Timestamp, now: Timestamp) -> String {
+    format!("in {}", span(at.duration_since(now).as_secs()))
+}
+
+/// A length of time in its largest unit, as people say it.
+fn span(seconds: i64) -> String {
+    match seconds.max(0) {
+        seconds @ 0..60 => format!("{seconds} s"),
+        seconds @ 60..3600 => format!("{} min", seconds / 60),
+        seconds @ 3600..86_400 => format!("{} h", seconds / 3600),
+        seconds => format!("{} d", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_read_well() {
+        let read: Vec<String> = [-5, 0, 59, 60, 3599, 3600, 86_400, 200_000].map(span).to_vec();
+        assert_eq!(read, ["0 s", "0 s", "59 s", "1 min", "59 min", "1 h", "1 d", "2 d"]);
+    }
+}

@@ -1,0 +1,57 @@
+//! Asks in the background whether Docker answers, so that no request ever has to.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::shared::Shared;
+use super::threads::Threads;
+use crate::command::Limit;
+
+/// While it answers.
+const ASK_EVERY: Duration = Duration::from_secs(15);
+/// While it does not.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
+/// A question takes at most this.
+const QUESTION_LIMIT: Duration = Duration::from_secs(10);
+/// How long a stop waits for a sleeping watch at most.
+const NAP: Duration = Duration::from_millis(200);
+
+/// Asks whether Docker answers.
+pub struct Watch {
+    shared: Arc<Shared>,
+    threads: Threads,
+}
+
+impl Watch {
+    /// A watch for the daemon.
+    pub fn new(shared: Arc<Shared>, threads: Threads) -> Watch {
+        Watch { shared, threads }
+    }
+
+    /// Asks until the daemon stops.
+    pub fn run(&self) {
+        while !self.threads.are_stopping() {
+            let problem = self.shared.host.driver.available(&Limit::after(QUESTION_LIMIT)).err();
+            let pause = if problem.is_some() { ASK_AGAIN } else { ASK_EVERY };
+            if let Some(problem) = &problem {
+                if self.shared.docker().problem.is_none() {
+                    log::error!("Docker does not answer, deployments wait: {problem}");
+                }
+                self.shared.set_docker(Some(problem.clone()));
+            } else if self.shared.set_docker(None) {
+                log::info!("Docker answers again");
+                self.shared.wake_worker();
+            }
+            self.sleep(pause);
+        }
+    }
+
+    fn sleep(&self, time: Duration) {
+        let mut left = time;
+        while !left.is_zero() && !self.threads.are_stopping() {
+            let nap = left.min(NAP);
+            std::thread::sleep(nap);
+            left -= nap;
+        }
+    }
+}

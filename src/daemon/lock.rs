@@ -1,0 +1,63 @@
+//! One process at a time holds the data folder.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use rustix::fs::{FlockOperation, flock};
+
+/// Held as long as the process lives; the system gives it back however the process ends.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+/// Takes `DATA/Shiparr.lock`.
+///
+/// # Errors
+/// Another process holds it: the message says which, and what to use instead.
+pub fn take(data_path: &Path) -> anyhow::Result<Lock> {
+    let path = data_path.join("Shiparr.lock");
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .with_context(|| format!("cannot open {}", path.display()))?;
+    if let Err(error) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        if error != rustix::io::Errno::WOULDBLOCK {
+            bail!("cannot lock {}: {error}", path.display());
+        }
+        let mut holder = String::new();
+        // The number is for people only: the lock itself says that somebody is there.
+        let _ = file.read_to_string(&mut holder);
+        bail!(
+            "another Shiparr (process {}) works on {}: use `shiparr status` and `shiparr deploy REPO` to talk to it, or give this one another Shiparr_DATA_PATH",
+            if holder.trim().is_empty() { "unknown" } else { holder.trim() },
+            data_path.display()
+        );
+    }
+    // Most starts follow a stop by the same number of digits; nothing depends on this text.
+    let _ = file.set_len(0);
+    let _ = file.seek(SeekFrom::Start(0));
+    let _ = writeln!(file, "{}", std::process::id());
+    Ok(Lock { _file: file })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_one_is_told_who_holds_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = take(folder.path()).unwrap();
+        let error = take(folder.path()).unwrap_err().to_string();
+        assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
+        assert!(error.contains("shiparr status"), "{error}");
+        drop(first);
+        take(folder.path()).unwrap();
+    }
+}

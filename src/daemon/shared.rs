@@ -1,0 +1,153 @@
+//! What the daemon's threads share, and what the web may ask of the daemon.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender};
+
+use super::timers::Word;
+use crate::command::Limit;
+use crate::config::Catalog;
+use crate::deploy::pipeline::Host;
+use crate::model::RepositoryId;
+
+/// What the daemon's threads share.
+pub struct Shared {
+    /// Settings, database, driver, Git child.
+    pub host: Host,
+    /// When the daemon started.
+    pub started_at: Instant,
+    /// Keys the hashes of configurations, so that a stored one tells nothing of the values.
+    pub hash_key: [u8; 32],
+    catalog: RwLock<Arc<Catalog>>,
+    worker: Bell,
+    teller: Bell,
+    docker: Mutex<Docker>,
+    running: Mutex<Option<Limit>>,
+    timers: Mutex<HashMap<RepositoryId, Sender<Word>>>,
+}
+
+/// Wakes one thread. What there is to do is in the database; the bell only says: look.
+struct Bell {
+    ring: Sender<()>,
+    rung: Receiver<()>,
+}
+
+impl Bell {
+    fn new() -> Bell {
+        // One place is enough: a bell that rings already need not ring twice.
+        let (ring, rung) = crossbeam_channel::bounded(1);
+        Bell { ring, rung }
+    }
+
+    fn ring(&self) {
+        // Full means that it rings already.
+        let _ = self.ring.try_send(());
+    }
+
+    fn wait(&self, time: Duration) {
+        // Whether it rang or time is over, the thread looks.
+        let _ = self.rung.recv_timeout(time);
+    }
+}
+
+/// Whether Docker answers, as the background thread last saw it.
+#[derive(Clone, Debug, Default)]
+pub struct Docker {
+    /// One line; none while it answers.
+    pub problem: Option<String>,
+    /// Since when it does not.
+    pub since: Option<Instant>,
+}
+
+impl Shared {
+    /// Puts together what the threads share.
+    pub fn new(host: Host, hash_key: [u8; 32], catalog: Catalog) -> Shared {
+        Shared {
+            host,
+            started_at: Instant::now(),
+            hash_key,
+            catalog: RwLock::new(Arc::new(catalog)),
+            worker: Bell::new(),
+            teller: Bell::new(),
+            docker: Mutex::default(),
+            running: Mutex::default(),
+            timers: Mutex::default(),
+        }
+    }
+
+    /// The accepted projects and what is wrong with the others.
+    pub fn catalog(&self) -> Arc<Catalog> {
+        Arc::clone(&self.catalog.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Puts a newer catalog in place.
+    pub fn set_catalog(&self, catalog: Arc<Catalog>) {
+        *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = catalog;
+    }
+
+    /// Tells the worker to look at the queue.
+    pub fn wake_worker(&self) {
+        self.worker.ring();
+    }
+
+    /// The worker waits until somebody wakes it, at most `time`.
+    pub fn wait_for_work(&self, time: Duration) {
+        self.worker.wait(time);
+    }
+
+    /// Tells the teller to look at the outbox.
+    pub fn wake_teller(&self) {
+        self.teller.ring();
+    }
+
+    /// The teller waits until somebody wakes it, at most `time`.
+    pub fn wait_for_news(&self, time: Duration) {
+        self.teller.wait(time);
+    }
+
+    /// Whether Docker answers.
+    pub fn docker(&self) -> Docker {
+        self.docker.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes what a question to Docker came to; answers whether that changed anything.
+    pub fn set_docker(&self, problem: Option<String>) -> bool {
+        let mut docker = self.docker.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = docker.problem.is_some() != problem.is_some();
+        docker.since = problem.as_ref().map(|_| docker.since.unwrap_or_else(Instant::now));
+        docker.problem = problem;
+        changed
+    }
+
+    /// There is a timer for a repository.
+    pub fn add_timer(&self, id: RepositoryId, words: Sender<Word>) {
+        self.timers.lock().unwrap_or_else(PoisonError::into_inner).insert(id, words);
+    }
+
+    /// There is none any more.
+    pub fn remove_timer(&self, id: RepositoryId) {
+        self.timers.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    }
+
+    /// A repository is checked now, rather than when its interval ends.
+    pub fn check_now(&self, id: RepositoryId) {
+        if let Some(timer) = self.timers.lock().unwrap_or_else(PoisonError::into_inner).get(&id) {
+            // A timer that ends just now has nothing left to check.
+            let _ = timer.send(Word::Check);
+        }
+    }
+
+    /// The worker begins a deployment that ends with `limit`, or is done with it.
+    pub fn set_running(&self, limit: Option<Limit>) {
+        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = limit;
+    }
+
+    /// Ends the running deployment, if there is one.
+    pub fn cancel_running(&self) {
+        if let Some(limit) = &*self.running.lock().unwrap_or_else(PoisonError::into_inner) {
+            limit.cancel();
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! A thread a repository: it asks the remote for the branch's commit, at its interval or when told to.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use jiff::Timestamp;
+
+use super::shared::Shared;
+use super::threads::{SMALL_STACK_BYTES, Threads};
+use crate::command::Limit;
+use crate::config::{Catalog, Repository};
+use crate::deploy::remote;
+use crate::git;
+use crate::model::{CommitHash, RepositoryId, RepositoryName};
+
+/// A check that takes longer has failed.
+const CHECK_LIMIT: Duration = Duration::from_secs(60);
+/// A limit that only a cancellation ends.
+const FOREVER: Duration = Duration::from_secs(100 * 365 * 86_400);
+/// First checks are spread over this much time for each repository there is, so that a thousand do not all go at once …
+const FIRST_SPREAD_PER_REPOSITORY: Duration = Duration::from_millis(20);
+/// … and later ones by up to this part of the interval …
+const SPREAD_DIVISOR: u32 = 10;
+/// … but never by more than this.
+const SPREAD_AT_MOST: Duration = Duration::from_secs(30);
+
+/// The timers of all accepted repositories.
+pub struct Timers {
+    shared: Arc<Shared>,
+    threads: Threads,
+    running: BTreeMap<RepositoryName, Timer>,
+}
+
+/// What a timer can be told.
+pub enum Word {
+    /// Its repository's configuration changed.
+    Changed(Arc<Repository>),
+    /// It is to check now.
+    Check,
+    /// Its repository is gone.
+    Stop,
+}
+
+/// One of them.
+struct Timer {
+    id: RepositoryId,
+    repository: Arc<Repository>,
+    words: Sender<Word>,
+    /// Ends a check that is under way when the repository goes.
+    stop: Limit,
+}
+
+impl Timers {
+    /// None yet.
+    pub fn new(shared: Arc<Shared>, threads: Threads) -> Timers {
+        Timers { shared, threads, running: BTreeMap::new() }
+    }
+
+    /// Makes the timers agree with the catalog: only what changed is rescheduled.
+    ///
+    /// # Errors
+    /// The database's, and the system's when it has no room for another thread.
+    pub fn adjust(&mut self, catalog: &Catalog) -> anyhow::Result<()> {
+        let wanted: BTreeMap<&RepositoryName, &Repository> =
+            catalog.repositories().map(|repository| (&repository.name, repository)).collect();
+        let gone: Vec<RepositoryName> =
+            self.running.keys().filter(|name| !wanted.contains_key(name)).cloned().collect();
+        for timer in gone.iter().filter_map(|name| self.running.remove(name)) {
+            timer.end(&self.shared);
+        }
+        let spread = FIRST_SPREAD_PER_REPOSITORY * u32::try_from(wanted.len()).unwrap_or(u32::MAX);
+        for (name, repository) in wanted {
+            match self.running.get_mut(name) {
+                Some(timer) if *timer.repository == *repository => {}
+                Some(timer) => {
+                    timer.repository = Arc::new(repository.clone());
+                    // Its thread lives until it is told to stop.
+                    let _ = timer.words.send(Word::Changed(Arc::clone(&timer.repository)));
+                }
+                None => self.start(repository, spread)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends all of them; checks that are under way are given up.
+    pub fn stop(&mut self) {
+        for (_, timer) in std::mem::take(&mut self.running) {
+            timer.end(&self.shared);
+        }
+    }
+
+    fn start(&mut self, repository: &Repository, spread: Duration) -> anyhow::Result<()> {
+        let Some(record) = self.shared.host.store.repository_named(&repository.name)? else {
+            anyhow::bail!("{} has no record in the database", repository.name);
+        };
+        let repository = Arc::new(repository.clone());
+        let (words, heard) = crossbeam_channel::unbounded();
+        let stop = Limit::after(FOREVER);
+        let timer = Loop {
+            shared: Arc::clone(&self.shared),
+            id: record.id,
+            repository: Arc::clone(&repository),
+            heard,
+            stop: stop.clone(),
+            failure: None,
+        };
+        let first = Instant::now() + at_random_below(spread);
+        // Threads carry at most 15 bytes of a name; the repository's own part says more than the project's.
+        self.threads
+            .start_for_a_while(&format!("t:{}", repository.name.name), SMALL_STACK_BYTES, move || timer.run(first))?;
+        self.shared.add_timer(record.id, words.clone());
+        self.running.insert(repository.name.clone(), Timer { id: record.id, repository, words, stop });
+        Ok(())
+    }
+}
+
+impl Timer {
+    /// Ends it; a check that is under way is given up.
+    fn end(self, shared: &Shared) {
+        shared.remove_timer(self.id);
+        self.stop.cancel();
+        // A thread that is gone already needs no word.
+        let _ = self.words.send(Word::Stop);
+    }
+}
+
+/// What a timer's thread works with.
+struct Loop {
+    shared: Arc<Shared>,
+    id: RepositoryId,
+    repository: Arc<Repository>,
+    heard: Receiver<Word>,
+    stop: Limit,
+    /// What the last check failed with, so that it is logged once.
+    failure: Option<String>,
+}
+
+impl Loop {
+    fn run(mut self, mut due: Instant) {
+        loop {
+            match self.heard.recv_deadline(due) {
+                Ok(Word::Changed(repository)) => {
+                    let asks_another =
+                        repository.url != self.repository.url || repository.branch != self.repository.branch;
+                    self.repository = repository;
+                    if !asks_another {
+                        due = due.min(Instant::now() + self.repository.check_interval);
+                        self.tell_next(due);
+                        continue;
+                    }
+                }
+                Ok(Word::Check) | Err(RecvTimeoutError::Timeout) => {}
+                Ok(Word::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+            }
+            self.check();
+            due = Instant::now() + with_spread(self.repository.check_interval);
+            self.tell_next(due);
+        }
+    }
+
+    fn tell_next(&self, due: Instant) {
+        let at = Timestamp::now() + due.saturating_duration_since(Instant::now());
+        self.shared.host.store.check_scheduled(self.id, at);
+    }
+
+    fn check(&mut self) {
+        let limit = self.stop.at_most(CHECK_LIMIT);
+        let outcome = tip(&self.shared, &self.repository, &limit);
+        if self.stop.is_cancelled() {
+            return;
+        }
+        let name = &self.repository.name;
+        let recorded = match outcome {
+            Ok(tip) => {
+                if self.failure.take().is_some() {
+                    log::info!("{name}: its remote answers again");
+                }
+                self.shared.host.store.check_found(self.id, &tip, Timestamp::now()).map(|queued| {
+                    if let Some(queued) = queued {
+                        log::info!("{name}: commit {} queued as deployment {}", tip.short(), queued.deployment_id);
+                        self.shared.wake_worker();
+                    }
+                })
+            }
+            Err(error) => {
+                if self.failure.as_ref() != Some(&error) {
+                    log::warn!("{name}: check failed: {error}");
+                }
+                let recorded = self.shared.host.store.check_failed(self.id, &error, Timestamp::now());
+                self.failure = Some(error);
+                recorded.map(drop)
+            }
+        };
+        if let Err(error) = recorded {
+            // The commit is not lost: it is new at the next check too.
+            log::error!("{name}: what the check found could not be stored: {error}");
+        }
+    }
+}
+
+/// Asks a repository's remote for its branch's commit, once.
+///
+/// # Errors
+/// One line without a credential.
+pub fn tip(shared: &Shared, repository: &Repository, limit: &Limit) -> Result<CommitHash, String> {
+    let remote = remote::of(repository, &shared.host.settings)?;
+    git::check(&remote, &shared.host.git, limit).map_err(|error| error.message)
+}
+
+fn with_spread(interval: Duration) -> Duration {
+    interval + at_random_below((interval / SPREAD_DIVISOR).min(SPREAD_AT_MOST))
+}
+
+/// A random time below `bound`; spreading load needs no more than that, so a system without randomness goes on without.
+fn at_random_below(bound: Duration) -> Duration {
+    let random = getrandom::u32().unwrap_or_default();
+    bound.mul_f64(f64::from(random) / (f64::from(u32::MAX) + 1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spread_is_bounded() {
+        for _ in 0..1000 {
+            let short = with_spread(Duration::from_secs(1));
+            assert!(short >= Duration::from_secs(1) && short < Duration::from_millis(1100), "{short:?}");
+            let long = with_spread(Duration::from_secs(86_400));
+            assert!(long < Duration::from_secs(86_430), "{long:?}");
+        }
+        assert_eq!(at_random_below(Duration::ZERO), Duration::ZERO);
+    }
+}

@@ -1,0 +1,105 @@
+//! The daemon's side of the web: its listeners, its threads, and what it may ask of the daemon.
+
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::ended_within;
+use super::shared::Shared;
+use super::tell;
+use super::threads::{STACK_BYTES, Threads};
+use crate::config::Catalog;
+use crate::model::{RepositoryId, RepositoryName};
+use crate::web::{self, CONTROL_SOCKET, Context, Listener, NotifyResult, StopWeb};
+
+/// Requests in flight end within three seconds of a stop; this is a little more.
+const STOP_LIMIT: Duration = Duration::from_secs(4);
+
+/// The running web.
+pub struct Web {
+    stop: StopWeb,
+    threads: Vec<JoinHandle<()>>,
+    address: String,
+}
+
+impl Web {
+    /// Binds the listeners and starts the web's threads.
+    ///
+    /// # Errors
+    /// An address or a socket that cannot be had, in one line that names the setting.
+    pub fn start(shared: &Arc<Shared>, threads: &Threads) -> anyhow::Result<Web> {
+        let settings = &shared.host.settings;
+        let tcp = web::listen_tcp(&settings.host, settings.port)?;
+        let address = tcp.local_addr()?;
+        if settings.auth.is_none() && !address.ip().is_loopback() {
+            log::warn!(
+                "everybody who reaches {address} may deploy: set Shiparr_AUTH_ENABLED=true and Shiparr_AUTH_PASSWORD, or Shiparr_HOST=127.0.0.1"
+            );
+        }
+        let control = web::listen_control(&settings.runtime_path.join(CONTROL_SOCKET))?;
+        let side = Side { shared: Arc::clone(shared), threads: threads.clone() };
+        let context = Context::new(Arc::clone(settings), Arc::clone(&shared.host.store), Arc::new(side));
+        let started = web::start(context, vec![Listener::Tcp(tcp), Listener::Control(control)])?;
+        let mut running = Vec::new();
+        for thread in started.threads {
+            let run = thread.run;
+            running.push(threads.start(&thread.name, STACK_BYTES, move || {
+                if let Err(error) = run() {
+                    log::error!("{error}");
+                }
+            })?);
+        }
+        Ok(Web { stop: started.stop, threads: running, address: format!("http://{address}") })
+    }
+
+    /// Where people find it.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// No new connections; requests in flight may end.
+    pub fn stop(&self) {
+        self.stop.stop();
+        let until = Instant::now() + STOP_LIMIT;
+        for thread in &self.threads {
+            ended_within(thread, until.saturating_duration_since(Instant::now()));
+        }
+    }
+}
+
+/// What the web may ask of the daemon.
+struct Side {
+    shared: Arc<Shared>,
+    threads: Threads,
+}
+
+impl web::Daemon for Side {
+    fn catalog(&self) -> Arc<Catalog> {
+        self.shared.catalog()
+    }
+
+    fn wake_worker(&self) {
+        self.shared.wake_worker();
+    }
+
+    fn check_now(&self, id: RepositoryId) {
+        self.shared.check_now(id);
+    }
+
+    fn docker_problem(&self) -> Option<String> {
+        self.shared.docker().problem
+    }
+
+    fn started_at(&self) -> Instant {
+        self.shared.started_at
+    }
+
+    fn notify_test(&self, repository: Option<&RepositoryName>) -> Result<Vec<NotifyResult>, String> {
+        tell::test(&self.shared, repository)
+    }
+
+    fn spawn(&self, name: &str, job: Box<dyn FnOnce() + Send>) -> io::Result<()> {
+        self.threads.start_for_a_while(name, STACK_BYTES, job).map(drop)
+    }
+}

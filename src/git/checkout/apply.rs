@@ -1,0 +1,346 @@
+//! Checks that a plan can be carried out, and carries it out.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write as _;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{
+    Access, AtFlags, Mode, OFlags, RenameFlags, accessat, fchmod, fstat, fstatvfs, fsync, ftruncate, mkdirat, openat,
+    renameat, renameat_with, statat, symlinkat, syncfs, unlinkat,
+};
+use rustix::io::Errno;
+
+use super::super::GitError;
+use super::super::libgit::Failed;
+use super::plan::{Plan, Seen, Write, describe_collisions};
+use super::worktree::{Above, Found, OPEN_FOLDER, Stamp, WorkTree};
+use super::{Entry, Kind, MAX_NAMED_PATHS, Trees, folders_above, io_failed, show, split};
+
+/// Contents up to this size are read once before anything is written: a damaged one shows while the tree is still whole.
+const MAX_PROBED_BYTES: u64 = 16 * 1024 * 1024;
+/// Up to so many written files are made durable one by one; more of them by one call for the file system.
+const MAX_SYNCED_FILES: usize = 32;
+
+impl Plan {
+    /// Finds out what would stop the plan on its way.
+    ///
+    /// # Errors
+    /// Files in the way, paths that cannot be written, too little space, contents that the store does not have.
+    pub(super) fn check(&self, tree: &WorkTree, trees: &Trees) -> Result<(), Failed> {
+        if !self.collisions.is_empty() {
+            return Err(GitError::passing(format!(
+                "untracked in {} and in the way of the commit's own files: {}; nothing was written. Move them away, or commit them as they are",
+                tree.path.display(),
+                describe_collisions(&self.collisions)
+            ))
+            .into());
+        }
+        self.check_permissions(tree)?;
+        let mut needed_bytes = 0;
+        for write in &self.writes {
+            let size = trees.sources.size(&write.entry)?;
+            needed_bytes += size.saturating_sub(write.over.map_or(0, |stamp| stamp.size));
+            if size <= MAX_PROBED_BYTES {
+                trees.sources.read(&write.entry)?;
+            }
+        }
+        let space = fstatvfs(&tree.root).map_err(|error| io_failed("look at", b".", error))?;
+        let free_bytes = space.f_bavail.saturating_mul(space.f_frsize);
+        if needed_bytes > free_bytes {
+            let path = tree.path.display();
+            return Err(GitError::passing(format!(
+                "no space left on the disk of {path}: the commit needs {needed_bytes} bytes, {free_bytes} are free"
+            ))
+            .into());
+        }
+        Ok(())
+    }
+
+    fn check_permissions(&self, tree: &WorkTree) -> Result<(), Failed> {
+        let mut refused: BTreeMap<Vec<u8>, Errno> = self.unreadable.clone();
+        for save in self.saves.iter().filter(|save| matches!(save.seen, Seen::File(_))) {
+            if let Err(error) = tree.open_file(&save.path, OFlags::RDONLY) {
+                refused.insert(save.path.clone(), error);
+            }
+        }
+        let in_folders = self.removes.iter().map(|(path, _)| path).chain(&self.removed_folders);
+        let made = self.writes.iter().filter(|write| write.over.is_none()).map(|write| &write.path);
+        for path in in_folders.chain(made) {
+            if let Err((folder, error)) = may_change_folder(tree, path) {
+                refused.insert(folder, error);
+            }
+        }
+        for write in &self.writes {
+            match write.over.map(|_| tree.open_file(&write.path, OFlags::WRONLY)) {
+                // A program that runs: it is replaced.
+                None | Some(Ok(_) | Err(Errno::TXTBSY)) => {}
+                Some(Err(error)) => {
+                    refused.insert(write.path.clone(), error);
+                }
+            }
+        }
+        let us = rustix::process::geteuid();
+        for (path, stamp, _) in &self.modes {
+            if !us.is_root() && stamp.owner != us.as_raw() {
+                refused.insert(path.clone(), Errno::PERM);
+            }
+        }
+        if refused.is_empty() { Ok(()) } else { Err(describe_refused(tree, &refused).into()) }
+    }
+}
+
+/// Whether files can be made and removed where a path lies, or where its nearest folder that is there does; else that folder.
+fn may_change_folder(tree: &WorkTree, path: &[u8]) -> Result<(), (Vec<u8>, Errno)> {
+    for folder in folders_above(path).chain(std::iter::once(&b""[..])) {
+        let refused = |error| (folder.to_vec(), error);
+        if let Above::Folder(opened) = tree.folder(folder).map_err(refused)? {
+            return accessat(&opened, ".", Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS).map_err(refused);
+        }
+    }
+    Ok(())
+}
+
+/// One line: which paths, whose they are, and the command to run.
+fn describe_refused(tree: &WorkTree, refused: &BTreeMap<Vec<u8>, Errno>) -> GitError {
+    let names: Vec<String> = refused.keys().take(MAX_NAMED_PATHS).map(|path| quote(&tree.full(path))).collect();
+    let owners: Vec<String> = refused
+        .keys()
+        .map(|path| {
+            let shown = if path.is_empty() { tree.path.display().to_string() } else { show(path) };
+            format!("{shown} (owner {})", owner_of(tree, path))
+        })
+        .collect();
+    let paths = names.join(" ");
+    let todo = match refused.values().next() {
+        Some(&Errno::ROFS) => format!(
+            "the file system is read-only: mount it writable, or under systemd add `ReadWritePaths={}` to the unit",
+            tree.path.display()
+        ),
+        Some(&Errno::PERM) if rustix::process::geteuid().is_root() => format!("run `sudo chattr -i -a {paths}`"),
+        _ => format!("run `sudo chown {} {paths}`", name_of(rustix::process::geteuid().as_raw())),
+    };
+    GitError::passing(format!("cannot be written: {}; nothing was written. {todo}", super::some_of(&owners)))
+}
+
+fn owner_of(tree: &WorkTree, path: &[u8]) -> String {
+    let stat = match tree.above(path) {
+        _ if path.is_empty() => fstat(&tree.root),
+        Ok(Above::Folder(folder)) => statat(folder, split(path).1, AtFlags::SYMLINK_NOFOLLOW),
+        _ => Err(Errno::NOENT),
+    };
+    stat.map_or_else(|_| "unknown".to_owned(), |stat| name_of(stat.st_uid))
+}
+
+/// A user's name, or the number where it has none.
+fn name_of(id: u32) -> String {
+    let text = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let number = id.to_string();
+    let line = text.lines().find(|line| line.split(':').nth(2) == Some(&number));
+    line.and_then(|line| line.split(':').next()).map_or(number.clone(), str::to_owned)
+}
+
+fn quote(text: &str) -> String {
+    let is_plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-+@:,".contains(&byte));
+    if is_plain { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
+/// Carries the plan out.
+///
+/// # Errors
+/// What the system said, or a file that was changed since the plan was made. The next checkout goes on from there.
+pub(super) fn apply(
+    tree: &WorkTree,
+    trees: &Trees,
+    plan: &Plan,
+    temporary_name: String,
+    notes: &mut Vec<String>,
+) -> Result<(), Failed> {
+    let mut writer = Writer { tree, trees, temporary_name, syncs: plan.writes.len() <= MAX_SYNCED_FILES, notes };
+    for (path, seen) in &plan.removes {
+        writer.remove(path, seen)?;
+    }
+    for folder in &plan.removed_folders {
+        remove_folder(tree, folder).map_err(|error| io_failed("remove the folder", folder, error))?;
+    }
+    for write in &plan.writes {
+        writer.write(write)?;
+    }
+    for (path, stamp, kind) in &plan.modes {
+        writer.set_mode(path, stamp, *kind)?;
+    }
+    for folder in &plan.emptied_folders {
+        // Where something is left in it, it stays.
+        let _ = remove_folder(tree, &folder.0);
+    }
+    if !writer.syncs {
+        syncfs(&tree.root).map_err(|error| io_failed("write to", b".", error))?;
+    }
+    Ok(())
+}
+
+fn remove_folder(tree: &WorkTree, folder: &[u8]) -> Result<(), Errno> {
+    match tree.above(folder)? {
+        Above::Folder(parent) => unlinkat(parent, split(folder).1, AtFlags::REMOVEDIR),
+        Above::Missing | Above::Blocked(_) => Ok(()),
+    }
+}
+
+struct Writer<'a> {
+    tree: &'a WorkTree,
+    trees: &'a Trees,
+    temporary_name: String,
+    syncs: bool,
+    notes: &'a mut Vec<String>,
+}
+
+impl Writer<'_> {
+    fn remove(&mut self, path: &[u8], seen: &Seen) -> Result<(), Failed> {
+        let found = self.tree.look(path).map_err(|error| io_failed("look at", path, error))?;
+        let is_same = match (&found, seen) {
+            (Found::File(now), Seen::File(then)) => now == then,
+            (Found::Link(now), Seen::Link(then)) => now == then,
+            _ => false,
+        };
+        if !is_same {
+            return Err(changed_meanwhile(path));
+        }
+        let removed = match self.tree.above(path) {
+            Ok(Above::Folder(folder)) => unlinkat(folder, split(path).1, AtFlags::empty()),
+            Ok(_) => Ok(()),
+            Err(error) => Err(error),
+        };
+        removed.map_err(|error| io_failed("remove", path, error))
+    }
+
+    fn write(&mut self, write: &Write) -> Result<(), Failed> {
+        let content = self.trees.sources.read(&write.entry)?;
+        let Some(stamp) = &write.over else { return self.create(&write.path, &write.entry, &content, false) };
+        match self.tree.open_file(&write.path, OFlags::WRONLY) {
+            Ok(file) => self.rewrite(&write.path, file, stamp, &write.entry, &content),
+            Err(Errno::TXTBSY) => {
+                let path = show(&write.path);
+                self.notes.push(format!("{path} is a program that runs: it was replaced by a new file"));
+                self.create(&write.path, &write.entry, &content, true)
+            }
+            Err(error) => Err(io_failed("write", &write.path, error)),
+        }
+    }
+
+    /// In place: whoever has the file mounted or open sees the new content.
+    fn rewrite(&self, path: &[u8], file: OwnedFd, stamp: &Stamp, entry: &Entry, content: &[u8]) -> Result<(), Failed> {
+        let failed = |error| io_failed("write", path, error);
+        if Stamp::of(&fstat(&file).map_err(failed)?) != *stamp {
+            return Err(changed_meanwhile(path));
+        }
+        // Reserved first where the file grows, so that a full disk shows before the old content is gone.
+        reserve(&file, stamp.size, content.len() as u64).map_err(failed)?;
+        let mut file = File::from(file);
+        file.write_all(content).map_err(|error| failed(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
+        ftruncate(&file, content.len() as u64).map_err(failed)?;
+        let mode = mode_of(entry.kind);
+        if stamp.mode != mode.as_raw_mode() {
+            // Somebody else's file keeps its other bits; whether it can be run must be right.
+            let is_right = stamp.is_executable() == (entry.kind == Kind::Executable);
+            fchmod(&file, mode).or_else(|error| if is_right { Ok(()) } else { Err(failed(error)) })?;
+        }
+        if self.syncs {
+            fsync(&file).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Complete under a temporary name, then renamed: a run that is killed leaves no half of a new file.
+    fn create(&self, path: &[u8], entry: &Entry, content: &[u8], replaces: bool) -> Result<(), Failed> {
+        let failed = |error| io_failed("write", path, error);
+        let folder = self.make_folders(path)?;
+        let name = split(path).1;
+        let made = self.make_temporary(&folder, entry.kind, content).and_then(|()| {
+            if replaces {
+                renameat(&folder, &self.temporary_name, &folder, name)
+            } else {
+                rename_without_replacing(&folder, &self.temporary_name, name)
+            }
+        });
+        if made.is_err() {
+            let _ = unlinkat(&folder, &self.temporary_name, AtFlags::empty());
+        }
+        match made {
+            Err(Errno::EXIST) => Err(changed_meanwhile(path)),
+            Err(error) => Err(failed(error)),
+            Ok(()) if self.syncs => fsync(&folder).map_err(failed),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    fn make_temporary(&self, folder: &OwnedFd, kind: Kind, content: &[u8]) -> Result<(), Errno> {
+        if kind == Kind::Link {
+            return symlinkat(content, folder, &self.temporary_name);
+        }
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = openat(folder, &self.temporary_name, flags, Mode::RUSR | Mode::WUSR)?;
+        let mut file = File::from(file);
+        file.write_all(content).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        fchmod(&file, mode_of(kind))?;
+        if self.syncs { fsync(&file) } else { Ok(()) }
+    }
+
+    /// The folder that a path lies in, made where it is missing, 0755 whatever the umask.
+    fn make_folders(&self, path: &[u8]) -> Result<OwnedFd, Failed> {
+        let failed = |error| io_failed("make the folder of", path, error);
+        let mut folder = openat(&self.tree.root, ".", OPEN_FOLDER, Mode::empty()).map_err(failed)?;
+        for name in split(path).0.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
+            folder = match openat(&folder, name, OPEN_FOLDER, Mode::empty()) {
+                Err(Errno::NOENT) => {
+                    mkdirat(&folder, name, Mode::from_raw_mode(0o755)).map_err(failed)?;
+                    let made = openat(&folder, name, OPEN_FOLDER, Mode::empty()).map_err(failed)?;
+                    fchmod(&made, Mode::from_raw_mode(0o755)).map_err(failed)?;
+                    made
+                }
+                opened => opened.map_err(failed)?,
+            };
+        }
+        Ok(folder)
+    }
+
+    fn set_mode(&self, path: &[u8], stamp: &Stamp, kind: Kind) -> Result<(), Failed> {
+        let failed = |error| io_failed("change the mode of", path, error);
+        let file = self.tree.open_file(path, OFlags::RDONLY).map_err(failed)?;
+        if Stamp::of(&fstat(&file).map_err(failed)?) != *stamp {
+            return Err(changed_meanwhile(path));
+        }
+        fchmod(&file, mode_of(kind)).map_err(failed)
+    }
+}
+
+fn mode_of(kind: Kind) -> Mode {
+    Mode::from_raw_mode(if kind == Kind::Executable { 0o755 } else { 0o644 })
+}
+
+fn changed_meanwhile(path: &[u8]) -> Failed {
+    Failed::Git(GitError::passing(format!("{} was changed while the commit was being checked out", show(path))))
+}
+
+/// Space for the part of a file that is to come, where the file system can reserve it.
+fn reserve(file: impl AsFd, from: u64, to: u64) -> Result<(), Errno> {
+    if to <= from {
+        return Ok(());
+    }
+    match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::KEEP_SIZE, from, to - from) {
+        Err(error @ (Errno::NOSPC | Errno::DQUOT)) => Err(error),
+        // Not every file system does this; then the writing itself shows it.
+        _ => Ok(()),
+    }
+}
+
+fn rename_without_replacing(folder: &OwnedFd, from: &str, to: &[u8]) -> Result<(), Errno> {
+    match renameat_with(folder, from, folder, to, RenameFlags::NOREPLACE) {
+        // Network file systems do not know the flag.
+        Err(Errno::INVAL | Errno::NOSYS) => match statat(folder, to, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => renameat(folder, from, folder, to),
+            Ok(_) => Err(Errno::EXIST),
+            Err(error) => Err(error),
+        },
+        renamed => renamed,
+    }
+}

@@ -1,0 +1,145 @@
+//! The checkout in place (spec section 4, step 1): everything is planned first, then written.
+//!
+//! Three kinds of trees are compared with what lies in the working tree: the new commit's, that of the commit whose files lie there, and
+//! those of runs that were killed before their end. A file is *ours* when its content is that of one of them; *changed* when the commit
+//! tracks it and its content is another; everything else is *foreign*: somebody's data, never written, moved or removed.
+
+mod apply;
+mod cache;
+mod journal;
+mod plan;
+mod saved;
+#[cfg(test)]
+mod tests;
+mod worktree;
+
+use std::collections::BTreeMap;
+
+use git2::Oid;
+
+use super::libgit::Failed;
+use super::submodules::Sources;
+use super::{Checkout, GitError};
+
+use cache::Cache;
+pub(super) use journal::Journal;
+pub(super) use worktree::WorkTree;
+
+/// Files of a commit by their path, with those of its submodules.
+pub(super) type Files = BTreeMap<Vec<u8>, Entry>;
+
+/// A file of a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    /// Its content.
+    pub oid: Oid,
+    /// What it is.
+    pub kind: Kind,
+    /// The store that holds the content.
+    pub source: usize,
+}
+
+/// What a commit's file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// 0644
+    File,
+    /// 0755
+    Executable,
+    /// A symbolic link; its content is where it leads.
+    Link,
+}
+
+/// What a working tree is compared with.
+pub(super) struct Trees {
+    /// Where contents come from.
+    pub sources: Sources,
+    /// What it is to become.
+    pub new: Files,
+    /// What lies there.
+    pub base: Files,
+    /// What may lie there in parts.
+    pub perhaps: Vec<Files>,
+}
+
+/// How many paths an error names.
+const MAX_NAMED_PATHS: usize = 10;
+/// A Git LFS pointer begins with this, and is not longer than that.
+const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/v1\n";
+const MAX_LFS_POINTER_BYTES: u64 = 1024;
+
+/// Makes the working tree what the new commit says; how many files it wrote or removed.
+///
+/// # Errors
+/// Before anything is written: files in the way, files that cannot be written, no space. Later: what the system said.
+pub(super) fn run(
+    tree: &WorkTree,
+    trees: &Trees,
+    journal: &mut Journal,
+    checkout: &Checkout,
+    commit: Oid,
+    notes: &mut Vec<String>,
+) -> Result<u64, Failed> {
+    journal.remove_leftovers(tree);
+    let mut cache = Cache::read(&checkout.store.join("shiparr-cache"));
+    let plan = plan::make(tree, trees, &mut cache)?;
+    plan.check(tree, trees)?;
+    let changed_files = plan.changed_files();
+    if changed_files > 0 {
+        note_lfs_pointers(trees, &plan, notes)?;
+        saved::save(tree, trees, &plan.saves, &checkout.saved, notes)?;
+        journal.begin(commit, plan.folders_of_new_files())?;
+        apply::apply(tree, trees, &plan, journal.temporary_name(), notes)?;
+    }
+    journal.finish(commit)?;
+    cache.write();
+    Ok(changed_files)
+}
+
+fn note_lfs_pointers(trees: &Trees, plan: &plan::Plan, notes: &mut Vec<String>) -> Result<(), Failed> {
+    let mut pointers = Vec::new();
+    for (path, entry) in plan.written() {
+        let may_be_pointer = entry.kind != Kind::Link && trees.sources.size(entry)? <= MAX_LFS_POINTER_BYTES;
+        if may_be_pointer && trees.sources.read(entry)?.starts_with(LFS_POINTER) {
+            pointers.push(show(path));
+        }
+    }
+    if !pointers.is_empty() {
+        notes.push(format!("Git LFS is not supported, these files hold its pointers only: {}", some_of(&pointers)));
+    }
+    Ok(())
+}
+
+/// A path for one line of a message.
+fn show(path: &[u8]) -> String {
+    let text = String::from_utf8_lossy(path);
+    if text.chars().any(char::is_control) { format!("{text:?}") } else { text.into_owned() }
+}
+
+/// The first few of a list, and how many more there are.
+fn some_of(items: &[String]) -> String {
+    let shown = items[..items.len().min(MAX_NAMED_PATHS)].join(", ");
+    match items.len().saturating_sub(MAX_NAMED_PATHS) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
+/// The folder of a path, and its name in it.
+fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|byte| *byte == b'/') {
+        Some(at) => (&path[..at], &path[at + 1..]),
+        None => (&[], path),
+    }
+}
+
+/// The folders above a path, from the nearest one up, without the top.
+fn folders_above(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::successors(Some(split(path).0), |folder| Some(split(folder).0)).take_while(|folder| !folder.is_empty())
+}
+
+fn io_failed(what: &str, path: &[u8], error: rustix::io::Errno) -> Failed {
+    let full = matches!(error, rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT);
+    let why = if full { "no space left on the disk".to_owned() } else { std::io::Error::from(error).to_string() };
+    Failed::Git(GitError::passing(format!("cannot {what} {}: {why}", show(path))))
+}

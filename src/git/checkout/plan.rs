@@ -1,0 +1,381 @@
+//! What a checkout will do, found out without writing anything.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Read;
+
+use git2::{ObjectType, Oid};
+use rustix::fs::{OFlags, fstat};
+use rustix::io::Errno;
+
+use super::super::libgit::Failed;
+use super::cache::Cache;
+use super::worktree::{Found, Stamp, WorkTree};
+use super::{Entry, Files, Kind, Trees, folders_above, io_failed, show, split};
+
+/// Files that a killed run may have left half-written are looked at up to this size.
+const MAX_TORN_BYTES: u64 = 64 * 1024 * 1024;
+
+/// What will be done.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    /// Foreign files in the way, with what they are. Nothing is done while there are any.
+    pub collisions: BTreeMap<Vec<u8>, &'static str>,
+    /// Files that cannot be read, though what becomes of them depends on their content.
+    pub unreadable: BTreeMap<Vec<u8>, Errno>,
+    /// Changed files that are copied first.
+    pub saves: Vec<Save>,
+    /// Files and links that go.
+    pub removes: Vec<(Vec<u8>, Seen)>,
+    /// Folders that must go, deepest first: files come in their place.
+    pub removed_folders: Vec<Vec<u8>>,
+    /// Folders that go when nothing is left in them, deepest first.
+    pub emptied_folders: BTreeSet<std::cmp::Reverse<Vec<u8>>>,
+    /// Files that are made or rewritten.
+    pub writes: Vec<Write>,
+    /// Files of which only the executable bits change.
+    pub modes: Vec<(Vec<u8>, Stamp, Kind)>,
+}
+
+/// What lay at a path when the plan was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Seen {
+    File(Stamp),
+    Link(Vec<u8>),
+}
+
+/// A file that was changed on this host.
+#[derive(Debug)]
+pub(super) struct Save {
+    pub path: Vec<u8>,
+    pub seen: Seen,
+    /// What the commit had there.
+    pub tracked: Entry,
+}
+
+/// A file that is written.
+#[derive(Debug)]
+pub(super) struct Write {
+    pub path: Vec<u8>,
+    pub entry: Entry,
+    /// Rewritten in place; none: it is made.
+    pub over: Option<Stamp>,
+}
+
+/// Whose a file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// Its content is a commit's.
+    Ours,
+    /// The commit tracks it with another content.
+    Changed(Entry),
+    /// Somebody's data.
+    Foreign,
+}
+
+/// Compares the trees with what lies there.
+pub(super) fn make(tree: &WorkTree, trees: &Trees, cache: &mut Cache) -> Result<Plan, Failed> {
+    let mut planner = Planner { tree, trees, cache, plan: Plan::default(), last_read: None };
+    for (path, entry) in &trees.new {
+        planner.plan_new(path, entry)?;
+    }
+    for path in trees.base.keys().filter(|path| !trees.new.contains_key(*path)) {
+        planner.plan_gone(path, false)?;
+    }
+    let only_perhaps: BTreeSet<&Vec<u8>> = trees.perhaps.iter().flat_map(Files::keys).collect();
+    for path in only_perhaps {
+        if !trees.new.contains_key(path) && !trees.base.contains_key(path) {
+            planner.plan_gone(path, true)?;
+        }
+    }
+    Ok(planner.finish())
+}
+
+impl Plan {
+    /// How many files are written or removed.
+    pub fn changed_files(&self) -> u64 {
+        let removed: BTreeSet<&Vec<u8>> = self.removes.iter().map(|(path, _)| path).collect();
+        let written = self.writes.iter().filter(|write| !removed.contains(&write.path)).count();
+        (removed.len() + written + self.modes.len()) as u64
+    }
+
+    /// Files that will hold a commit's content.
+    pub fn written(&self) -> impl Iterator<Item = (&Vec<u8>, &Entry)> {
+        self.writes.iter().map(|write| (&write.path, &write.entry))
+    }
+
+    /// Folders in which files are made under a temporary name.
+    pub fn folders_of_new_files(&self) -> BTreeSet<Vec<u8>> {
+        self.writes.iter().map(|write| split(&write.path).0.to_vec()).collect()
+    }
+}
+
+struct Planner<'a> {
+    tree: &'a WorkTree,
+    trees: &'a Trees,
+    cache: &'a mut Cache,
+    plan: Plan,
+    /// The content that was read last: one file is compared with several.
+    last_read: Option<(Vec<u8>, Oid)>,
+}
+
+impl Planner<'_> {
+    /// A path that the new commit has.
+    fn plan_new(&mut self, path: &[u8], entry: &Entry) -> Result<(), Failed> {
+        let found = self.look(path)?;
+        match &found {
+            Found::Missing => self.write(path, entry, None),
+            Found::Blocked(at) => {
+                let at = at.clone();
+                let blocking = self.look(&at)?;
+                // What a commit had there goes with the other paths that are gone.
+                match self.standing(&at, &blocking)? {
+                    Some(Standing::Ours | Standing::Changed(_)) => self.write(path, entry, None),
+                    Some(Standing::Foreign) => self.collide(&at, &blocking),
+                    None => {}
+                }
+            }
+            Found::Folder => self.plan_file_for_folder(path, entry)?,
+            Found::Other => self.collide(path, &found),
+            Found::Link(target) if entry.kind == Kind::Link => {
+                if self.trees.sources.read(entry)? != *target {
+                    self.replace(path, entry, &found)?;
+                }
+            }
+            Found::File(stamp) if entry.kind != Kind::Link => match self.has_content(path, stamp, entry)? {
+                Some(true) if stamp.is_executable() != (entry.kind == Kind::Executable) => {
+                    self.plan.modes.push((path.to_vec(), *stamp, entry.kind));
+                }
+                Some(true) | None => {}
+                Some(false) => self.replace(path, entry, &found)?,
+            },
+            Found::Link(_) | Found::File(_) => self.replace(path, entry, &found)?,
+        }
+        Ok(())
+    }
+
+    /// A file or link that is to be another one.
+    fn replace(&mut self, path: &[u8], entry: &Entry, found: &Found) -> Result<(), Failed> {
+        match self.standing(path, found)? {
+            None => return Ok(()),
+            Some(Standing::Foreign) => {
+                self.collide(path, found);
+                return Ok(());
+            }
+            Some(Standing::Changed(tracked)) => self.save(path, found, tracked),
+            Some(Standing::Ours) => {}
+        }
+        match found {
+            Found::File(stamp) if entry.kind != Kind::Link => self.write(path, entry, Some(*stamp)),
+            _ => {
+                self.remove(path, found);
+                self.write(path, entry, None);
+            }
+        }
+        Ok(())
+    }
+
+    /// A file that comes where a folder lies: only where all of the folder goes.
+    fn plan_file_for_folder(&mut self, path: &[u8], entry: &Entry) -> Result<(), Failed> {
+        let (folders, others) = self.tree.walk(path).map_err(|error| io_failed("look into", path, error))?;
+        let mut stays = false;
+        for other in &others {
+            let found = self.look(other)?;
+            if self.standing(other, &found)? == Some(Standing::Foreign) {
+                self.collide(other, &found);
+                stays = true;
+            }
+        }
+        let known: Vec<&Files> = std::iter::once(&self.trees.base).chain(&self.trees.perhaps).collect();
+        for folder in &folders {
+            let inside = [&folder[..], b"/"].concat();
+            let is_tracked = known
+                .iter()
+                .any(|files| files.range(inside.clone()..).next().is_some_and(|(path, _)| path.starts_with(&inside)));
+            if !is_tracked {
+                self.plan.collisions.insert(folder.clone(), "a folder");
+                stays = true;
+            }
+        }
+        if !stays {
+            self.plan.removed_folders.extend(folders.into_iter().rev());
+            self.write(path, entry, None);
+        }
+        Ok(())
+    }
+
+    /// A path that the new commit does not have. Where only a run that did not end may have made it, it goes with exactly that run's content.
+    fn plan_gone(&mut self, path: &[u8], only_perhaps: bool) -> Result<(), Failed> {
+        let found = self.look(path)?;
+        if !matches!(found, Found::File(_) | Found::Link(_)) {
+            return Ok(());
+        }
+        match self.standing(path, &found)? {
+            Some(Standing::Ours) => self.remove(path, &found),
+            Some(Standing::Changed(tracked)) if !only_perhaps => {
+                self.save(path, &found, tracked);
+                self.remove(path, &found);
+            }
+            Some(Standing::Changed(_) | Standing::Foreign) | None => {}
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Plan {
+        let mut plan = self.plan;
+        for (path, _) in &plan.removes {
+            for folder in folders_above(path) {
+                let inside = [folder, b"/"].concat();
+                let next = self.trees.new.range(inside.clone()..).next();
+                if next.is_some_and(|(path, _)| path.starts_with(&inside)) {
+                    break;
+                }
+                plan.emptied_folders.insert(std::cmp::Reverse(folder.to_vec()));
+            }
+        }
+        plan
+    }
+
+    fn look(&self, path: &[u8]) -> Result<Found, Failed> {
+        self.tree.look(path).map_err(|error| io_failed("look at", path, error))
+    }
+
+    fn write(&mut self, path: &[u8], entry: &Entry, over: Option<Stamp>) {
+        self.plan.writes.push(Write { path: path.to_vec(), entry: *entry, over });
+    }
+
+    fn remove(&mut self, path: &[u8], found: &Found) {
+        self.plan.removes.extend(Seen::of(found).map(|seen| (path.to_vec(), seen)));
+    }
+
+    fn save(&mut self, path: &[u8], found: &Found, tracked: Entry) {
+        self.plan.saves.extend(Seen::of(found).map(|seen| Save { path: path.to_vec(), seen, tracked }));
+    }
+
+    fn collide(&mut self, path: &[u8], found: &Found) {
+        let what = match found {
+            Found::File(_) | Found::Missing => "a file",
+            Found::Link(_) => "a link",
+            Found::Folder => "a folder",
+            Found::Other | Found::Blocked(_) => "a socket, pipe or device",
+        };
+        self.plan.collisions.insert(path.to_vec(), what);
+    }
+
+    /// Whose the thing at a path is; none when that cannot be read.
+    fn standing(&mut self, path: &[u8], found: &Found) -> Result<Option<Standing>, Failed> {
+        let known = std::iter::once(&self.trees.base).chain(&self.trees.perhaps);
+        let known: Vec<Entry> = known.filter_map(|files| files.get(path).copied()).collect();
+        let tracked = self.trees.base.get(path).copied();
+        let other = tracked.map_or(Standing::Foreign, Standing::Changed);
+        match found {
+            Found::Link(target) => {
+                for entry in known.iter().filter(|entry| entry.kind == Kind::Link) {
+                    if self.trees.sources.read(entry)? == *target {
+                        return Ok(Some(Standing::Ours));
+                    }
+                }
+                Ok(Some(other))
+            }
+            Found::File(stamp) => {
+                let known: Vec<Entry> = known.into_iter().filter(|entry| entry.kind != Kind::Link).collect();
+                for entry in &known {
+                    match self.has_content(path, stamp, entry)? {
+                        Some(true) => return Ok(Some(Standing::Ours)),
+                        Some(false) => {}
+                        None => return Ok(None),
+                    }
+                }
+                Ok(Some(if self.is_torn(path, stamp, &known)? { Standing::Ours } else { other }))
+            }
+            _ => Ok(Some(Standing::Foreign)),
+        }
+    }
+
+    /// Whether a file holds what a commit has there; none when it cannot be read.
+    fn has_content(&mut self, path: &[u8], stamp: &Stamp, entry: &Entry) -> Result<Option<bool>, Failed> {
+        if self.trees.sources.size(entry)? != stamp.size {
+            return Ok(Some(false));
+        }
+        if let Some(oid) = self.cache.get(path, stamp) {
+            return Ok(Some(oid == entry.oid));
+        }
+        if let Some((_, oid)) = self.last_read.as_ref().filter(|(read, _)| read == path) {
+            return Ok(Some(*oid == entry.oid));
+        }
+        let (bytes, after) = match self.read(path) {
+            Ok(read) => read,
+            Err(error) => {
+                self.plan.unreadable.insert(path.to_vec(), error);
+                return Ok(None);
+            }
+        };
+        let oid = Oid::hash_object(ObjectType::Blob, &bytes)?;
+        if after == *stamp {
+            self.cache.put(path, stamp, oid);
+        }
+        self.last_read = Some((path.to_vec(), oid));
+        Ok(Some(oid == entry.oid))
+    }
+
+    /// A file's content, and its stamp after it was read.
+    fn read(&self, path: &[u8]) -> Result<(Vec<u8>, Stamp), Errno> {
+        let mut file = File::from(self.tree.open_file(path, OFlags::RDONLY)?);
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        Ok((bytes, Stamp::of(&fstat(&file)?)))
+    }
+
+    /// Whether a file is what a killed run left of rewriting one commit's content with another's: it begins as the one and ends as the other.
+    fn is_torn(&self, path: &[u8], stamp: &Stamp, known: &[Entry]) -> Result<bool, Failed> {
+        if self.trees.perhaps.is_empty() || known.len() < 2 || stamp.size > MAX_TORN_BYTES {
+            return Ok(false);
+        }
+        let Ok((bytes, _)) = self.read(path) else { return Ok(false) };
+        let contents: Vec<Vec<u8>> =
+            known.iter().map(|entry| self.trees.sources.read(entry)).collect::<Result<_, git2::Error>>()?;
+        Ok(contents.iter().any(|begun| contents.iter().any(|old| is_mix(&bytes, begun, old))))
+    }
+}
+
+impl Seen {
+    fn of(found: &Found) -> Option<Seen> {
+        match found {
+            Found::File(stamp) => Some(Seen::File(*stamp)),
+            Found::Link(target) => Some(Seen::Link(target.clone())),
+            _ => None,
+        }
+    }
+}
+
+/// Whether `bytes` is `old` with its beginning overwritten by that of `begun`.
+fn is_mix(bytes: &[u8], begun: &[u8], old: &[u8]) -> bool {
+    let same = bytes.iter().zip(begun).take_while(|(a, b)| a == b).count();
+    bytes[same..] == old[same.min(old.len())..] && (same > 0 || bytes == old)
+}
+
+/// One line that names what is in the way.
+pub(super) fn describe_collisions(collisions: &BTreeMap<Vec<u8>, &'static str>) -> String {
+    let named: Vec<String> = collisions.iter().map(|(path, what)| format!("{} ({what})", show(path))).collect();
+    super::some_of(&named)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_half_written_file_is_recognised_exactly() {
+        let (old, new) = (b"aaaaaaaa", b"bbbb");
+        for written in 0..=new.len() {
+            let mut torn = old.to_vec();
+            torn[..written].copy_from_slice(&new[..written]);
+            assert!(is_mix(&torn, new, old), "{written}");
+        }
+        assert!(is_mix(b"bbbbbbbbb", b"bbbbbbbbb", b"aa"), "the whole new content");
+        assert!(is_mix(b"bbb", b"bbbbbb", b"aa"), "a longer one that was begun");
+        for other in [&b"bbcaaaaa"[..], b"bbbbaaa", b"aaaaaaab", b"x", b""] {
+            assert!(!is_mix(other, new, old), "{other:?}");
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Copies of tracked files that were changed on this host, made before they are replaced or removed.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
+
+use super::super::GitError;
+use super::super::libgit::Failed;
+use super::plan::{Save, Seen};
+use super::worktree::WorkTree;
+use super::{Kind, Trees, io_failed, show, some_of};
+
+/// Files beyond this size get no diff beside them.
+const MAX_DIFF_BYTES: usize = 8 * 1024 * 1024;
+/// Folders that were made in the same second.
+const MAX_TRIES: usize = 100;
+
+/// Copies the files into a new folder below `saved`, and notes their names.
+pub(super) fn save(
+    tree: &WorkTree,
+    trees: &Trees,
+    saves: &[Save],
+    saved: &Path,
+    notes: &mut Vec<String>,
+) -> Result<(), Failed> {
+    if saves.is_empty() {
+        return Ok(());
+    }
+    let failed = |error: std::io::Error| {
+        GitError::passing(format!("cannot keep the changed files in {}: {error}", saved.display()))
+    };
+    let folder = make_folder(saved).map_err(failed)?;
+    for save in saves {
+        let target = folder.join(std::ffi::OsStr::from_bytes(&save.path));
+        let parent = target.parent().unwrap_or(&folder);
+        private_folders().create(parent).map_err(failed)?;
+        match &save.seen {
+            Seen::Link(link) => {
+                std::os::unix::fs::symlink(std::ffi::OsStr::from_bytes(link), &target).map_err(failed)?;
+            }
+            Seen::File(_) => {
+                let file = tree.open_file(&save.path, OFlags::RDONLY);
+                let file = file.map_err(|error| io_failed("read", &save.path, error))?;
+                let mut bytes = Vec::new();
+                File::from(file).read_to_end(&mut bytes).map_err(failed)?;
+                write_private(&target, &bytes).map_err(failed)?;
+                if let Some(diff) = diff(trees, save, &bytes)? {
+                    write_private(&diff_name(&target), &diff).map_err(failed)?;
+                }
+            }
+        }
+    }
+    let names: Vec<String> = saves.iter().map(|save| show(&save.path)).collect();
+    notes.push(format!(
+        "changed on this host, and kept with the difference in {}: {}",
+        folder.display(),
+        some_of(&names)
+    ));
+    Ok(())
+}
+
+/// From what the commit had to what lies there; none for a link, or something large.
+fn diff(trees: &Trees, save: &Save, bytes: &[u8]) -> Result<Option<Vec<u8>>, Failed> {
+    if save.tracked.kind == Kind::Link || bytes.len() > MAX_DIFF_BYTES {
+        return Ok(None);
+    }
+    let tracked = trees.sources.read(&save.tracked)?;
+    if tracked.len() > MAX_DIFF_BYTES {
+        return Ok(None);
+    }
+    let path = Path::new(std::ffi::OsStr::from_bytes(&save.path));
+    let mut patch = git2::Patch::from_buffers(&tracked, Some(path), bytes, Some(path), None)?;
+    Ok(Some(patch.to_buf()?.to_vec()))
+}
+
+/// `NAME.diff`, or with a number where the repository has a file of that name too.
+fn diff_name(target: &Path) -> PathBuf {
+    let with = |ending: String| {
+        let mut name = target.as_os_str().to_owned();
+        name.push(ending);
+        PathBuf::from(name)
+    };
+    let names = std::iter::once(with(".diff".to_owned())).chain((2..).map(|number| with(format!(".{number}.diff"))));
+    names.take(MAX_TRIES).find(|name| name.symlink_metadata().is_err()).unwrap_or_else(|| with(".diff".to_owned()))
+}
+
+/// A folder named by the time, with a number where there is one of this second.
+fn make_folder(saved: &Path) -> std::io::Result<PathBuf> {
+    private_folders().create(saved)?;
+    let time = jiff::Timestamp::now().strftime("%Y-%m-%dT%H-%M-%SZ").to_string();
+    for number in 1..=MAX_TRIES {
+        let folder = saved.join(if number == 1 { time.clone() } else { format!("{time}-{number}") });
+        match DirBuilder::new().mode(0o700).create(&folder) {
+            Ok(()) => return Ok(folder),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(std::io::Error::other("too many folders of one second"))
+}
+
+fn private_folders() -> DirBuilder {
+    let mut builder = DirBuilder::new();
+    builder.recursive(true).mode(0o700);
+    builder
+}
+
+fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}

@@ -1,0 +1,182 @@
+//! The working tree, looked at without ever following a link in it: a container can have put one where a folder was.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, openat, readlinkat, statat};
+use rustix::io::Errno;
+
+use super::super::GitError;
+use super::split;
+
+/// The top of a working tree.
+pub(in crate::git) struct WorkTree {
+    pub(super) root: OwnedFd,
+    pub(super) path: PathBuf,
+}
+
+/// What identifies a file's content without reading it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stamp {
+    pub device: u64,
+    pub inode: u64,
+    pub size: u64,
+    pub modified_nanoseconds: i128,
+    pub changed_nanoseconds: i128,
+    pub mode: u32,
+    pub owner: u32,
+}
+
+/// What lies at a path.
+#[derive(Debug)]
+pub(super) enum Found {
+    Missing,
+    File(Stamp),
+    Link(Vec<u8>),
+    Folder,
+    /// A socket, a pipe, a device.
+    Other,
+    /// Something that is no folder lies at this path above it.
+    Blocked(Vec<u8>),
+}
+
+/// Paths below the top.
+type Paths = Vec<Vec<u8>>;
+
+/// What lies above a path.
+pub(super) enum Above {
+    Folder(OwnedFd),
+    Missing,
+    Blocked(Vec<u8>),
+}
+
+pub(super) const OPEN_FOLDER: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+impl WorkTree {
+    /// Opens the folder, and makes it with its parents where it is missing.
+    ///
+    /// # Errors
+    /// Something that is no folder, or no permission.
+    pub fn open(path: &Path) -> Result<WorkTree, GitError> {
+        let failed =
+            |error: std::io::Error| GitError::passing(format!("cannot open `local_path` {}: {error}", path.display()));
+        make_with_parents(path).map_err(failed)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| failed(error.into()))?;
+        Ok(WorkTree { root, path: path.to_owned() })
+    }
+
+    /// Opens the folder that a path lies in.
+    pub(super) fn above(&self, path: &[u8]) -> Result<Above, Errno> {
+        self.folder(split(path).0)
+    }
+
+    /// Opens a folder; the empty path is the top.
+    pub(super) fn folder(&self, path: &[u8]) -> Result<Above, Errno> {
+        let mut folder = openat(&self.root, ".", OPEN_FOLDER, Mode::empty())?;
+        let mut end = 0;
+        for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
+            end += name.len() + usize::from(end > 0);
+            match openat(&folder, name, OPEN_FOLDER, Mode::empty()) {
+                Ok(opened) => folder = opened,
+                Err(Errno::NOENT) => return Ok(Above::Missing),
+                Err(Errno::NOTDIR | Errno::LOOP) => return Ok(Above::Blocked(path[..end].to_vec())),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Above::Folder(folder))
+    }
+
+    /// What lies at a path.
+    pub(super) fn look(&self, path: &[u8]) -> Result<Found, Errno> {
+        let folder = match self.above(path)? {
+            Above::Folder(folder) => folder,
+            Above::Missing => return Ok(Found::Missing),
+            Above::Blocked(at) => return Ok(Found::Blocked(at)),
+        };
+        let name = split(path).1;
+        let stat = match statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            Err(Errno::NOENT) => return Ok(Found::Missing),
+            Err(error) => return Err(error),
+        };
+        Ok(match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => Found::File(Stamp::of(&stat)),
+            FileType::Directory => Found::Folder,
+            FileType::Symlink => Found::Link(readlinkat(&folder, name, Vec::new())?.into_bytes()),
+            _ => Found::Other,
+        })
+    }
+
+    /// Opens a file for reading.
+    pub(super) fn open_file(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+        let Above::Folder(folder) = self.above(path)? else { return Err(Errno::NOENT) };
+        // A pipe that took the file's place must not hang the open.
+        let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        openat(&folder, split(path).1, flags, Mode::empty())
+    }
+
+    /// What lies in a folder, at any depth: its folders (itself included), and everything else.
+    pub(super) fn walk(&self, path: &[u8]) -> Result<(Paths, Paths), Errno> {
+        let (mut folders, mut others) = (vec![path.to_vec()], Vec::new());
+        let mut next = 0;
+        while next < folders.len() {
+            let path = folders[next].clone();
+            next += 1;
+            let Above::Folder(folder) = self.folder(&path)? else { continue };
+            for entry in Dir::new(folder)? {
+                let entry = entry?;
+                let name = entry.file_name().to_bytes();
+                if name == b"." || name == b".." {
+                    continue;
+                }
+                let inside = [&path[..], b"/", name].concat();
+                match self.look(&inside)? {
+                    Found::Folder => folders.push(inside),
+                    Found::Missing => {}
+                    _ => others.push(inside),
+                }
+            }
+        }
+        Ok((folders, others))
+    }
+
+    /// A path of this tree as people would write it on a command line.
+    pub(super) fn full(&self, path: &[u8]) -> String {
+        let full = self.path.join(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(path));
+        full.display().to_string().trim_end_matches('/').to_owned()
+    }
+}
+
+impl Stamp {
+    pub fn of(stat: &Stat) -> Stamp {
+        const NANOSECONDS: i128 = 1_000_000_000;
+        Stamp {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            size: u64::try_from(stat.st_size).unwrap_or(0),
+            modified_nanoseconds: i128::from(stat.st_mtime) * NANOSECONDS + i128::from(stat.st_mtime_nsec),
+            changed_nanoseconds: i128::from(stat.st_ctime) * NANOSECONDS + i128::from(stat.st_ctime_nsec),
+            mode: stat.st_mode & 0o7777,
+            owner: stat.st_uid,
+        }
+    }
+
+    pub fn is_executable(&self) -> bool {
+        self.mode & 0o100 != 0
+    }
+}
+
+/// Makes a folder and its missing parents, 0755 whatever the umask.
+fn make_with_parents(path: &Path) -> std::io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent() {
+        make_with_parents(parent)?;
+    }
+    std::fs::DirBuilder::new().mode(0o755).create(path)?;
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+}

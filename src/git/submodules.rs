@@ -1,0 +1,366 @@
+//! A commit as one flat list of files, with those of its submodules in their places.
+//!
+//! A submodule's objects lie beside its parent's, in `modules/` of the parent's store. Its URL comes from the commit, so it is not trusted:
+//! https and ssh only, relative ones under the parent's host, and the parent's credential only for the parent's scheme, host and port.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use git2::{ObjectType, Oid, Repository, TreeEntry};
+
+use super::checkout::{Entry, Files, Kind};
+use super::libgit::Failed;
+use super::smart_http::may_have_credential;
+use super::{GitError, Remote, RemoteUrl, Scheme, fetch, store};
+use crate::command::Limit;
+
+/// How deep submodules may nest.
+const MAX_DEPTH: usize = 5;
+/// How many submodules one commit may have, nested ones included.
+const MAX_SUBMODULES: usize = 100;
+/// How many files one commit may have; a tree can name itself-like trees until nothing holds them.
+const MAX_FILES: usize = 500_000;
+/// Longest path that the kernel takes.
+const MAX_PATH_BYTES: usize = 4096;
+/// Bound on `.gitmodules`.
+const MAX_GITMODULES_BYTES: usize = 256 * 1024;
+
+/// The modes of tree entries.
+const MODE_EXECUTABLE: i32 = 0o100_755;
+const MODE_LINK: i32 = 0o120_000;
+
+/// The stores that files come from: the repository's own, then its submodules'.
+pub(super) struct Sources {
+    repositories: Vec<Repository>,
+}
+
+/// A commit that is to be listed, in its place.
+struct Place {
+    source: usize,
+    commit: Oid,
+    /// The folder that it fills, with a slash at the end; empty for the repository itself.
+    prefix: Vec<u8>,
+    remote: Remote,
+    depth: usize,
+}
+
+/// How submodules that are not in their stores are treated.
+enum Missing<'a> {
+    Fetch(&'a Limit, &'a mut Vec<String>),
+    /// They have no files.
+    Skip,
+}
+
+impl Sources {
+    pub fn new(repository: Repository) -> Sources {
+        Sources { repositories: vec![repository] }
+    }
+
+    /// The repository's own store.
+    pub fn main(&self) -> &Repository {
+        &self.repositories[0]
+    }
+
+    /// A file's content.
+    pub fn read(&self, entry: &Entry) -> Result<Vec<u8>, git2::Error> {
+        let odb = self.repositories[entry.source].odb()?;
+        Ok(odb.read(entry.oid)?.data().to_vec())
+    }
+
+    /// A file's size in bytes.
+    pub fn size(&self, entry: &Entry) -> Result<u64, git2::Error> {
+        let (size, kind) = self.repositories[entry.source].odb()?.read_header(entry.oid)?;
+        if kind == ObjectType::Blob { Ok(size as u64) } else { Err(git2::Error::from_str("a file that is no blob")) }
+    }
+
+    /// The files of a commit; submodules are fetched.
+    pub fn fetch_and_flatten(
+        &mut self,
+        commit: Oid,
+        remote: &Remote,
+        limit: &Limit,
+        notes: &mut Vec<String>,
+    ) -> Result<Files, Failed> {
+        self.list(commit, remote, &mut Missing::Fetch(limit, notes))
+    }
+
+    /// The files of a commit as far as the stores have them; none when they do not have the commit.
+    pub fn flatten(&mut self, commit: Oid, remote: &Remote) -> Option<Files> {
+        self.list(commit, remote, &mut Missing::Skip).ok()
+    }
+
+    fn list(&mut self, commit: Oid, remote: &Remote, missing: &mut Missing<'_>) -> Result<Files, Failed> {
+        let mut files = Files::new();
+        let mut places = vec![Place { source: 0, commit, prefix: Vec::new(), remote: remote.clone(), depth: 0 }];
+        let mut submodules = 0;
+        while let Some(place) = places.pop() {
+            for (path, commit) in list_files(&self.repositories[place.source], &place, &mut files)? {
+                submodules += 1;
+                if submodules > MAX_SUBMODULES || place.depth >= MAX_DEPTH {
+                    return Err(GitError::lasting(format!(
+                        "the commit has more than {MAX_SUBMODULES} submodules, or nests them deeper than {MAX_DEPTH}"
+                    ))
+                    .into());
+                }
+                places.extend(self.enter(&place, path, commit, missing)?);
+            }
+        }
+        Ok(files)
+    }
+
+    /// The place of a submodule; none where it is left out.
+    fn enter(
+        &mut self,
+        parent: &Place,
+        path: Vec<u8>,
+        commit: Oid,
+        missing: &mut Missing<'_>,
+    ) -> Result<Option<Place>, Failed> {
+        let shown = String::from_utf8_lossy(&[&parent.prefix[..], &path].concat()).into_owned();
+        let declared = declared_submodules(&self.repositories[parent.source], parent.commit)?;
+        let Some(declared) = declared.get(&path) else {
+            if let Missing::Fetch(_, notes) = missing {
+                notes.push(format!("the submodule {shown} has no entry in .gitmodules and is left out"));
+            }
+            return Ok(None);
+        };
+        let remote = submodule_remote(&parent.remote, &declared.url)
+            .map_err(|why| GitError::lasting(format!("the submodule {shown}: {why}")))?;
+        let name = Oid::hash_object(ObjectType::Blob, declared.name.as_bytes())?.to_string();
+        let folder = self.repositories[parent.source].path().join("modules").join(name);
+        let repository = match missing {
+            Missing::Fetch(limit, _) => {
+                fetch_submodule(&folder, &remote, commit, limit).map_err(|failed| name_submodule(failed, &shown))?
+            }
+            Missing::Skip => match Repository::open_bare(&folder) {
+                Ok(repository) if repository.find_commit(commit).is_ok() => repository,
+                _ => return Ok(None),
+            },
+        };
+        self.repositories.push(repository);
+        let prefix = [&parent.prefix[..], &path, b"/"].concat();
+        Ok(Some(Place { source: self.repositories.len() - 1, commit, prefix, remote, depth: parent.depth + 1 }))
+    }
+}
+
+fn fetch_submodule(folder: &Path, remote: &Remote, commit: Oid, limit: &Limit) -> Result<Repository, Failed> {
+    let repository = match store::open(folder) {
+        Ok(repository) => repository,
+        Err(_) => store::rebuild(folder)?,
+    };
+    fetch::commit(&repository, remote, commit, limit)?;
+    store::tidy(&repository, limit.left());
+    Ok(repository)
+}
+
+fn name_submodule(failed: Failed, shown: &str) -> Failed {
+    match failed {
+        Failed::Git(error) => {
+            Failed::Git(GitError { message: format!("the submodule {shown}: {}", error.message), ..error })
+        }
+        Failed::Store(error) => Failed::Store(error),
+    }
+}
+
+/// Adds the files of one commit; its submodules come back, by their path in it.
+fn list_files(repository: &Repository, place: &Place, files: &mut Files) -> Result<Vec<(Vec<u8>, Oid)>, Failed> {
+    let mut submodules = Vec::new();
+    let mut folders = vec![(place.prefix.clone(), repository.find_commit(place.commit)?.tree()?)];
+    while let Some((prefix, tree)) = folders.pop() {
+        for entry in &tree {
+            let path = [&prefix, entry.name_bytes()].concat();
+            check_name(&entry, &path)?;
+            match entry.kind() {
+                Some(ObjectType::Tree) => {
+                    let folder = repository.find_tree(entry.id())?;
+                    folders.push(([&path[..], b"/"].concat(), folder));
+                }
+                Some(ObjectType::Commit) => submodules.push((path[place.prefix.len()..].to_vec(), entry.id())),
+                _ => {
+                    let kind = match entry.filemode_raw() {
+                        MODE_LINK => Kind::Link,
+                        MODE_EXECUTABLE => Kind::Executable,
+                        _ => Kind::File,
+                    };
+                    files.insert(path, Entry { oid: entry.id(), kind, source: place.source });
+                }
+            }
+            if files.len() + folders.len() > MAX_FILES {
+                return Err(GitError::lasting(format!("the commit has more than {MAX_FILES} files")).into());
+            }
+        }
+    }
+    Ok(submodules)
+}
+
+/// A tree can be made by hand: names that lead out of the working tree, or into `.git`, are refused.
+fn check_name(entry: &TreeEntry<'_>, path: &[u8]) -> Result<(), Failed> {
+    let name = entry.name_bytes();
+    let leads_out =
+        name.is_empty() || name == b"." || name == b".." || name.iter().any(|byte| matches!(byte, b'/' | 0));
+    if leads_out || name.eq_ignore_ascii_case(b".git") || path.len() > MAX_PATH_BYTES {
+        let path = String::from_utf8_lossy(path).chars().take(200).collect::<String>();
+        return Err(GitError::lasting(format!("the commit holds a path that is never checked out: {path:?}")).into());
+    }
+    Ok(())
+}
+
+/// An entry of `.gitmodules`.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Declared {
+    name: String,
+    url: String,
+}
+
+/// What `.gitmodules` of a commit says, by path.
+fn declared_submodules(repository: &Repository, commit: Oid) -> Result<BTreeMap<Vec<u8>, Declared>, Failed> {
+    let tree = repository.find_commit(commit)?.tree()?;
+    let Some(entry) = tree.get_name(".gitmodules").filter(|entry| entry.kind() == Some(ObjectType::Blob)) else {
+        return Ok(BTreeMap::new());
+    };
+    let blob = repository.find_blob(entry.id())?;
+    let text = String::from_utf8_lossy(&blob.content()[..blob.size().min(MAX_GITMODULES_BYTES)]);
+    Ok(read_gitmodules(&text))
+}
+
+/// Reads the sections `[submodule "NAME"]` with `path` and `url`. Read here and not by libgit2, whose `include.path` would read files of
+/// this host.
+fn read_gitmodules(text: &str) -> BTreeMap<Vec<u8>, Declared> {
+    let mut sections: Vec<(Option<String>, Declared)> = Vec::new();
+    for line in text.lines().map(str::trim) {
+        if let Some(section) = line.strip_prefix('[') {
+            let name = section.strip_prefix("submodule").and_then(|rest| rest.trim().strip_prefix('"'));
+            let name = name.and_then(|rest| rest.rsplit_once("\"]")).map(|(name, _)| name.replace('\\', ""));
+            sections.push((None, Declared { name: name.unwrap_or_default(), url: String::new() }));
+        } else if let (Some((key, value)), Some((path, declared))) = (line.split_once('='), sections.last_mut()) {
+            let value = value.trim().trim_matches('"').to_owned();
+            match key.trim().to_ascii_lowercase().as_str() {
+                "path" => *path = Some(value.trim_end_matches('/').to_owned()),
+                "url" => declared.url = value,
+                _ => {}
+            }
+        }
+    }
+    let whole = sections.into_iter().filter(|(_, declared)| !declared.name.is_empty() && !declared.url.is_empty());
+    whole.filter_map(|(path, declared)| Some((path?.into_bytes(), declared))).collect()
+}
+
+/// The remote of a submodule, with what of its parent's credentials may go there.
+fn submodule_remote(parent: &Remote, url: &str) -> Result<Remote, String> {
+    let is_relative = url.starts_with("./") || url.starts_with("../");
+    let url = if is_relative { under_parent(&parent.url, url)? } else { url.parse()? };
+    let may_be_http = is_relative && parent.url.scheme() == Scheme::Http;
+    if !matches!(url.scheme(), Scheme::Https | Scheme::Ssh) && !may_be_http {
+        return Err(format!("its URL {url} is neither https nor ssh"));
+    }
+    let same_host =
+        (url.scheme(), url.host(), url.port()) == (parent.url.scheme(), parent.url.host(), parent.url.port());
+    Ok(Remote {
+        credential: parent.credential.clone().filter(|_| may_have_credential(parent, &url)),
+        ssh_key: parent.ssh_key.clone().filter(|_| same_host),
+        ca_file: parent.ca_file.clone().filter(|_| same_host),
+        insecure_http: parent.insecure_http && same_host,
+        url,
+        ..parent.clone()
+    })
+}
+
+/// A relative URL, as git reads it: from the parent's own URL, a `../` for each step up; never off its host.
+fn under_parent(parent: &RemoteUrl, relative: &str) -> Result<RemoteUrl, String> {
+    if parent.scheme() == Scheme::File {
+        return Err(format!("its URL {relative} is relative to a folder of this host; only https and ssh are fetched"));
+    }
+    let (mut path, mut rest) = (parent.path(), relative);
+    loop {
+        if let Some(behind) = rest.strip_prefix("../") {
+            let cut = path.rfind('/').filter(|at| *at > 0 || path.len() > 1);
+            path = &path[..cut.ok_or_else(|| format!("its URL {relative} leads off the parent's host"))?];
+            rest = behind;
+        } else if let Some(behind) = rest.strip_prefix("./") {
+            rest = behind;
+        } else {
+            break;
+        }
+    }
+    if rest.split('/').any(|part| part == "..") {
+        return Err(format!("its URL {relative} climbs in its middle"));
+    }
+    let base = parent.as_str();
+    format!("{}{path}/{rest}", &base[..base.len() - parent.path().len()]).parse()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::git::Credential;
+    use crate::http::Proxies;
+    use crate::secrets::Secret;
+
+    fn remote(url: &str) -> Remote {
+        Remote {
+            url: url.parse().unwrap(),
+            branch: "main".to_owned(),
+            credential: Some(Credential {
+                user: "oauth2".to_owned(),
+                secret: Secret::new("token"),
+                source: "a test".to_owned(),
+            }),
+            insecure_http: false,
+            ca_file: None,
+            ssh_key: Some(PathBuf::from("/key")),
+            ssh_key_passphrase: None,
+            known_hosts: Vec::new(),
+            proxies: Proxies::default(),
+        }
+    }
+
+    #[test]
+    fn relative_urls_stay_under_their_parents_host() {
+        let under =
+            |parent: &str, url: &str| submodule_remote(&remote(parent), url).map(|remote| remote.url.to_string());
+        assert_eq!(under("https://h/a/b.git", "../c.git").unwrap(), "https://h/a/c.git");
+        assert_eq!(under("https://h/a/b.git", "../../x/c.git").unwrap(), "https://h/x/c.git");
+        assert_eq!(under("https://h/a/b.git", "./c").unwrap(), "https://h/a/b.git/c");
+        assert_eq!(under("git@h:a/b.git", "../c.git").unwrap(), "ssh://git@h/a/c.git");
+        assert_eq!(under("http://127.0.0.1/a.git", "../c.git").unwrap(), "http://127.0.0.1/c.git");
+        for (parent, url) in [
+            ("https://h/a/b.git", "../../../c.git"),
+            ("https://h/a/b.git", "../x/../../../c"),
+            ("file:///srv/a.git", "../b.git"),
+        ] {
+            assert!(under(parent, url).is_err(), "{parent} {url}");
+        }
+    }
+
+    #[test]
+    fn only_https_and_ssh_are_fetched() {
+        for url in ["http://h/c.git", "file:///etc", "/etc", "ext::sh -c id", "git://h/c", "https://u:p@h/c.git"] {
+            assert!(submodule_remote(&remote("https://h/a.git"), url).is_err(), "{url}");
+        }
+    }
+
+    #[test]
+    fn credentials_go_to_the_parents_host_only() {
+        let has = |parent: &str, url: &str| {
+            let submodule = submodule_remote(&remote(parent), url).unwrap();
+            (submodule.credential.is_some(), submodule.ssh_key.is_some())
+        };
+        assert_eq!(has("https://h/a.git", "https://h/b.git"), (true, true));
+        assert_eq!(has("https://h/a.git", "https://h:444/b.git"), (false, false));
+        assert_eq!(has("https://h/a.git", "https://other/b.git"), (false, false));
+        assert_eq!(has("https://h/a.git", "git@h:b.git"), (false, false));
+        assert!(has("git@h:a.git", "git@h:b.git").1);
+        assert!(!has("git@h:a.git", "git@other:b.git").1);
+    }
+
+    #[test]
+    fn gitmodules_are_read_by_path() {
+        let text = "[core]\n\tx = y\n[submodule \"one \\\"x\\\"\"]\n\tpath = libs/one\n\turl = ../one.git\n[submodule \"two\"]\n url=\"https://h/two\"\n path=two/\n[submodule \"no-url\"]\npath = three\n";
+        let read = read_gitmodules(text);
+        assert_eq!(read.len(), 2);
+        assert_eq!(read[&b"libs/one"[..]], Declared { name: "one \"x\"".to_owned(), url: "../one.git".to_owned() });
+        assert_eq!(read[&b"two"[..]].url, "https://h/two");
+    }
+}

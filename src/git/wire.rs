@@ -1,0 +1,112 @@
+//! What parent and child say to each other: one request on standard input, one answer on standard output, both JSON.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{CheckedOut, Checkout, Credential, GitError, Remote, RemoteUrl};
+use crate::http::Proxies;
+use crate::model::{Chance, CommitHash};
+use crate::secrets::Secret;
+
+/// What the child is to do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) enum Task {
+    /// Ask for the branch's tip.
+    Check,
+    /// Fetch the branch and check its tip out.
+    FetchAndCheckout(Checkout),
+}
+
+/// A task with its remote. Secrets are in plain text here: it goes through a pipe, and nowhere else.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Request {
+    pub task: Task,
+    /// The parent's limit; the parent ends the child when it is over.
+    pub limit_milliseconds: u64,
+    url: RemoteUrl,
+    branch: String,
+    credential: Option<PlainCredential>,
+    insecure_http: bool,
+    ca_file: Option<PathBuf>,
+    ssh_key: Option<PathBuf>,
+    ssh_key_passphrase: Option<String>,
+    known_hosts: Vec<PathBuf>,
+    https_proxy: Option<String>,
+    http_proxy: Option<String>,
+    no_proxy: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct PlainCredential {
+    user: String,
+    secret: String,
+    source: String,
+}
+
+/// What became of a task.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Answer {
+    /// The branch's tip.
+    Tip(CommitHash),
+    /// It lies in the working tree.
+    CheckedOut(CheckedOut),
+    /// It did not work.
+    Failed {
+        /// One line.
+        message: String,
+        /// Whether another try can help.
+        can_pass: bool,
+    },
+}
+
+impl Request {
+    pub fn new(task: &Task, remote: &Remote, left: Duration) -> Request {
+        let remote = remote.clone();
+        Request {
+            task: task.clone(),
+            limit_milliseconds: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
+            url: remote.url,
+            branch: remote.branch,
+            credential: remote.credential.map(|credential| PlainCredential {
+                user: credential.user,
+                secret: credential.secret.expose().to_owned(),
+                source: credential.source,
+            }),
+            insecure_http: remote.insecure_http,
+            ca_file: remote.ca_file,
+            ssh_key: remote.ssh_key,
+            ssh_key_passphrase: remote.ssh_key_passphrase.map(|passphrase| passphrase.expose().to_owned()),
+            known_hosts: remote.known_hosts,
+            https_proxy: remote.proxies.https,
+            http_proxy: remote.proxies.http,
+            no_proxy: remote.proxies.none,
+        }
+    }
+
+    /// The remote, its secrets wrapped again.
+    pub fn into_remote(self) -> Remote {
+        Remote {
+            url: self.url,
+            branch: self.branch,
+            credential: self.credential.map(|plain| Credential {
+                user: plain.user,
+                secret: Secret::new(plain.secret),
+                source: plain.source,
+            }),
+            insecure_http: self.insecure_http,
+            ca_file: self.ca_file,
+            ssh_key: self.ssh_key,
+            ssh_key_passphrase: self.ssh_key_passphrase.map(Secret::new),
+            known_hosts: self.known_hosts,
+            proxies: Proxies { https: self.https_proxy, http: self.http_proxy, none: self.no_proxy },
+        }
+    }
+}
+
+impl From<GitError> for Answer {
+    fn from(error: GitError) -> Answer {
+        Answer::Failed { message: error.message, can_pass: error.chance == Chance::CanPass }
+    }
+}

@@ -1,0 +1,86 @@
+//! TLS in front of a Git remote: nginx with a certificate of its own authority.
+
+use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use tempfile::TempDir;
+
+use super::wait::{SHORT, wait_until};
+
+/// `https://127.0.0.1:PORT` in front of `http://127.0.0.1:BEHIND`.
+pub struct Tls {
+    folder: TempDir,
+    port: u16,
+    nginx: Child,
+}
+
+impl Tls {
+    /// Makes a certificate and starts nginx.
+    pub fn in_front_of(behind: u16) -> Tls {
+        let folder = TempDir::with_prefix("shiparr-test-tls-").expect("make a folder");
+        let port = {
+            let listener = TcpListener::bind(("127.0.0.1", 0)).expect("bind a free port");
+            listener.local_addr().expect("a bound listener has an address").port()
+        };
+        make_certificate(&folder);
+        let here = folder.path().display();
+        let configuration = format!(
+            "daemon off;\npid {here}/pid;\nerror_log {here}/error.log;\nevents {{}}\nhttp {{\n  access_log off;\n  \
+             client_body_temp_path {here}/body;\n  proxy_temp_path {here}/proxy;\n  fastcgi_temp_path {here}/fastcgi;\n  \
+             uwsgi_temp_path {here}/uwsgi;\n  scgi_temp_path {here}/scgi;\n  server {{\n    \
+             listen 127.0.0.1:{port} ssl;\n    ssl_certificate {here}/server.pem;\n    \
+             ssl_certificate_key {here}/server.key;\n    location / {{ proxy_pass http://127.0.0.1:{behind}; }}\n  }}\n}}\n"
+        );
+        let file = folder.path().join("nginx.conf");
+        fs::write(&file, configuration).expect("write the configuration");
+        let nginx = Command::new("nginx")
+            .arg("-c")
+            .arg(&file)
+            .arg("-e")
+            .arg(folder.path().join("error.log"))
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("start nginx");
+        let tls = Tls { folder, port, nginx };
+        wait_until(SHORT, "nginx to listen", || TcpStream::connect(("127.0.0.1", port)).ok().map(drop));
+        tls
+    }
+
+    /// `https://127.0.0.1:PORT/NAME.git`.
+    pub fn url(&self, name: &str) -> String {
+        format!("https://127.0.0.1:{}/{name}.git", self.port)
+    }
+
+    /// The certificate of the authority.
+    pub fn ca_file(&self) -> PathBuf {
+        self.folder.path().join("ca.pem")
+    }
+}
+
+impl Drop for Tls {
+    fn drop(&mut self) {
+        // nginx takes its workers along only when it is asked to end.
+        let pid = rustix::process::Pid::from_child(&self.nginx);
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        let _ = self.nginx.wait();
+    }
+}
+
+fn make_certificate(folder: &TempDir) {
+    let run = |args: &str| {
+        let output = Command::new("openssl")
+            .args(args.split_whitespace())
+            .current_dir(folder.path())
+            .output()
+            .expect("start openssl");
+        assert!(output.status.success(), "openssl {args}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    fs::write(folder.path().join("extensions"), "subjectAltName=IP:127.0.0.1\n").expect("write the extensions");
+    run("req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 2 -subj /CN=shiparr-test-authority");
+    run("req -newkey rsa:2048 -nodes -keyout server.key -out server.csr -subj /CN=127.0.0.1");
+    run(
+        "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out server.pem -days 2 -extfile extensions",
+    );
+}
