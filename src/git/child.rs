@@ -153,6 +153,7 @@ fn for_people(repository: &Repository, store: &Path, local_path: &Path, commit: 
     if gitfile.symlink_metadata().is_err() {
         let mut file = std::fs::File::options().write(true).create_new(true).open(&gitfile).map_err(io)?;
         file.write_all(text.as_bytes()).map_err(io)?;
+        file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644)).map_err(io)?;
     }
     let mut config = repository.config()?;
     let worktree = local_path.to_string_lossy();
