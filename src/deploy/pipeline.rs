@@ -12,7 +12,7 @@ use super::{Driver, Log, Plan, Stack, StepError, Timing, probe, remote, stack};
 use crate::command::Limit;
 use crate::config::{Repository, Settings};
 use crate::git;
-use crate::model::{Chance, Commit, DeploymentRecord, LogLevel, RepositoryRecord};
+use crate::model::{Asked, Chance, Commit, DeploymentRecord, LogLevel, RepositoryRecord};
 use crate::secrets::Scrubber;
 use crate::store::{Outcome, Store, StoreError};
 
@@ -132,7 +132,10 @@ fn prepare(
     let runtime_name = job.deployment.id.to_string();
     let (variables, plaintext) =
         variables::gather(&job.repository, &folder, &host.settings, &runtime_name, limit, journal)?;
-    let stack = describe(job, folder, variables, &plaintext)?;
+    // Until the row started, more may have been asked of it.
+    let row = host.store.deployment(job.deployment.id).map_err(not_recorded)?;
+    let asked = row.map_or(job.deployment.asked, |row| row.asked);
+    let stack = Stack { asked, ..describe(&job.repository, folder, variables, &plaintext)? };
     if !stack.variables.is_empty() {
         let names: Vec<&str> = stack.variables.keys().map(String::as_str).collect();
         journal.step(&format!("variables: {}", names.join(", ")), step);
@@ -172,7 +175,7 @@ fn check_out(host: &Host, job: &Job, limit: &Limit, journal: &mut Journal<'_>) -
 
 /// The stack that a driver runs, with what the folder's own `.env` says where the repository says nothing.
 fn describe(job: &Job, folder: PathBuf, variables: Variables, plaintext: &Plaintext) -> Result<Stack, StepError> {
-    let (repository, defaults) = (&job.repository, variables.defaults);
+    let defaults = variables.defaults;
     let (named, field) = match repository.compose_files.is_empty() {
         true => (&defaults.files, "COMPOSE_FILE in `.env`"),
         false => (&repository.compose_files, "`compose_files`"),
@@ -193,7 +196,7 @@ fn describe(job: &Job, folder: PathBuf, variables: Variables, plaintext: &Plaint
         unset_variables: repository.unset_variables,
         build: repository.build,
         pull: repository.pull,
-        asked: job.deployment.asked,
+        asked: Asked::default(),
     })
 }
 
