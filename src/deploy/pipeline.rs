@@ -135,7 +135,7 @@ fn prepare(
     // Until the row started, more may have been asked of it.
     let row = host.store.deployment(job.deployment.id).map_err(not_recorded)?;
     let asked = row.map_or(job.deployment.asked, |row| row.asked);
-    let stack = Stack { asked, ..describe(&job.repository, folder, variables, &plaintext)? };
+    let stack = describe(&job.repository, asked, folder, variables, &plaintext)?;
     if !stack.variables.is_empty() {
         let names: Vec<&str> = stack.variables.keys().map(String::as_str).collect();
         journal.step(&format!("variables: {}", names.join(", ")), step);
@@ -174,7 +174,13 @@ fn check_out(host: &Host, job: &Job, limit: &Limit, journal: &mut Journal<'_>) -
 }
 
 /// The stack that a driver runs, with what the folder's own `.env` says where the repository says nothing.
-fn describe(job: &Job, folder: PathBuf, variables: Variables, plaintext: &Plaintext) -> Result<Stack, StepError> {
+fn describe(
+    repository: &Repository,
+    asked: Asked,
+    folder: PathBuf,
+    variables: Variables,
+    plaintext: &Plaintext,
+) -> Result<Stack, StepError> {
     let defaults = variables.defaults;
     let (named, field) = match repository.compose_files.is_empty() {
         true => (&defaults.files, "COMPOSE_FILE in `.env`"),
@@ -196,7 +202,7 @@ fn describe(job: &Job, folder: PathBuf, variables: Variables, plaintext: &Plaint
         unset_variables: repository.unset_variables,
         build: repository.build,
         pull: repository.pull,
-        asked: Asked::default(),
+        asked,
     })
 }
 
