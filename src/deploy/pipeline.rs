@@ -159,8 +159,16 @@ fn check_out(host: &Host, job: &Job, limit: &Limit, journal: &mut Journal<'_>) -
         saved: below_data("saved").join(&repository.name.name),
         name: repository.name.to_string(),
     };
-    let done = git::fetch_and_checkout(&remote, &checkout, &host.git, limit)
-        .map_err(|error| StepError { message: error.message, chance: error.chance })?;
+    let done = match git::fetch_and_checkout(&remote, &checkout, &host.git, limit) {
+        Ok(done) => done,
+        Err(error) => {
+            // A failure after the fetch is the failure of that commit.
+            if let Some(commit) = &error.commit {
+                host.store.fetched(job.deployment.id, commit).map_err(not_recorded)?;
+            }
+            return Err(StepError { message: error.message, chance: error.chance });
+        }
+    };
     host.store.checked_out(job.deployment.id, &done.commit).map_err(not_recorded)?;
     done.notes.iter().for_each(|note| journal.line(LogLevel::Warning, note));
     let Commit { hash, subject, author } = &done.commit;
