@@ -246,7 +246,9 @@ impl<'a> Connection<'a> {
             return refused;
         }
         let url = &self.remote.url;
-        if url.scheme() == Scheme::Ssh && (error.code() == ErrorCode::Auth || error.message().contains("agent")) {
+        let is_about_keys = error.code() == ErrorCode::Auth || error.message().contains("failed to authenticate");
+        if url.scheme() == Scheme::Ssh && is_about_keys {
+            // A key that cannot be read, or for which the passphrase is wrong, is not told apart from one that is refused.
             return self.ssh_refusal(url.user().unwrap_or(SSH_USER));
         }
         let status = error.message().rsplit_once("status code: ").and_then(|(_, status)| status.trim().parse().ok());

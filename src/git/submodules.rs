@@ -63,8 +63,14 @@ impl Sources {
 
     /// A file's content.
     pub fn read(&self, entry: &Entry) -> Result<Vec<u8>, git2::Error> {
+        self.with_content(entry, <[u8]>::to_vec)
+    }
+
+    /// Does something with a file's content, which is in memory once and only for that time.
+    pub fn with_content<R>(&self, entry: &Entry, act: impl FnOnce(&[u8]) -> R) -> Result<R, git2::Error> {
         let odb = self.repositories[entry.source].odb()?;
-        Ok(odb.read(entry.oid)?.data().to_vec())
+        let object = odb.read(entry.oid)?;
+        Ok(act(object.data()))
     }
 
     /// A file's size in bytes.

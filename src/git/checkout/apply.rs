@@ -6,8 +6,8 @@ use std::io::Write as _;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{
-    Access, AtFlags, Mode, OFlags, RenameFlags, accessat, fchmod, fstat, fstatvfs, fsync, ftruncate, mkdirat, openat,
-    renameat, renameat_with, statat, symlinkat, syncfs, unlinkat,
+    Access, Advice, AtFlags, Mode, OFlags, RenameFlags, accessat, fadvise, fchmod, fstat, fstatvfs, fsync, ftruncate,
+    mkdirat, openat, renameat, renameat_with, statat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -19,8 +19,6 @@ use super::{Entry, Kind, MAX_NAMED_PATHS, Trees, folders_above, io_failed, show,
 
 /// Contents up to this size are read once before anything is written: a damaged one shows while the tree is still whole.
 const MAX_PROBED_BYTES: u64 = 16 * 1024 * 1024;
-/// Up to so many written files are made durable one by one; more of them by one call for the file system.
-const MAX_SYNCED_FILES: usize = 32;
 
 impl Plan {
     /// Finds out what would stop the plan on its way.
@@ -42,7 +40,7 @@ impl Plan {
             let size = trees.sources.size(&write.entry)?;
             needed_bytes += size.saturating_sub(write.over.map_or(0, |stamp| stamp.size));
             if size <= MAX_PROBED_BYTES {
-                trees.sources.read(&write.entry)?;
+                trees.sources.with_content(&write.entry, |_| ())?;
             }
         }
         let space = fstatvfs(&tree.root).map_err(|error| io_failed("look at", b".", error))?;
@@ -156,7 +154,7 @@ pub(super) fn apply(
     temporary_name: String,
     notes: &mut Vec<String>,
 ) -> Result<(), Failed> {
-    let mut writer = Writer { tree, trees, temporary_name, syncs: plan.writes.len() <= MAX_SYNCED_FILES, notes };
+    let mut writer = Writer { tree, trees, temporary_name, notes };
     for (path, seen) in &plan.removes {
         writer.remove(path, seen)?;
     }
@@ -173,8 +171,23 @@ pub(super) fn apply(
         // Where something is left in it, it stays.
         let _ = remove_folder(tree, &folder.0);
     }
-    if !writer.syncs {
-        syncfs(&tree.root).map_err(|error| io_failed("write to", b".", error))?;
+    make_durable(tree, plan)
+}
+
+/// Waits until what was written is on the disk: the commit is about to be recorded as lying there.
+fn make_durable(tree: &WorkTree, plan: &Plan) -> Result<(), Failed> {
+    for write in &plan.writes {
+        let failed = |error| io_failed("write", &write.path, error);
+        if write.entry.kind != Kind::Link {
+            // Writing has begun for all of them by now, so the first wait is mostly that of all.
+            fsync(tree.open_file(&write.path, OFlags::RDONLY).map_err(failed)?).map_err(failed)?;
+        }
+    }
+    for folder in plan.folders_of_new_files() {
+        let failed = |error| io_failed("write", &folder, error);
+        if let Above::Folder(folder) = tree.folder(&folder).map_err(failed)? {
+            fsync(folder).map_err(failed)?;
+        }
     }
     Ok(())
 }
@@ -190,7 +203,6 @@ struct Writer<'a> {
     tree: &'a WorkTree,
     trees: &'a Trees,
     temporary_name: String,
-    syncs: bool,
     notes: &'a mut Vec<String>,
 }
 
@@ -214,14 +226,18 @@ impl Writer<'_> {
     }
 
     fn write(&mut self, write: &Write) -> Result<(), Failed> {
-        let content = self.trees.sources.read(&write.entry)?;
-        let Some(stamp) = &write.over else { return self.create(&write.path, &write.entry, &content, false) };
+        let sources = &self.trees.sources;
+        sources.with_content(&write.entry, |content| self.write_content(write, content))?
+    }
+
+    fn write_content(&mut self, write: &Write, content: &[u8]) -> Result<(), Failed> {
+        let Some(stamp) = &write.over else { return self.create(&write.path, &write.entry, content, false) };
         match self.tree.open_file(&write.path, OFlags::WRONLY) {
-            Ok(file) => self.rewrite(&write.path, file, stamp, &write.entry, &content),
+            Ok(file) => self.rewrite(&write.path, file, stamp, &write.entry, content),
             Err(Errno::TXTBSY) => {
                 let path = show(&write.path);
                 self.notes.push(format!("{path} is a program that runs: it was replaced by a new file"));
-                self.create(&write.path, &write.entry, &content, true)
+                self.create(&write.path, &write.entry, content, true)
             }
             Err(error) => Err(io_failed("write", &write.path, error)),
         }
@@ -244,9 +260,7 @@ impl Writer<'_> {
             let is_right = stamp.is_executable() == (entry.kind == Kind::Executable);
             fchmod(&file, mode).or_else(|error| if is_right { Ok(()) } else { Err(failed(error)) })?;
         }
-        if self.syncs {
-            fsync(&file).map_err(failed)?;
-        }
+        begin_writing_out(&file);
         Ok(())
     }
 
@@ -267,9 +281,7 @@ impl Writer<'_> {
         }
         match made {
             Err(Errno::EXIST) => Err(changed_meanwhile(path)),
-            Err(error) => Err(failed(error)),
-            Ok(()) if self.syncs => fsync(&folder).map_err(failed),
-            Ok(()) => Ok(()),
+            made => made.map_err(failed),
         }
     }
 
@@ -282,7 +294,8 @@ impl Writer<'_> {
         let mut file = File::from(file);
         file.write_all(content).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
         fchmod(&file, mode_of(kind))?;
-        if self.syncs { fsync(&file) } else { Ok(()) }
+        begin_writing_out(&file);
+        Ok(())
     }
 
     /// The folder that a path lies in, made where it is missing, 0755 whatever the umask.
@@ -311,6 +324,11 @@ impl Writer<'_> {
         }
         fchmod(&file, mode_of(kind)).map_err(failed)
     }
+}
+
+/// Starts writing a file to the disk without waiting: this advice does it as a side effect, and pages that are not written yet stay in memory.
+fn begin_writing_out(file: &File) {
+    let _ = fadvise(file, 0, None, Advice::DontNeed);
 }
 
 fn mode_of(kind: Kind) -> Mode {

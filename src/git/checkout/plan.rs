@@ -106,6 +106,7 @@ impl Plan {
 
     /// Folders in which files are made under a temporary name.
     pub fn folders_of_new_files(&self) -> BTreeSet<Vec<u8>> {
+        // A program that runs is replaced by a new file, too; that shows only when it is written.
         self.writes.iter().map(|write| split(&write.path).0.to_vec()).collect()
     }
 }

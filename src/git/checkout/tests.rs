@@ -454,3 +454,19 @@ fn lfs_pointers_are_named() {
     let notes = lab.deploy().unwrap().notes;
     assert!(notes[0].contains("Git LFS is not supported") && notes[0].ends_with(": movie"), "{notes:?}");
 }
+
+#[test]
+fn a_program_that_runs_is_replaced() {
+    let lab = Lab::new();
+    fs::copy("/bin/sleep", lab.clone().join("tool")).unwrap();
+    lab.push("one");
+    lab.deploy().unwrap();
+    let mut running = std::process::Command::new(lab.tree("tool")).arg("60").spawn().unwrap();
+    lab.put("tool", "#!/bin/sh\n");
+    lab.push("two");
+    let done = lab.deploy();
+    running.kill().unwrap();
+    running.wait().unwrap();
+    assert!(done.unwrap().notes[0].contains("tool is a program that runs"));
+    assert_eq!((lab.read("tool"), mode(&lab.tree("tool"))), ("#!/bin/sh\n".into(), 0o755));
+}
