@@ -330,8 +330,8 @@ impl Driver for Recorder {
         })
     }
 
-    fn up(&self, _: &Stack, _: &Plan, _: &Limit, log: &mut dyn Log) -> Result<(), StepError> {
-        self.note("up");
+    fn up(&self, stack: &Stack, _: &Plan, _: &Limit, log: &mut dyn Log) -> Result<(), StepError> {
+        self.note(if stack.asked.recreate { "up anew" } else { "up" });
         log.line(LogLevel::Info, "the password is correct horse");
         self.up.clone()
     }
@@ -357,6 +357,9 @@ fn recorded(up: Result<(), StepError>) -> (Lab, Vec<String>) {
     );
     let store = lab.host.settings.data_path.clone();
     lab.host.driver = Box::new(Recorder { calls: Arc::clone(&calls), store, up });
+    // Joins the row that the job was made of.
+    let asked = Asked { pull: false, recreate: true };
+    lab.host.store.enqueue(lab.job.record.id, Trigger::Cli, asked, Timestamp::now()).unwrap();
     lab.run();
     let calls = calls.lock().unwrap().clone();
     (lab, calls)
@@ -365,7 +368,10 @@ fn recorded(up: Result<(), StepError>) -> (Lab, Vec<String>) {
 #[test]
 fn each_step_is_recorded_before_the_next_begins() {
     let (lab, calls) = recorded(Ok(()));
-    assert_eq!(calls, ["plan: running, false", "up: running, true", "wait: running, true", "prune: success, true"]);
+    assert_eq!(
+        calls,
+        ["plan: running, false", "up anew: running, true", "wait: running, true", "prune: success, true"]
+    );
     assert_eq!(lab.deployment().status, Status::Success);
     let log = lab.log();
     assert!(log.contains("unused images were not removed: no such thing"), "{log}");

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -27,6 +28,8 @@ const DOCKER_LIMIT: Duration = Duration::from_secs(10);
 pub struct Worker {
     shared: Arc<Shared>,
     threads: Threads,
+    /// The last deployment's row is still `running`, because the database did not take its outcome.
+    unrecorded: AtomicBool,
 }
 
 /// What a look at the queue came to.
@@ -46,7 +49,7 @@ pub enum Look {
 impl Worker {
     /// A worker on the daemon's queue.
     pub fn new(shared: Arc<Shared>, threads: Threads) -> Worker {
-        Worker { shared, threads }
+        Worker { shared, threads, unrecorded: AtomicBool::new(false) }
     }
 
     /// Works until the daemon stops.
@@ -71,6 +74,11 @@ impl Worker {
     /// The database's; the row is then still there.
     pub fn look(&self) -> Result<Look, StoreError> {
         let store = &self.shared.host.store;
+        if self.unrecorded.load(Ordering::Relaxed) {
+            // The outcome could not be stored, on a full disk say: nobody knows it now, so the deployment counts as interrupted.
+            store.recover(Timestamp::now())?;
+            self.unrecorded.store(false, Ordering::Relaxed);
+        }
         store.enqueue_due_retries(Timestamp::now())?;
         let pending = store.pending()?;
         if pending.is_empty() {
@@ -142,6 +150,7 @@ impl Worker {
         let run = pipeline::run(host, &job, &limit);
         self.shared.set_running(None);
         self.shared.wake_teller();
+        self.unrecorded.store(run.is_err(), Ordering::Relaxed);
         run.map(drop)
     }
 

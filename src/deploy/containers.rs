@@ -166,8 +166,77 @@ fn first_line(text: &str) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tests read the environment that they run in")]
 mod tests {
     use super::*;
+    use crate::config::Environment;
+
+    /// Containers of a compose project, made by hand; they go when this is dropped.
+    struct Lab {
+        settings: Settings,
+        labels: StackLabels,
+    }
+
+    impl Lab {
+        fn new() -> Lab {
+            let pairs = ["PATH", "HOME"].map(|name| (name, std::env::var_os(name).unwrap_or_default()));
+            let (settings, _) = Settings::from_environment(&Environment::from_pairs(pairs)).unwrap();
+            let project = format!("shiparr-test-logs-{}", std::process::id());
+            Lab { settings, labels: StackLabels { project, folder: "/srv/a, folder".to_owned() } }
+        }
+
+        fn docker(&self, args: &[&str]) -> String {
+            let output =
+                docker(&self.settings).args(args).capture(&Limit::after(Duration::from_secs(60)), 1 << 20).unwrap();
+            assert!(output.status.success(), "{args:?}: {}", output.stderr);
+            String::from_utf8(output.stdout).unwrap()
+        }
+
+        fn start(&self, service: &str, folder: &str, script: &str) -> String {
+            let name = format!("{}-{service}", self.labels.project);
+            let [project, folder, label] = [
+                format!("com.docker.compose.project={}", self.labels.project),
+                format!("com.docker.compose.project.working_dir={folder}"),
+                format!("com.docker.compose.service={service}"),
+            ];
+            let image = "shiparr-test/busybox:1";
+            let labels = ["--label", &project, "--label", &folder, "--label", &label];
+            let args = [&["run", "--network", "none", "--name", &name], &labels[..], &[image, "sh", "-c", script]];
+            self.docker(&args.concat());
+            name
+        }
+    }
+
+    impl Drop for Lab {
+        fn drop(&mut self) {
+            let label = format!("label=com.docker.compose.project={}", self.labels.project);
+            let ids = self.docker(&["ps", "--all", "--quiet", "--filter", &label]);
+            let ids: Vec<&str> = ids.split_whitespace().collect();
+            self.docker(&[&["container", "rm", "--force"], &ids[..]].concat());
+        }
+    }
+
+    #[test]
+    fn logs_of_a_stack_are_in_the_order_of_time_and_those_of_others_are_not_shown() {
+        let lab = Lab::new();
+        let web = lab.start("web", "/srv/a, folder", "echo one; echo two >&2");
+        let worker = lab.start("worker", "/srv/a, folder", "echo three");
+        lab.start("foreign", "/srv/other", "echo private");
+        let found = containers_of(std::slice::from_ref(&lab.labels), &lab.settings).unwrap();
+        let names: Vec<&str> = found.iter().map(|container| container.name.as_str()).collect();
+        assert_eq!(names, [&web, &worker]);
+        assert_eq!(found[0].service, "web");
+        let text = stack_logs(&found, 10, &lab.settings).unwrap();
+        assert!(text.ends_with(&format!("{worker} | three\n")), "{text}");
+        for line in ["one", "two"] {
+            assert!(text.contains(&format!("{web} | {line}\n")), "{text}");
+        }
+        assert_eq!(logs(&found[1], 10, &lab.settings).unwrap(), "three\n");
+        assert_eq!(logs(&found[1], 0, &lab.settings).unwrap(), "");
+        let gone = container("0123456789abcdef", "gone");
+        let error = logs(&gone, 10, &lab.settings).unwrap_err().to_string();
+        assert!(error.contains("0123456789abcdef") && !error.contains('\n'), "{error}");
+    }
 
     fn container(id: &str, name: &str) -> Container {
         let text = format!(r#"{{"id":"{id}","name":"{name}","project":"p","folder":"/f","service":"s"}}"#);

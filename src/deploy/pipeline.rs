@@ -12,7 +12,7 @@ use super::{Driver, Log, Plan, Stack, StepError, Timing, probe, remote, stack};
 use crate::command::Limit;
 use crate::config::{Repository, Settings};
 use crate::git;
-use crate::model::{Chance, Commit, DeploymentRecord, LogLevel, RepositoryRecord};
+use crate::model::{Asked, Chance, Commit, DeploymentRecord, LogLevel, RepositoryRecord};
 use crate::secrets::Scrubber;
 use crate::store::{Outcome, Store, StoreError};
 
@@ -132,7 +132,10 @@ fn prepare(
     let runtime_name = job.deployment.id.to_string();
     let (variables, plaintext) =
         variables::gather(&job.repository, &folder, &host.settings, &runtime_name, limit, journal)?;
-    let stack = describe(job, folder, variables, &plaintext)?;
+    // Until the row started, more may have been asked of it.
+    let row = host.store.deployment(job.deployment.id).map_err(not_recorded)?;
+    let asked = row.map_or(job.deployment.asked, |row| row.asked);
+    let stack = describe(&job.repository, asked, folder, variables, &plaintext)?;
     if !stack.variables.is_empty() {
         let names: Vec<&str> = stack.variables.keys().map(String::as_str).collect();
         journal.step(&format!("variables: {}", names.join(", ")), step);
@@ -156,8 +159,16 @@ fn check_out(host: &Host, job: &Job, limit: &Limit, journal: &mut Journal<'_>) -
         saved: below_data("saved").join(&repository.name.name),
         name: repository.name.to_string(),
     };
-    let done = git::fetch_and_checkout(&remote, &checkout, &host.git, limit)
-        .map_err(|error| StepError { message: error.message, chance: error.chance })?;
+    let done = match git::fetch_and_checkout(&remote, &checkout, &host.git, limit) {
+        Ok(done) => done,
+        Err(error) => {
+            // A failure after the fetch is the failure of that commit.
+            if let Some(commit) = &error.commit {
+                host.store.fetched(job.deployment.id, commit).map_err(not_recorded)?;
+            }
+            return Err(StepError { message: error.message, chance: error.chance });
+        }
+    };
     host.store.checked_out(job.deployment.id, &done.commit).map_err(not_recorded)?;
     done.notes.iter().for_each(|note| journal.line(LogLevel::Warning, note));
     let Commit { hash, subject, author } = &done.commit;
@@ -171,8 +182,14 @@ fn check_out(host: &Host, job: &Job, limit: &Limit, journal: &mut Journal<'_>) -
 }
 
 /// The stack that a driver runs, with what the folder's own `.env` says where the repository says nothing.
-fn describe(job: &Job, folder: PathBuf, variables: Variables, plaintext: &Plaintext) -> Result<Stack, StepError> {
-    let (repository, defaults) = (&job.repository, variables.defaults);
+fn describe(
+    repository: &Repository,
+    asked: Asked,
+    folder: PathBuf,
+    variables: Variables,
+    plaintext: &Plaintext,
+) -> Result<Stack, StepError> {
+    let defaults = variables.defaults;
     let (named, field) = match repository.compose_files.is_empty() {
         true => (&defaults.files, "COMPOSE_FILE in `.env`"),
         false => (&repository.compose_files, "`compose_files`"),
@@ -193,7 +210,7 @@ fn describe(job: &Job, folder: PathBuf, variables: Variables, plaintext: &Plaint
         unset_variables: repository.unset_variables,
         build: repository.build,
         pull: repository.pull,
-        asked: job.deployment.asked,
+        asked,
     })
 }
 

@@ -62,25 +62,8 @@ fn answer() -> Answer {
 /// Fetches the branch and checks its tip out. A damaged store is made anew, once.
 pub(super) fn fetch_and_checkout(remote: &Remote, checkout: &Checkout, limit: &Limit) -> Result<CheckedOut, GitError> {
     let _lock = store::lock(&checkout.store)?;
-    let mut run = Run { remote, checkout, limit, is_new: false, notes: Vec::new() };
-    let opened = store::open(&checkout.store).map_err(Failed::Store);
-    let store = checkout.store.display();
-    match opened.and_then(|repository| run.attempt(repository)) {
-        Ok(done) => Ok(done),
-        Err(Failed::Git(error)) => Err(error),
-        Err(Failed::Store(error)) if is_disk_full(&error) => {
-            Err(GitError::passing(format!("no space left on the disk of {store}")))
-        }
-        Err(Failed::Store(error)) => {
-            let why = error.message().replace('\n', " ");
-            run.notes = vec![format!("the object store was damaged ({why}) and has been fetched anew")];
-            run.is_new = true;
-            run.attempt(store::rebuild(&checkout.store)?).map_err(|failed| match failed {
-                Failed::Git(error) => error,
-                Failed::Store(error) => GitError::passing(format!("the object store {store}: {}", error.message())),
-            })
-        }
-    }
+    let mut run = Run { remote, checkout, limit, is_new: false, notes: Vec::new(), commit: None };
+    run.whole().map_err(|error| GitError { commit: run.commit.map(Box::new), ..error })
 }
 
 /// One fetch and checkout.
@@ -91,13 +74,39 @@ struct Run<'a> {
     /// Whether the store was made anew just now.
     is_new: bool,
     notes: Vec<String>,
+    /// The branch's commit, once it was fetched: a failure after that is this commit's.
+    commit: Option<Commit>,
 }
 
 impl Run<'_> {
+    /// All of it; a store that is damaged is made anew, once.
+    fn whole(&mut self) -> Result<CheckedOut, GitError> {
+        let path = &self.checkout.store;
+        let store = path.display();
+        let opened = store::open(path).map_err(Failed::Store);
+        match opened.and_then(|repository| self.attempt(repository)) {
+            Ok(done) => Ok(done),
+            Err(Failed::Git(error)) => Err(error),
+            Err(Failed::Store(error)) if is_disk_full(&error) => {
+                Err(GitError::passing(format!("no space left on the disk of {store}")))
+            }
+            Err(Failed::Store(error)) => {
+                let why = error.message().replace('\n', " ");
+                self.notes = vec![format!("the object store was damaged ({why}) and has been fetched anew")];
+                self.is_new = true;
+                self.attempt(store::rebuild(path)?).map_err(|failed| match failed {
+                    Failed::Git(error) => error,
+                    Failed::Store(error) => GitError::passing(format!("the object store {store}: {}", error.message())),
+                })
+            }
+        }
+    }
+
     fn attempt(&mut self, repository: Repository) -> Result<CheckedOut, Failed> {
         let checkout = self.checkout;
         let tip = fetch::tip(&repository, self.remote, self.limit)?;
         let commit = describe(&repository, tip)?;
+        self.commit = Some(commit.clone());
         let mut journal = Journal::read(&checkout.store.with_extension("journal"), &checkout.local_path);
         let trees = self.collect_trees(repository, &journal, tip)?;
         let tree = WorkTree::open(&checkout.local_path)?;

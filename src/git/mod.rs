@@ -82,17 +82,19 @@ pub struct GitError {
     pub message: String,
     /// Whether it is worth another try.
     pub chance: Chance,
+    /// The commit that was fetched, where it came that far.
+    pub commit: Option<Box<Commit>>,
 }
 
 impl GitError {
     /// A failure that can pass by itself.
     fn passing(message: impl Into<String>) -> GitError {
-        GitError { message: message.into(), chance: Chance::CanPass }
+        GitError { message: message.into(), chance: Chance::CanPass, commit: None }
     }
 
     /// A failure that stays until somebody changes something.
     fn lasting(message: impl Into<String>) -> GitError {
-        GitError { message: message.into(), chance: Chance::Final }
+        GitError { message: message.into(), chance: Chance::Final, commit: None }
     }
 }
 
@@ -176,11 +178,11 @@ fn ask(task: &Task, remote: &Remote, child: &Child, limit: &Limit) -> Result<Ans
             CommandError::Cancelled { .. } => "stopped".to_owned(),
             other => other.to_string(),
         };
-        GitError { message, chance }
+        GitError { message, chance, commit: None }
     })?;
     match serde_json::from_slice(&captured.stdout) {
-        Ok(Answer::Failed { message, can_pass }) => {
-            Err(GitError { message, chance: if can_pass { Chance::CanPass } else { Chance::Final } })
+        Ok(Answer::Failed { message, can_pass, commit }) => {
+            Err(GitError { message, chance: if can_pass { Chance::CanPass } else { Chance::Final }, commit })
         }
         Ok(answer) => Ok(answer),
         // libgit2 writes packs through memory maps, and a full disk ends such a write with this signal.

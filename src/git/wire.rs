@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{CheckedOut, Checkout, Credential, GitError, Remote, RemoteUrl};
 use crate::http::Proxies;
-use crate::model::{Chance, CommitHash};
+use crate::model::{Chance, Commit, CommitHash};
 use crate::secrets::Secret;
 
 /// What the child is to do.
@@ -58,6 +58,8 @@ pub(super) enum Answer {
         message: String,
         /// Whether another try can help.
         can_pass: bool,
+        /// The commit that was fetched, where it came that far.
+        commit: Option<Box<Commit>>,
     },
 }
 
@@ -107,6 +109,6 @@ impl Request {
 
 impl From<GitError> for Answer {
     fn from(error: GitError) -> Answer {
-        Answer::Failed { message: error.message, can_pass: error.chance == Chance::CanPass }
+        Answer::Failed { message: error.message, can_pass: error.chance == Chance::CanPass, commit: error.commit }
     }
 }

@@ -96,29 +96,25 @@ impl Store {
         Ok(())
     }
 
+    /// The commit that the deployment is about, fetched and not yet checked out: written to the deployment and the repository (`observed_commit`).
+    ///
+    /// # Errors
+    /// A row that is not running is [`StoreError::Refused`].
+    pub fn fetched(&self, id: DeploymentId, commit: &Commit) -> Result<(), StoreError> {
+        self.note(|transaction| write_commit(transaction, id, commit))?;
+        self.changes.happened();
+        Ok(())
+    }
+
     /// The working tree now is at this commit: written to the deployment and the repository (`checked_out_commit`, `observed_commit`).
     ///
     /// # Errors
     /// A row that is not running is [`StoreError::Refused`].
     pub fn checked_out(&self, id: DeploymentId, commit: &Commit) -> Result<(), StoreError> {
         self.note(|transaction| {
-            let written = transaction.execute(
-                "UPDATE deployments SET commit_hash = ?2, commit_subject = ?3, commit_author = ?4 \
-                 WHERE id = ?1 AND status = 'running'",
-                params![
-                    id,
-                    commit.hash.as_str(),
-                    one_line(&commit.subject, TEXT_BYTES_KEPT),
-                    one_line(&commit.author, TEXT_BYTES_KEPT)
-                ],
-            )?;
-            running_only(id, written)?;
-            // A row that is pending meanwhile stands for what a check saw after this one was fetched.
+            write_commit(transaction, id, commit)?;
             transaction.execute(
-                "UPDATE repositories SET checked_out_commit = ?2, observed_commit = CASE WHEN EXISTS \
-                 (SELECT 1 FROM deployments WHERE repository_id = repositories.id AND status = 'pending') \
-                 THEN ifnull(observed_commit, ?2) ELSE ?2 END \
-                 WHERE id = (SELECT repository_id FROM deployments WHERE id = ?1)",
+                "UPDATE repositories SET checked_out_commit = ?2 WHERE id = (SELECT repository_id FROM deployments WHERE id = ?1)",
                 params![id, commit.hash.as_str()],
             )?;
             Ok(())
@@ -248,6 +244,28 @@ fn running_only(id: DeploymentId, rows_written: usize) -> Result<(), StoreError>
         0 => Err(StoreError::Refused(format!("deployment {id} is not running"))),
         _ => Ok(()),
     }
+}
+
+fn write_commit(transaction: &Transaction, id: DeploymentId, commit: &Commit) -> Result<(), StoreError> {
+    let written = transaction.execute(
+        "UPDATE deployments SET commit_hash = ?2, commit_subject = ?3, commit_author = ?4 WHERE id = ?1 AND status = 'running'",
+        params![
+            id,
+            commit.hash.as_str(),
+            one_line(&commit.subject, TEXT_BYTES_KEPT),
+            one_line(&commit.author, TEXT_BYTES_KEPT)
+        ],
+    )?;
+    running_only(id, written)?;
+    // A row that is pending meanwhile stands for what a check saw after this one was fetched.
+    transaction.execute(
+        "UPDATE repositories SET observed_commit = CASE WHEN EXISTS \
+         (SELECT 1 FROM deployments WHERE repository_id = repositories.id AND status = 'pending') \
+         THEN ifnull(observed_commit, ?2) ELSE ?2 END \
+         WHERE id = (SELECT repository_id FROM deployments WHERE id = ?1)",
+        params![id, commit.hash.as_str()],
+    )?;
+    Ok(())
 }
 
 #[cfg(test)]

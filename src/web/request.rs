@@ -50,12 +50,12 @@ impl Request {
     ///
     /// # Errors
     /// The request back, and why it is not understood: a path or query that is not percent-encoded.
-    pub fn new(inner: tiny_http::Request) -> Result<Request, (tiny_http::Request, Failure)> {
+    pub fn new(inner: tiny_http::Request) -> Result<Request, Box<(tiny_http::Request, Failure)>> {
         let (path, query) = inner.url().split_once('?').unwrap_or((inner.url(), ""));
         let decoded = segments(path).and_then(|segments| Ok((segments, pairs(query)?)));
         let (segments, query) = match decoded {
             Ok(decoded) => decoded,
-            Err(failure) => return Err((inner, failure)),
+            Err(failure) => return Err(Box::new((inner, failure))),
         };
         let method = match inner.method() {
             tiny_http::Method::Get | tiny_http::Method::Head => Method::Get,

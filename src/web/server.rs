@@ -117,7 +117,7 @@ impl Server {
         match Request::new(request) {
             Ok(request) if request.is_greeting() => respond(request.into_inner(), Answer::empty(204)),
             Ok(request) => self.admit(request),
-            Err((request, failure)) => respond(request, Answer::from(failure)),
+            Err(refused) => respond(refused.0, refused.1.into()),
         }
     }
 

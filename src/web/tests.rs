@@ -625,12 +625,3 @@ fn without_docker_its_logs_are_a_bad_gateway() {
     assert_eq!(scene.get("/api/projects/home/repositories/web/logs?tail=x").status, 400);
     assert_eq!(scene.get("/containers/-v/logs").status, 404);
 }
-
-/// The rate that one keep-alive client after the other gets; printed, and only bad beyond doubt.
-#[test]
-#[ignore = "a measurement: run it alone, in release"]
-fn serve_for_a_load_generator() {
-    let scene = Scene::new();
-    println!("http://{}/api/health", scene.address);
-    std::thread::sleep(Duration::from_secs(std::env::var("SECONDS").map_or(30, |text| text.parse().unwrap())));
-}

@@ -206,6 +206,8 @@ pub struct Client {
     pub scanned: usize,
     /// On its way to the client.
     pub output: Output,
+    /// How much of `output` is in the sum of all clients.
+    pub counted_bytes: usize,
     /// Since when `output` has not moved.
     pub stalled_since: Option<Instant>,
     /// Where it stands.
@@ -230,6 +232,7 @@ impl Client {
             input: Vec::new(),
             scanned: 0,
             output: Output::default(),
+            counted_bytes: 0,
             stalled_since: None,
             phase: Phase::Head,
             keep_alive: true,

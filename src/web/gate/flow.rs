@@ -10,7 +10,7 @@ use super::connection::{Client, Exchange, Incoming, Phase};
 use super::head::{self, HEAD_MAX_BYTES, Origin};
 use super::limits::{
     ANSWER_LIMIT, BODIES_MAX_BYTES, BODY_LIMIT, CONNECT_PAUSE, DESCRIPTORS_PER_UPSTREAM, GREETING_LIMIT, HEAD_LIMIT,
-    LINGER_LIMIT, OUTPUT_MAX_BYTES, QUEUE_LIMIT, STALLED_LIMIT, UPSTREAM_IDLE_LIMIT, UPSTREAMS_KEPT, WRITE_LIMIT,
+    LINGER_LIMIT, OUTPUT_MAX_BYTES, OUTPUTS_MAX_BYTES, QUEUE_LIMIT, UPSTREAM_IDLE_LIMIT, UPSTREAMS_KEPT, WRITE_LIMIT,
 };
 use super::refusal::Refusal;
 use super::slots::Key;
@@ -321,15 +321,15 @@ impl Gate {
             Err(Errno::AGAIN | Errno::INTR) => return,
             Err(_) => return self.upstream_failed(key),
         };
+        if self.greeting == Some(key) {
+            return self.read_greeting(key, count);
+        }
         let was_stream = upstream.is_stream;
-        let progress =
-            match upstream.client.and_then(|client| self.clients.get_mut(client).map(|found| (client, found))) {
-                None => Err(BadAnswer),
-                Some((client_key, client)) => {
-                    client.keep_alive &= self.stop_at.is_none();
-                    feed(client, upstream, &self.scratch[..count]).map(|progress| (client_key, progress))
-                }
-            };
+        let client = upstream.client.and_then(|client| self.clients.get_mut(client).map(|found| (client, found)));
+        let progress = client.ok_or(BadAnswer).and_then(|(client_key, client)| {
+            client.keep_alive &= self.stop_at.is_none();
+            feed(client, upstream, &self.scratch[..count]).map(|progress| (client_key, progress))
+        });
         if upstream.is_stream && !was_stream {
             self.streams += 1;
         }
@@ -404,6 +404,8 @@ impl Gate {
     pub(super) fn flush_client(&mut self, key: Key) {
         let Some(client) = self.clients.get_mut(key) else { return };
         let Ok(progress) = client.output.flush(&client.socket) else { return self.drop_client(key) };
+        self.output_bytes = self.output_bytes - client.counted_bytes + client.output.len();
+        client.counted_bytes = client.output.len();
         let answering = match client.phase {
             Phase::Answering { upstream, begun: true, .. } => Some(upstream),
             _ => None,
@@ -431,9 +433,12 @@ impl Gate {
         let is_full = client.output.len() > OUTPUT_MAX_BYTES;
         self.wake_at(self.now + WRITE_LIMIT);
         self.watch_client(key, interest | EventFlags::OUT);
-        if let Some(upstream) = answering.filter(|_| is_full) {
+        // The thread that writes a stream can wait. One that answers at once is needed by others, so its answer is taken whole.
+        let stream = answering.filter(|key| is_full && self.upstreams.get_mut(*key).is_some_and(|one| one.is_stream));
+        if let Some(upstream) = stream {
             self.let_upstream_talk(upstream, false);
         }
+        self.drop_stalled_readers();
     }
 
     fn let_upstream_talk(&mut self, key: Key, may: bool) {
@@ -504,6 +509,7 @@ impl Gate {
     /// The connection ends, with all that belongs to it.
     pub(super) fn drop_client(&mut self, key: Key) {
         if let Some(client) = self.clients.remove(key) {
+            self.output_bytes -= client.counted_bytes;
             self.let_go(client.phase);
         }
     }
@@ -523,15 +529,12 @@ impl Gate {
         }
     }
 
-    /// While requests wait for a connection to tiny_http, a client that holds one and does not read its answer goes: the one that has not read for longest.
-    pub(super) fn drop_stalled_reader(&mut self) {
-        let holders: Vec<Key> =
-            self.upstreams.iter().filter_map(|(_, up)| up.client.filter(|_| !up.is_stream)).collect();
-        let stalled = holders.into_iter().filter_map(|key| Some((self.clients.get_mut(key)?.stalled_since?, key)));
-        if let Some((since, key)) = stalled.min_by_key(|(since, _)| *since) {
-            if since + STALLED_LIMIT <= self.now {
-                self.drop_client(key);
-            }
+    /// Answers that nobody reads are in memory up to a bound; past it the client that has not read for longest goes.
+    fn drop_stalled_readers(&mut self) {
+        while self.output_bytes > OUTPUTS_MAX_BYTES {
+            let stalled = self.clients.iter().filter_map(|(key, client)| Some((client.stalled_since?, key)));
+            let Some((_, key)) = stalled.min_by_key(|(since, _)| *since) else { return };
+            self.drop_client(key);
         }
     }
 }

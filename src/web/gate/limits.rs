@@ -16,8 +16,6 @@ pub const QUEUE_LIMIT: Duration = Duration::from_secs(30);
 pub const ANSWER_LIMIT: Duration = Duration::from_secs(120);
 /// A client that takes nothing of its answer.
 pub const WRITE_LIMIT: Duration = Duration::from_secs(30);
-/// The same, while other requests wait for the connection to tiny_http that it holds.
-pub const STALLED_LIMIT: Duration = Duration::from_millis(250);
 /// A client that does not close after the last answer.
 pub const LINGER_LIMIT: Duration = Duration::from_secs(2);
 /// Pause after `accept` failed for want of descriptors or memory.
@@ -33,8 +31,10 @@ pub const UPSTREAM_IDLE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Connections to tiny_http that stay open.
 pub const UPSTREAMS_KEPT: usize = 4;
-/// Bytes of an answer that wait for a client, beyond which tiny_http has to wait too.
+/// Bytes of a stream that wait for a client, beyond which its writer has to wait too.
 pub const OUTPUT_MAX_BYTES: usize = 256 * 1024;
+/// Bytes of answers that wait for their clients, of all clients together.
+pub const OUTPUTS_MAX_BYTES: usize = 32 * 1024 * 1024;
 /// Bytes of request bodies in memory, of all clients together.
 pub const BODIES_MAX_BYTES: usize = 64 * 1024 * 1024;
 /// Descriptors that one connection to tiny_http takes: ours, and two of tiny_http.

@@ -129,6 +129,8 @@ pub struct Gate {
     waiting: VecDeque<(Key, u32)>,
     /// Bytes of request bodies in memory.
     body_bytes: usize,
+    /// Bytes of answers in memory.
+    output_bytes: usize,
     requests: u64,
     now: Instant,
     sweep_at: Option<Instant>,
@@ -172,6 +174,7 @@ impl Gate {
             queue: VecDeque::new(),
             waiting: VecDeque::new(),
             body_bytes: 0,
+            output_bytes: 0,
             requests: 0,
             now: Instant::now(),
             sweep_at: None,
@@ -266,9 +269,6 @@ impl Gate {
         self.resume_listeners();
         self.close_idle_upstreams();
         self.give_up_greeting();
-        if !self.queue.is_empty() {
-            self.drop_stalled_reader();
-        }
     }
 
     fn close_idle_upstreams(&mut self) {
