@@ -155,7 +155,7 @@ impl<'a> Session<'a> {
                 ..Request::default()
             };
             let response =
-                http::stream(&request, self.limit, on_piece).map_err(|error| GitError::passing(error.to_string()))?;
+                http::stream(&request, self.limit, on_piece).map_err(|error| GitError::passing(with_hint(&error.0)))?;
             match response.status {
                 200 => {
                     self.settled = true;
@@ -203,6 +203,12 @@ impl<'a> Session<'a> {
             _ => Err(bad("not https")),
         }
     }
+}
+
+/// A transport's error, with the setting that helps where one does.
+fn with_hint(error: &str) -> String {
+    let is_about_trust = error.contains("SSL certificate problem");
+    if is_about_trust { format!("{error} (an authority of your own is set as `ca_file`)") } else { error.to_owned() }
 }
 
 fn header<'r>(response: &'r Response, name: &str) -> Option<&'r str> {
