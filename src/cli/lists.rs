@@ -147,6 +147,7 @@ struct ToldOne {
 /// # Errors
 /// The daemon's refusal.
 pub fn notify_test(client: &Client, given: Option<&str>) -> anyhow::Result<ExitCode> {
+    client.require_socket("notify-test")?;
     let name = given.map(|given| client.repository(given)).transpose()?.map(|repository| full_name(&repository));
     let told: Told = client.post("/control/notify-test", &serde_json::json!({ "repository": name }))?;
     if told.results.is_empty() {
@@ -166,12 +167,31 @@ pub fn notify_test(client: &Client, given: Option<&str>) -> anyhow::Result<ExitC
     Ok(code)
 }
 
-/// The checks of GET /api/health that are not ok, a line each.
+/// The checks of GET /api/health that are not ok, a line for each thing that is wrong.
 fn print_problems(health: &serde_json::Value) {
     let Some(checks) = health["checks"].as_object() else { return };
     for (name, check) in checks.iter().filter(|(_, check)| check["status"] != "ok") {
-        println!("{name}: {}", check["message"].as_str().unwrap_or("not ok"));
+        for line in problem_lines(check) {
+            println!("{name}: {line}");
+        }
     }
+}
+
+/// What a check says: one message, the problems of project files, or the remotes that fail.
+fn problem_lines(check: &serde_json::Value) -> Vec<String> {
+    let entries = |name: &str| check[name].as_array().cloned().unwrap_or_default();
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    let mut lines: Vec<String> = check["message"].as_str().map(str::to_owned).into_iter().collect();
+    lines.extend(entries("problems").iter().map(|problem| {
+        let line = problem["line"].as_u64().map(|line| format!("{line}:")).unwrap_or_default();
+        let field = Some(text(&problem["field"])).filter(|field| !field.is_empty());
+        let field = field.map(|field| format!(" {field}:")).unwrap_or_default();
+        format!("{}:{line}{field} {}", text(&problem["file"]), text(&problem["message"]))
+    }));
+    lines.extend(entries("repositories").iter().map(|remote| {
+        format!("checks of {} have failed for an hour: {}", text(&remote["repository"]), text(&remote["error"]))
+    }));
+    if lines.is_empty() { vec!["not ok".to_owned()] } else { lines }
 }
 
 fn full_name(repository: &RepositoryView) -> String {
@@ -208,5 +228,25 @@ mod tests {
     fn spans_read_well() {
         let read: Vec<String> = [-5, 0, 59, 60, 3599, 3600, 86_400, 200_000].map(span).to_vec();
         assert_eq!(read, ["0 s", "0 s", "59 s", "1 min", "59 min", "1 h", "1 d", "2 d"]);
+    }
+
+    #[test]
+    fn a_check_that_fails_names_everything_that_is_wrong() {
+        let lines = |check| problem_lines(&check);
+        assert_eq!(lines(serde_json::json!({ "message": "the engine is away" })), ["the engine is away"]);
+        let problems = serde_json::json!([
+            { "file": "/p/a.yaml", "line": 3, "field": "repositories.x.urll", "message": "no such field" },
+            { "file": "/p", "line": null, "field": "", "message": "cannot be read" },
+        ]);
+        assert_eq!(
+            lines(serde_json::json!({ "problems": problems })),
+            ["/p/a.yaml:3: repositories.x.urll: no such field", "/p: cannot be read"]
+        );
+        let remotes = serde_json::json!([{ "repository": "home/web", "error": "it answers 404" }]);
+        assert_eq!(
+            lines(serde_json::json!({ "repositories": remotes })),
+            ["checks of home/web have failed for an hour: it answers 404"]
+        );
+        assert_eq!(lines(serde_json::json!({})), ["not ok"]);
     }
 }
