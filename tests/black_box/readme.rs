@@ -65,15 +65,17 @@ fn every_example_runs() {
     }
     let folder = TempDir::with_prefix("shiparr-test-readme-").expect("make a folder");
     let program = std::env::current_exe().expect("a test has a program");
-    let status = Command::new("unshare")
+    let output = Command::new("unshare")
         .args(["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-euc", MOUNTS, "bash"])
         .arg(folder.path())
         .arg(program)
         .args(["--exact", "readme::every_example_runs", "--nocapture"])
         .env(INSIDE, folder.path())
-        .status()
+        .output()
         .expect("start unshare");
-    assert!(status.success(), "the examples do not run: {status}");
+    // Through the harness, which shows it where the test fails.
+    println!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "the examples do not run: {}", output.status);
 }
 
 /// Called with the sandbox's folder and the program to run once all is in place.
@@ -384,6 +386,16 @@ fn the_table_of_verbs_is_that_of_the_program() {
         for word in help(&[verb]).split_whitespace().filter(|word| word.starts_with("--") && *word != "--help") {
             assert!(section.contains(word), "`shiparr {verb}` has {word}, and the README does not");
         }
+    }
+}
+
+#[test]
+fn verbs_that_need_the_control_socket_say_so() {
+    for verb in ["prune", "notify-test"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_shiparr"));
+        let output = command.args([verb, "--url", "http://127.0.0.1:1"]).output().expect("start shiparr");
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && told.contains("over the control socket only"), "{told}");
     }
 }
 
