@@ -114,7 +114,7 @@ install_apt_packages() {
 # ---------------------------------------------------------------------------------------------------------------------
 # Building
 
-# A C compiler for the bundled SQLite, libgit2 and libssh2; OpenSSL, zlib and libcurl are the system's, from whatever
+# A C compiler for the bundled SQLite, libgit2, libssh2 and libcurl; OpenSSL and zlib are the system's, from whatever
 # package has them.
 install_build_libraries() {
     local missing=()
@@ -124,7 +124,6 @@ install_build_libraries() {
     have pkg-config || missing+=(pkg-config)
     has_library openssl || missing+=(libssl-dev)
     has_library zlib || missing+=(zlib1g-dev)
-    has_library libcurl || missing+=(libcurl4-openssl-dev)
     install_apt_packages "${missing[@]}"
 }
 

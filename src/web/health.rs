@@ -57,8 +57,7 @@ impl Health {
     fn checks(&self, context: &Context) -> Arc<Checks> {
         // A look that was cut short left the one before it.
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((at, checks)) = last.as_ref().filter(|(at, _)| at.elapsed() < CHECKS_MAX_AGE) {
-            let _ = at;
+        if let Some((_, checks)) = last.as_ref().filter(|(at, _)| at.elapsed() < CHECKS_MAX_AGE) {
             return Arc::clone(checks);
         }
         let checks = Arc::new(look(context, Timestamp::now()));
