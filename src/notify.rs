@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::command::{Command, CommandError, Limit};
+use crate::command::{Captured, Command, CommandError, Limit};
 use crate::http::{self, Proxies, Request};
 use crate::secrets::{Scrubber, Secret};
 
@@ -109,8 +109,7 @@ impl Notifier {
         let result = self.shoutrrr("verify", &translated).capture(&limit.at_most(TRY_TIME_LIMIT), MAX_ANSWER_BYTES);
         match result.map_err(not_run) {
             Ok(captured) if captured.status.success() => Ok(()),
-            // What it prints on standard output is the URL, taken apart.
-            Ok(captured) => Err(fail(scrubbed(url, Problem::Refused(last_words(&captured.stderr))))),
+            Ok(captured) => Err(fail(scrubbed(url, Problem::Refused(refusal(&captured))))),
             Err(problem) => Err(fail(problem)),
         }
     }
@@ -177,6 +176,13 @@ fn not_run(error: CommandError) -> Problem {
         CommandError::NotFound { program } => Problem::NotInstalled(program),
         error => Problem::Refused(error.to_string()),
     }
+}
+
+/// Why `verify` refused. Its error is on standard output, where a good URL is printed taken apart: no other line may be quoted.
+fn refusal(captured: &Captured) -> String {
+    let printed = String::from_utf8_lossy(&captured.stdout);
+    let error = printed.lines().rev().find_map(|line| line.trim().strip_prefix("error verifying URL: "));
+    error.map_or_else(|| last_words(&captured.stderr), str::to_owned)
 }
 
 /// The last line of what a notifier said: its error, after the progress that it tells of.

@@ -105,6 +105,19 @@ impl Client {
         })
     }
 
+    /// Holds back a verb that the daemon serves on its control socket alone.
+    ///
+    /// # Errors
+    /// The client talks to a URL.
+    pub fn require_socket(&self, verb: &str) -> anyhow::Result<()> {
+        if self.unix_socket.is_none() {
+            bail!(
+                "`shiparr {verb}` works over the control socket only: run it on that host, without --url and SHIPARR_URL"
+            );
+        }
+        Ok(())
+    }
+
     /// GET, as a value.
     ///
     /// # Errors

@@ -146,6 +146,7 @@ struct ToldOne {
 /// # Errors
 /// The daemon's refusal.
 pub fn notify_test(client: &Client, given: Option<&str>) -> anyhow::Result<ExitCode> {
+    client.require_socket("notify-test")?;
     let name = given.map(|given| client.repository(given)).transpose()?.map(|repository| full_name(&repository));
     let told: Told = client.post("/control/notify-test", &serde_json::json!({ "repository": name }))?;
     if told.results.is_empty() {
@@ -189,7 +190,8 @@ fn problems(check: &Value) -> Vec<String> {
         ));
     }
     for repository in list("repositories") {
-        lines.push(format!("{}: {}", text(&repository["repository"]), text(&repository["error"])));
+        let name = text(&repository["repository"]);
+        lines.push(format!("checks of {name} have failed for an hour: {}", text(&repository["error"])));
     }
     if lines.is_empty() && check["status"] != "ok" {
         lines.push(text(&check["status"]));
@@ -234,7 +236,7 @@ mod tests {
             {"file": "/p", "line": null, "field": "", "severity": "error", "message": "cannot be read"}]});
         assert_eq!(problems(&config), ["/p/a.yaml:3: repositories.x.url: missing", "/p: cannot be read"]);
         let remotes = serde_json::json!({"status": "failed", "repositories": [{"repository": "a/b", "error": "401"}]});
-        assert_eq!(problems(&remotes), ["a/b: 401"]);
+        assert_eq!(problems(&remotes), ["checks of a/b have failed for an hour: 401"]);
         assert_eq!(problems(&serde_json::json!({"status": "failed", "message": "gone"})), ["gone"]);
         assert!(problems(&serde_json::json!({"status": "ok"})).is_empty());
     }
@@ -243,5 +245,25 @@ mod tests {
     fn spans_read_well() {
         let read: Vec<String> = [-5, 0, 59, 60, 3599, 3600, 86_400, 200_000].map(span).to_vec();
         assert_eq!(read, ["0 s", "0 s", "59 s", "1 min", "59 min", "1 h", "1 d", "2 d"]);
+    }
+
+    #[test]
+    fn a_check_that_fails_names_everything_that_is_wrong() {
+        let lines = |check| problem_lines(&check);
+        assert_eq!(lines(serde_json::json!({ "message": "the engine is away" })), ["the engine is away"]);
+        let problems = serde_json::json!([
+            { "file": "/p/a.yaml", "line": 3, "field": "repositories.x.urll", "message": "no such field" },
+            { "file": "/p", "line": null, "field": "", "message": "cannot be read" },
+        ]);
+        assert_eq!(
+            lines(serde_json::json!({ "problems": problems })),
+            ["/p/a.yaml:3: repositories.x.urll: no such field", "/p: cannot be read"]
+        );
+        let remotes = serde_json::json!([{ "repository": "home/web", "error": "it answers 404" }]);
+        assert_eq!(
+            lines(serde_json::json!({ "repositories": remotes })),
+            ["checks of home/web have failed for an hour: it answers 404"]
+        );
+        assert_eq!(lines(serde_json::json!({})), ["not ok"]);
     }
 }

@@ -18,6 +18,7 @@ struct Pruned {
 /// # Errors
 /// The daemon's refusal; nobody there to ask without `--yes`.
 pub fn run(client: &Client, yes: bool) -> anyhow::Result<ExitCode> {
+    client.require_socket("prune")?;
     let all: Vec<RepositoryView> = client.get("/api/repositories")?;
     let orphans: Vec<RepositoryView> = all.into_iter().filter(|repository| repository.orphaned).collect();
     if orphans.is_empty() {

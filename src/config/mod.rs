@@ -6,6 +6,8 @@
 
 pub mod catalog;
 mod collisions;
+#[cfg(test)]
+mod documented;
 pub mod environment;
 mod fields;
 mod file;

@@ -133,6 +133,7 @@ fn the_real_shoutrrr_sends_tells_its_errors_and_verifies() {
     assert_eq!(verify("pushover://user:token@"), Ok(()));
     assert_eq!(verify("https://hooks.example.com/x"), Ok(()));
     let error = verify("telegram://secret-token9@telegram").unwrap_err();
+    assert!(error.to_string().contains("unable to process URL"), "{error}");
     assert!(matches!(error.problem, Problem::Refused(_)) && !error.to_string().contains("secret"), "{error}");
     assert!(verify("no url").is_err());
 }

@@ -14,6 +14,7 @@ mod hostile;
 mod layouts;
 mod messages;
 mod quiet;
+mod readme;
 mod reload;
 mod remotes;
 mod secrets;

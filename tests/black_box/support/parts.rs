@@ -22,6 +22,8 @@ pub const ROOT: &str = "root";
 pub const COMPOSE_5: &str = "compose-5";
 /// nginx and openssl, for TLS in front of a Git remote.
 pub const TLS: &str = "tls";
+/// The right to make namespaces with mounts and a network of their own.
+pub const NAMESPACES: &str = "namespaces";
 /// sshd, for ssh remotes.
 pub const SSHD: &str = "sshd";
 
@@ -52,7 +54,7 @@ pub fn compose_5_config() -> Option<PathBuf> {
 fn present() -> &'static BTreeSet<&'static str> {
     static PRESENT: OnceLock<BTreeSet<&'static str>> = OnceLock::new();
     PRESENT.get_or_init(|| {
-        let tests: [(&str, bool); 8] = [
+        let tests: [(&str, bool); 9] = [
             (DOCKER, works("docker", &["image", "inspect", IMAGE]) && works("docker", &["compose", "version"])),
             (SOPS, works("sops", &["--version"]) && works("age-keygen", &["--version"])),
             (GIT, works("sh", &["-c", "test -x \"$(git --exec-path)/git-http-backend\""])),
@@ -60,6 +62,7 @@ fn present() -> &'static BTreeSet<&'static str> {
             (ROOT, rustix::process::geteuid().is_root()),
             (COMPOSE_5, compose_5_config().is_some()),
             (TLS, works("nginx", &["-v"]) && works("openssl", &["version"])),
+            (NAMESPACES, works("unshare", &["--mount", "--net", "--pid", "--fork", "--mount-proc", "ip", "link"])),
             (SSHD, works("sh", &["-c", "command -v ssh-keygen && test -x /usr/sbin/sshd"])),
         ];
         tests.into_iter().filter(|(_, here)| *here).map(|(name, _)| name).collect()

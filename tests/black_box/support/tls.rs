@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::wait::{SHORT, wait_until};
 
-/// `https://127.0.0.1:PORT` in front of `http://127.0.0.1:BEHIND`.
+/// `https://HOST:PORT` in front of `http://127.0.0.1:BEHIND`.
 pub struct Tls {
     folder: TempDir,
     port: u16,
@@ -17,14 +17,23 @@ pub struct Tls {
 }
 
 impl Tls {
-    /// Makes a certificate and starts nginx.
+    /// `https://127.0.0.1` with a free port: makes a certificate and starts nginx.
     pub fn in_front_of(behind: u16) -> Tls {
-        let folder = TempDir::with_prefix("shiparr-test-tls-").expect("make a folder");
         let port = {
             let listener = TcpListener::bind(("127.0.0.1", 0)).expect("bind a free port");
             listener.local_addr().expect("a bound listener has an address").port()
         };
-        make_certificate(&folder);
+        Tls::start("IP:127.0.0.1", port, behind)
+    }
+
+    /// The same for a name and a port; that the name leads to 127.0.0.1 is the caller's part.
+    pub fn of_name(name: &str, port: u16, behind: u16) -> Tls {
+        Tls::start(&format!("DNS:{name}"), port, behind)
+    }
+
+    fn start(alternative_name: &str, port: u16, behind: u16) -> Tls {
+        let folder = TempDir::with_prefix("shiparr-test-tls-").expect("make a folder");
+        make_certificate(&folder, alternative_name);
         let here = folder.path().display();
         let configuration = format!(
             "daemon off;\npid {here}/pid;\nerror_log {here}/error.log;\nevents {{}}\nhttp {{\n  access_log off;\n  \
@@ -68,7 +77,7 @@ impl Drop for Tls {
     }
 }
 
-fn make_certificate(folder: &TempDir) {
+fn make_certificate(folder: &TempDir, alternative_name: &str) {
     let run = |args: &str| {
         let output = Command::new("openssl")
             .args(args.split_whitespace())
@@ -77,7 +86,8 @@ fn make_certificate(folder: &TempDir) {
             .expect("start openssl");
         assert!(output.status.success(), "openssl {args}: {}", String::from_utf8_lossy(&output.stderr));
     };
-    fs::write(folder.path().join("extensions"), "subjectAltName=IP:127.0.0.1\n").expect("write the extensions");
+    let extensions = format!("subjectAltName={alternative_name}\n");
+    fs::write(folder.path().join("extensions"), extensions).expect("write the extensions");
     run("req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 2 -subj /CN=shiparr-test-authority");
     run("req -newkey rsa:2048 -nodes -keyout server.key -out server.csr -subj /CN=127.0.0.1");
     run(
