@@ -104,6 +104,7 @@ impl Start {
         let catalog = reload::load(&settings, &store, &Catalog::default())?;
         reload::log_problems(&[], &catalog.problems);
         reload::record(&settings, &store, &hash_key, &catalog)?;
+        reload::queue_changed(&store)?;
         let git = git::Child {
             // The running program itself, also after an upgrade replaced the file.
             program: "/proc/self/exe".into(),
@@ -174,6 +175,7 @@ impl Daemon {
             reload::record(&shared.host.settings, &shared.host.store, &shared.hash_key, &catalog)?;
             let catalog = Arc::new(catalog);
             shared.set_catalog(Arc::clone(&catalog));
+            reload::queue_changed(&shared.host.store)?;
             self.timers.adjust(&catalog)
         });
         match reloaded {
