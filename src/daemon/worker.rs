@@ -145,6 +145,11 @@ impl Worker {
         };
         let limit = Limit::after(repository.timeout);
         self.shared.set_running(Some(limit.clone()));
+        // Whoever stops the daemon says so first and cancels what runs then: one of the two is seen here.
+        if self.threads.are_stopping() {
+            self.shared.set_running(None);
+            return Ok(());
+        }
         let config_hash = repository.config_hash(&self.shared.hash_key, &host.settings.environment);
         let job = Job { deployment, record, repository: repository.clone(), config_hash };
         let run = pipeline::run(host, &job, &limit);
@@ -208,7 +213,9 @@ mod tests {
 
     /// Does something when it is asked whether Docker answers: that is between the look at the queue and the start of the row.
     #[derive(Clone, Default)]
-    struct Meanwhile(Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>);
+    struct Meanwhile(Arc<Mutex<Option<Action>>>);
+
+    type Action = Box<dyn FnOnce() + Send>;
 
     impl Meanwhile {
         fn set(&self, action: impl FnOnce() + Send + 'static) {
@@ -288,6 +295,19 @@ mod tests {
         fn pending(&self) -> Vec<DeploymentRecord> {
             self.shared.host.store.pending().unwrap()
         }
+    }
+
+    #[test]
+    fn a_stop_while_a_row_is_chosen_leaves_it_pending() {
+        let scene = Scene::new();
+        scene.trigger();
+        let (shared, threads) = (Arc::clone(&scene.shared), scene.threads.clone());
+        scene.meanwhile.set(move || {
+            threads.stopping();
+            shared.cancel_running();
+        });
+        scene.worker().look().unwrap();
+        assert_eq!(scene.pending().iter().map(|row| row.trigger).collect::<Vec<_>>(), [Trigger::Api]);
     }
 
     fn write_project(folder: &Path, branch: &str) {
