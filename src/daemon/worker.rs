@@ -105,6 +105,10 @@ impl Worker {
             return Ok(Look::Blocked { by_docker: true });
         }
         self.shared.set_docker(None);
+        for (deployment, _) in &ready {
+            // What they waited for is there; now they wait for their turn.
+            store.waits_for(deployment.id, None)?;
+        }
         let (deployment, repository) = ready.swap_remove(0);
         self.deploy(deployment, repository)?;
         Ok(Look::Ran)
