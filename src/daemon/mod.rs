@@ -77,14 +77,15 @@ pub fn run(settings: Settings, warnings: &[String], once: bool) -> anyhow::Resul
 struct Start {
     shared: Arc<Shared>,
     loaded: reload::Signature,
-    _lock: lock::Lock,
+    _locks: [lock::Lock; 2],
 }
 
 impl Start {
     fn prepare(settings: Arc<Settings>) -> anyhow::Result<Start> {
         make_folder(&settings.data_path, "Shiparr_DATA_PATH")?;
-        let lock = lock::take(&settings.data_path)?;
+        let data_lock = lock::take(&settings.data_path.join("Shiparr.lock"), "Shiparr_DATA_PATH")?;
         make_folder(&settings.runtime_path, "Shiparr_RUNTIME_PATH")?;
+        let runtime_lock = lock::take(&settings.runtime_path.join("runtime.lock"), "Shiparr_RUNTIME_PATH")?;
         if !is_in_memory(&settings.runtime_path)? {
             log::warn!(
                 "{} is not a tmpfs: decrypted secrets would touch the disk there; set Shiparr_RUNTIME_PATH to a folder on one",
@@ -112,7 +113,7 @@ impl Start {
         };
         let driver = crate::deploy::driver(&settings);
         let host = Host { settings, store, driver, git };
-        Ok(Start { shared: Arc::new(Shared::new(host, hash_key, catalog)), loaded, _lock: lock })
+        Ok(Start { shared: Arc::new(Shared::new(host, hash_key, catalog)), loaded, _locks: [data_lock, runtime_lock] })
     }
 }
 
