@@ -246,24 +246,4 @@ mod tests {
         let read: Vec<String> = [-5, 0, 59, 60, 3599, 3600, 86_400, 200_000].map(span).to_vec();
         assert_eq!(read, ["0 s", "0 s", "59 s", "1 min", "59 min", "1 h", "1 d", "2 d"]);
     }
-
-    #[test]
-    fn a_check_that_fails_names_everything_that_is_wrong() {
-        let lines = |check| problem_lines(&check);
-        assert_eq!(lines(serde_json::json!({ "message": "the engine is away" })), ["the engine is away"]);
-        let problems = serde_json::json!([
-            { "file": "/p/a.yaml", "line": 3, "field": "repositories.x.urll", "message": "no such field" },
-            { "file": "/p", "line": null, "field": "", "message": "cannot be read" },
-        ]);
-        assert_eq!(
-            lines(serde_json::json!({ "problems": problems })),
-            ["/p/a.yaml:3: repositories.x.urll: no such field", "/p: cannot be read"]
-        );
-        let remotes = serde_json::json!([{ "repository": "home/web", "error": "it answers 404" }]);
-        assert_eq!(
-            lines(serde_json::json!({ "repositories": remotes })),
-            ["checks of home/web have failed for an hour: it answers 404"]
-        );
-        assert_eq!(lines(serde_json::json!({})), ["not ok"]);
-    }
 }
