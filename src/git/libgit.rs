@@ -26,11 +26,17 @@ const FETCHED: &str = "refs/shiparr/fetched";
 /// # Errors
 /// libgit2's own.
 pub(super) fn configure_process(ca_file: Option<&Path>) -> Result<(), git2::Error> {
+    // At its start libgit2 reads all certificate authorities of the system, which takes 20 ms, and it hardly ever speaks TLS here:
+    // `Connection::new` names them where it does. Nobody else may see the variable: libcurl goes by it too.
+    // SAFETY: the child has one thread here.
+    unsafe { std::env::set_var("SSL_CERT_FILE", "/dev/null") };
     let levels = [ConfigLevel::System, ConfigLevel::Global, ConfigLevel::XDG, ConfigLevel::ProgramData];
     for level in levels {
         // SAFETY: the child has one thread here, and no repository is open yet.
         unsafe { git2::opts::set_search_path(level, "/dev/null/none")? };
     }
+    // SAFETY: as above.
+    unsafe { std::env::remove_var("SSL_CERT_FILE") };
     // SAFETY: as above. Trees and remotes of other owners are normal, and none of their configuration or hooks is ever run.
     unsafe { git2::opts::set_verify_owner_validation(false)? };
     if let Some(ca_file) = ca_file {
@@ -116,6 +122,12 @@ impl<'a> Connection<'a> {
             remote.ssh_key.as_deref().map_or(Ok(()), check_key_file)?;
             let (host, port) = (remote.url.host().unwrap_or_default(), remote.url.port().unwrap_or_default());
             Home::fill(&KnownHost::read(&host, port, &remote.known_hosts)?)?;
+        }
+        if let (Scheme::Https, None) = (remote.url.scheme(), &remote.ca_file) {
+            if let Some(file) = openssl_probe::probe().cert_file {
+                // SAFETY: nothing else talks to a remote in this process now.
+                unsafe { git2::opts::set_ssl_cert_file(file) }.map_err(|error| GitError::lasting(error.message()))?;
+            }
         }
         Ok(Connection { remote, refused: RefCell::new(None), offered: Cell::new(false) })
     }
