@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use jiff::Timestamp;
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::client::{Client, DeploymentView, RepositoryView};
 use super::table::Table;
@@ -16,7 +17,7 @@ use crate::model::Status;
 /// The daemon's refusal.
 pub fn status(client: &Client, json: bool) -> anyhow::Result<ExitCode> {
     if json {
-        println!("{}", client.get::<serde_json::Value>("/api/repositories")?);
+        println!("{}", client.get::<Value>("/api/repositories")?);
         return Ok(ExitCode::SUCCESS);
     }
     let now = Timestamp::now();
@@ -64,8 +65,7 @@ pub fn status(client: &Client, json: bool) -> anyhow::Result<ExitCode> {
 /// The daemon's refusal.
 pub fn history(client: &Client, given: &str, limit: u32, json: bool) -> anyhow::Result<ExitCode> {
     let repository = client.repository(given)?;
-    let page: serde_json::Value =
-        client.get(&format!("/api/repositories/{}/deployments?limit={limit}", repository.id))?;
+    let page: Value = client.get(&format!("/api/repositories/{}/deployments?limit={limit}", repository.id))?;
     if json {
         println!("{page}");
         return Ok(ExitCode::SUCCESS);
@@ -119,8 +119,7 @@ pub fn logs(client: &Client, given: &str, tail: u32, deployment: Option<&str>) -
 /// The daemon cannot be reached.
 pub fn health(client: &Client, json: bool) -> anyhow::Result<ExitCode> {
     let response = client.get_any("/api/health")?;
-    let health: serde_json::Value =
-        serde_json::from_slice(&response.body).context("the daemon's answer is not JSON")?;
+    let health: Value = serde_json::from_slice(&response.body).context("the daemon's answer is not JSON")?;
     if json {
         println!("{health}");
     } else {
@@ -168,30 +167,36 @@ pub fn notify_test(client: &Client, given: Option<&str>) -> anyhow::Result<ExitC
 }
 
 /// The checks of GET /api/health that are not ok, a line for each thing that is wrong.
-fn print_problems(health: &serde_json::Value) {
-    let Some(checks) = health["checks"].as_object() else { return };
-    for (name, check) in checks.iter().filter(|(_, check)| check["status"] != "ok") {
-        for line in problem_lines(check) {
+fn print_problems(health: &Value) {
+    for (name, check) in health["checks"].as_object().into_iter().flatten() {
+        for line in problems(check) {
             println!("{name}: {line}");
         }
     }
 }
 
-/// What a check says: one message, the problems of project files, or the remotes that fail.
-fn problem_lines(check: &serde_json::Value) -> Vec<String> {
-    let entries = |name: &str| check[name].as_array().cloned().unwrap_or_default();
-    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+fn problems(check: &Value) -> Vec<String> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let list = |name: &str| check[name].as_array().cloned().unwrap_or_default();
     let mut lines: Vec<String> = check["message"].as_str().map(str::to_owned).into_iter().collect();
-    lines.extend(entries("problems").iter().map(|problem| {
+    for problem in list("problems") {
         let line = problem["line"].as_u64().map(|line| format!("{line}:")).unwrap_or_default();
-        let field = Some(text(&problem["field"])).filter(|field| !field.is_empty());
-        let field = field.map(|field| format!(" {field}:")).unwrap_or_default();
-        format!("{}:{line}{field} {}", text(&problem["file"]), text(&problem["message"]))
-    }));
-    lines.extend(entries("repositories").iter().map(|remote| {
-        format!("checks of {} have failed for an hour: {}", text(&remote["repository"]), text(&remote["error"]))
-    }));
-    if lines.is_empty() { vec!["not ok".to_owned()] } else { lines }
+        let field = problem["field"].as_str().filter(|field| !field.is_empty()).map(|field| format!(" {field}:"));
+        lines.push(format!(
+            "{}:{line}{} {}",
+            text(&problem["file"]),
+            field.unwrap_or_default(),
+            text(&problem["message"])
+        ));
+    }
+    for repository in list("repositories") {
+        let name = text(&repository["repository"]);
+        lines.push(format!("checks of {name} have failed for an hour: {}", text(&repository["error"])));
+    }
+    if lines.is_empty() && check["status"] != "ok" {
+        lines.push(text(&check["status"]));
+    }
+    lines
 }
 
 fn full_name(repository: &RepositoryView) -> String {
@@ -225,28 +230,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn spans_read_well() {
-        let read: Vec<String> = [-5, 0, 59, 60, 3599, 3600, 86_400, 200_000].map(span).to_vec();
-        assert_eq!(read, ["0 s", "0 s", "59 s", "1 min", "59 min", "1 h", "1 d", "2 d"]);
+    fn every_problem_of_a_check_has_its_line() {
+        let config = serde_json::json!({"status": "failed", "problems": [
+            {"file": "/p/a.yaml", "line": 3, "field": "repositories.x.url", "severity": "error", "message": "missing"},
+            {"file": "/p", "line": null, "field": "", "severity": "error", "message": "cannot be read"}]});
+        assert_eq!(problems(&config), ["/p/a.yaml:3: repositories.x.url: missing", "/p: cannot be read"]);
+        let remotes = serde_json::json!({"status": "failed", "repositories": [{"repository": "a/b", "error": "401"}]});
+        assert_eq!(problems(&remotes), ["checks of a/b have failed for an hour: 401"]);
+        assert_eq!(problems(&serde_json::json!({"status": "failed", "message": "gone"})), ["gone"]);
+        assert!(problems(&serde_json::json!({"status": "ok"})).is_empty());
     }
 
     #[test]
-    fn a_check_that_fails_names_everything_that_is_wrong() {
-        let lines = |check| problem_lines(&check);
-        assert_eq!(lines(serde_json::json!({ "message": "the engine is away" })), ["the engine is away"]);
-        let problems = serde_json::json!([
-            { "file": "/p/a.yaml", "line": 3, "field": "repositories.x.urll", "message": "no such field" },
-            { "file": "/p", "line": null, "field": "", "message": "cannot be read" },
-        ]);
-        assert_eq!(
-            lines(serde_json::json!({ "problems": problems })),
-            ["/p/a.yaml:3: repositories.x.urll: no such field", "/p: cannot be read"]
-        );
-        let remotes = serde_json::json!([{ "repository": "home/web", "error": "it answers 404" }]);
-        assert_eq!(
-            lines(serde_json::json!({ "repositories": remotes })),
-            ["checks of home/web have failed for an hour: it answers 404"]
-        );
-        assert_eq!(lines(serde_json::json!({})), ["not ok"]);
+    fn spans_read_well() {
+        let read: Vec<String> = [-5, 0, 59, 60, 3599, 3600, 86_400, 200_000].map(span).to_vec();
+        assert_eq!(read, ["0 s", "0 s", "59 s", "1 min", "59 min", "1 h", "1 d", "2 d"]);
     }
 }

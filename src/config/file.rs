@@ -250,7 +250,7 @@ fn local_path(reader: &mut Reader<'_>, shared: &Shared<'_>, key: &str, given: Op
     let local_path = deployments.join(given);
     let data = &shared.settings.data_path;
     let runtime = &shared.settings.runtime_path;
-    let own = [data.join("git"), data.join("saved"), runtime.clone()];
+    let own = [data.join("git"), data.join("saved"), data.join("links"), runtime.clone()];
     let holds = [data, runtime].into_iter().find(|folder| folder.starts_with(&local_path));
     if let Some(folder) = holds.or_else(|| own.iter().find(|folder| local_path.starts_with(folder))) {
         let message = format!(

@@ -135,9 +135,10 @@ pub struct Repository {
 }
 
 impl Repository {
-    /// The compose project where neither `compose_project` nor the compose file names one: the repository's key in lower case.
+    /// The compose project where neither `compose_project` nor the compose file names one: the repository's key in lower case, from its first letter
+    /// or digit on, as Compose wants it.
     pub fn default_compose_project(&self) -> String {
-        self.name.name.to_lowercase()
+        self.name.name.to_lowercase().trim_start_matches(['_', '-']).to_owned()
     }
 
     /// What is sent to the remote when it asks who is there, as it is now: `user:secret` gives both, a bare token goes as the password

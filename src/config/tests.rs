@@ -394,6 +394,8 @@ fn of_two_that_collide_the_older_record_goes_on() {
 
     let folder = Folder::with(&[("a.yaml", &project("a", &["web"])), ("b.yaml", &project("b", &["web"]))]);
     assert_eq!(projects(&folder.first_load()), ["a"], "both would be the compose project `web`");
+    let alike = Folder::with(&[("a.yaml", &project("a", &["web"])), ("b.yaml", &project("b", &["_Web"]))]);
+    assert_eq!(projects(&alike.first_load()), ["a"], "Compose takes no name that begins with `_`");
     let known = accepted(&folder, "b", "b.yaml", "web", 1, "/x");
     assert_eq!(projects(&load(folder.0.path(), &Catalog::default(), &known)), ["b"]);
 

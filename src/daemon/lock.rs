@@ -1,4 +1,4 @@
-//! One process at a time holds the data folder.
+//! One process at a time holds the data folder, and one the runtime folder: each start cleans up what it finds in them.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -13,18 +13,17 @@ pub struct Lock {
     _file: File,
 }
 
-/// Takes `DATA/Shiparr.lock`.
+/// Takes the lock file `path`, in the folder that `setting` names.
 ///
 /// # Errors
 /// Another process holds it: the message says which, and what to use instead.
-pub fn take(data_path: &Path) -> anyhow::Result<Lock> {
-    let path = data_path.join("Shiparr.lock");
+pub fn take(path: &Path, setting: &str) -> anyhow::Result<Lock> {
     let mut file = OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
-        .open(&path)
+        .open(path)
         .with_context(|| format!("cannot open {}", path.display()))?;
     if let Err(error) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
         if error != rustix::io::Errno::WOULDBLOCK {
@@ -34,9 +33,9 @@ pub fn take(data_path: &Path) -> anyhow::Result<Lock> {
         // The number is for people only: the lock itself says that somebody is there.
         let _ = file.read_to_string(&mut holder);
         bail!(
-            "another Shiparr (process {}) works on {}: use `shiparr status` and `shiparr deploy REPO` to talk to it, or give this one another Shiparr_DATA_PATH",
+            "another Shiparr (process {}) works on {}: use `shiparr status` and `shiparr deploy REPO` to talk to it, or give this one another {setting}",
             if holder.trim().is_empty() { "unknown" } else { holder.trim() },
-            data_path.display()
+            path.parent().unwrap_or(path).display()
         );
     }
     // Most starts follow a stop by the same number of digits; nothing depends on this text.
@@ -53,11 +52,12 @@ mod tests {
     #[test]
     fn a_second_one_is_told_who_holds_it() {
         let folder = tempfile::tempdir().unwrap();
-        let first = take(folder.path()).unwrap();
-        let error = take(folder.path()).unwrap_err().to_string();
+        let path = folder.path().join("Shiparr.lock");
+        let first = take(&path, "Shiparr_DATA_PATH").unwrap();
+        let error = take(&path, "Shiparr_DATA_PATH").unwrap_err().to_string();
         assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
-        assert!(error.contains("shiparr status"), "{error}");
+        assert!(error.contains("shiparr status") && error.contains("Shiparr_DATA_PATH"), "{error}");
         drop(first);
-        take(folder.path()).unwrap();
+        take(&path, "Shiparr_DATA_PATH").unwrap();
     }
 }

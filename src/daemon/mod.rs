@@ -23,7 +23,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use jiff::Timestamp;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
@@ -51,6 +51,8 @@ pub enum Event {
 
 /// After a running deployment was cancelled, its children get SIGTERM and 15 s later SIGKILL; then it must have ended.
 const CANCELLED_LIMIT: Duration = Duration::from_secs(20);
+/// Project files that could not be loaded (the database refused, or there was no room for a thread) are loaded again after this.
+const RELOAD_AGAIN: Duration = Duration::from_secs(10);
 /// Messages that are under way at a stop may still go out for this long; the rest is told at the next start.
 const TELL_LIMIT: Duration = Duration::from_secs(2);
 
@@ -77,14 +79,15 @@ pub fn run(settings: Settings, warnings: &[String], once: bool) -> anyhow::Resul
 struct Start {
     shared: Arc<Shared>,
     loaded: reload::Signature,
-    _lock: lock::Lock,
+    _locks: [lock::Lock; 2],
 }
 
 impl Start {
     fn prepare(settings: Arc<Settings>) -> anyhow::Result<Start> {
         make_folder(&settings.data_path, "Shiparr_DATA_PATH")?;
-        let lock = lock::take(&settings.data_path)?;
+        let data_lock = lock::take(&settings.data_path.join("Shiparr.lock"), "Shiparr_DATA_PATH")?;
         make_folder(&settings.runtime_path, "Shiparr_RUNTIME_PATH")?;
+        let runtime_lock = lock::take(&settings.runtime_path.join("runtime.lock"), "Shiparr_RUNTIME_PATH")?;
         if !is_in_memory(&settings.runtime_path)? {
             log::warn!(
                 "{} is not a tmpfs: decrypted secrets would touch the disk there; set Shiparr_RUNTIME_PATH to a folder on one",
@@ -104,6 +107,7 @@ impl Start {
         let catalog = reload::load(&settings, &store, &Catalog::default())?;
         reload::log_problems(&[], &catalog.problems);
         reload::record(&settings, &store, &hash_key, &catalog)?;
+        reload::queue_changed(&store)?;
         let git = git::Child {
             // The running program itself, also after an upgrade replaced the file.
             program: "/proc/self/exe".into(),
@@ -111,7 +115,7 @@ impl Start {
         };
         let driver = crate::deploy::driver(&settings);
         let host = Host { settings, store, driver, git };
-        Ok(Start { shared: Arc::new(Shared::new(host, hash_key, catalog)), loaded, _lock: lock })
+        Ok(Start { shared: Arc::new(Shared::new(host, hash_key, catalog)), loaded, _locks: [data_lock, runtime_lock] })
     }
 }
 
@@ -151,9 +155,10 @@ impl Daemon {
     }
 
     fn live(mut self, events: &Receiver<Event>) -> anyhow::Result<ExitCode> {
+        let mut is_loaded = true;
         loop {
-            match events.recv().context("nobody is left to wake the main thread")? {
-                Event::Reload => self.reload(),
+            match next_event(events, is_loaded)? {
+                Event::Reload => is_loaded = self.reload(),
                 Event::Stop => break,
                 Event::ThreadDied(name) => {
                     // Nothing is lost: the queue is in the database, and whoever supervises us starts us again.
@@ -165,8 +170,8 @@ impl Daemon {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// Loads the project files again; where that fails, everything goes on as before.
-    fn reload(&mut self) {
+    /// Loads the project files again; where that fails, everything goes on as before. Answers whether it worked.
+    fn reload(&mut self) -> bool {
         let shared = &self.start.shared;
         let before = shared.catalog();
         let reloaded = reload::load(&shared.host.settings, &shared.host.store, &before).and_then(|catalog| {
@@ -174,13 +179,15 @@ impl Daemon {
             reload::record(&shared.host.settings, &shared.host.store, &shared.hash_key, &catalog)?;
             let catalog = Arc::new(catalog);
             shared.set_catalog(Arc::clone(&catalog));
+            reload::queue_changed(&shared.host.store)?;
             self.timers.adjust(&catalog)
         });
-        match reloaded {
+        match &reloaded {
             Ok(()) => log::info!("project files loaded again"),
-            Err(error) => log::error!("project files were not loaded again: {error:#}"),
+            Err(error) => log::error!("project files were not loaded again, the next try is soon: {error:#}"),
         }
         shared.wake_worker();
+        reloaded.is_ok()
     }
 
     fn stop(mut self) {
@@ -205,6 +212,17 @@ impl Daemon {
         }
         log::info!("stopped");
     }
+}
+
+/// The next event. Reloads that were asked for meanwhile are one, and one that did not work is tried again.
+fn next_event(events: &Receiver<Event>, is_loaded: bool) -> anyhow::Result<Event> {
+    let limit = if is_loaded { Duration::MAX } else { RELOAD_AGAIN };
+    let event = match events.recv_timeout(limit) {
+        Err(RecvTimeoutError::Timeout) => Event::Reload,
+        received => received.context("nobody is left to wake the main thread")?,
+    };
+    let is_other = |event: &Event| !matches!(event, Event::Reload);
+    if is_other(&event) { Ok(event) } else { Ok(events.try_iter().find(is_other).unwrap_or(event)) }
 }
 
 /// Waits for a thread, at most `time`; whether it ended.
@@ -249,4 +267,22 @@ fn make_folder(path: &Path, setting: &str) -> anyhow::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path).with_context(|| {
         format!("cannot make {}: make it, or set {setting} to a folder that this user may write", path.display())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_storm_of_reloads_is_one_and_hides_no_stop() {
+        let (sender, events) = crossbeam_channel::unbounded();
+        let storm = || (0..1000).for_each(|_| sender.send(Event::Reload).unwrap());
+        storm();
+        assert!(matches!(next_event(&events, true).unwrap(), Event::Reload));
+        assert!(events.is_empty());
+        storm();
+        sender.send(Event::Stop).unwrap();
+        storm();
+        assert!(matches!(next_event(&events, true).unwrap(), Event::Stop));
+    }
 }

@@ -41,7 +41,7 @@ pub fn load(settings: &Settings, store: &Store, previous: &Catalog) -> anyhow::R
     Ok(Catalog::load(&settings.config_path, &basis))
 }
 
-/// Makes the database agree with the catalog, and queues what a changed configuration asks for.
+/// Makes the database agree with the catalog.
 ///
 /// # Errors
 /// The database's.
@@ -69,10 +69,19 @@ pub fn record(settings: &Settings, store: &Store, hash_key: &[u8; 32], catalog: 
         })
         .collect();
     store.sync(&specs, &catalog.untouched, Timestamp::now())?;
+    Ok(())
+}
+
+/// Queues what differs from the configuration of its last started deployment. It comes after the new catalog is in place: a row that the worker
+/// starts later has the new configuration, and one that it started before is seen here. One that starts just now is the worker's to compare.
+///
+/// # Errors
+/// The database's.
+pub fn queue_changed(store: &Store) -> anyhow::Result<()> {
     for id in store.changed_configurations()? {
         let queued = store.enqueue(id, Trigger::Config, Asked::default(), Timestamp::now())?;
-        if !queued.joined {
-            log::info!("its configuration changed: queued as deployment {}", queued.deployment_id);
+        if let Some(record) = store.repository(id)?.filter(|_| !queued.joined) {
+            log::info!("{}: its configuration changed: queued as deployment {}", record.name, queued.deployment_id);
         }
     }
     Ok(())

@@ -11,7 +11,7 @@ use super::threads::Threads;
 use crate::command::Limit;
 use crate::config::{Repository, Template};
 use crate::model::{DeploymentRecord, RepositoryName, RepositoryRecord};
-use crate::notify::{Event, Message, Notifier, label};
+use crate::notify::{Event, Message, Notifier, distinct, label};
 use crate::secrets::Secret;
 use crate::store::{MessageKind, StoreError, Untold};
 use crate::web::NotifyResult;
@@ -22,6 +22,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(20);
 const MESSAGE_LIMIT: Duration = Duration::from_secs(300);
 /// One URL of a test message: somebody waits for it.
 const TEST_LIMIT: Duration = Duration::from_secs(40);
+/// All URLs of a test together; less than the command line waits for the answer.
+const TESTS_LIMIT: Duration = Duration::from_secs(50);
 /// Checks that fail for this long are told.
 const CHECKS_FAIL_FOR: Duration = Duration::from_secs(3600);
 /// Docker being away for this long is told.
@@ -98,28 +100,19 @@ impl Teller {
             return;
         }
         let catalog = self.shared.catalog();
-        let mut urls: Vec<Secret> = Vec::new();
-        for repository in catalog.repositories() {
-            for url in self.urls(&repository.name, &failure_templates(repository)) {
-                if !urls.contains(&url) {
-                    urls.push(url);
-                }
-            }
-        }
-        self.send_all(&urls, &Message { error: Some(problem), ..self.message(None, Event::DockerAway) });
+        let urls =
+            catalog.repositories().flat_map(|repository| self.urls(&repository.name, &failure_templates(repository)));
+        self.send_all(&distinct(urls), &Message { error: Some(problem), ..self.message(None, Event::DockerAway) });
     }
 
     /// The URLs behind templates, each one once; one that cannot be had is logged.
     fn urls(&self, name: &RepositoryName, templates: &[&Template]) -> Vec<Secret> {
-        let mut urls = Vec::new();
-        for template in templates {
-            match template.resolve(&self.shared.host.settings.environment) {
-                Ok(url) if urls.contains(&url) => {}
-                Ok(url) => urls.push(url),
-                Err(error) => log::error!("{name}: a notification URL cannot be used: {error}"),
-            }
-        }
-        urls
+        let environment = &self.shared.host.settings.environment;
+        let resolved = templates.iter().filter_map(|template| {
+            let unusable = |error: &String| log::error!("{name}: a notification URL cannot be used: {error}");
+            template.resolve(environment).inspect_err(unusable).ok()
+        });
+        distinct(resolved)
     }
 
     fn send_all(&self, urls: &[Secret], message: &Message) {
@@ -164,6 +157,7 @@ pub fn test(shared: &Shared, repository: Option<&RepositoryName>) -> Result<Vec<
         return Err(format!("{name} is not configured"));
     }
     let notifier = notifier(shared).pauses(&[]);
+    let limit = Limit::after(TESTS_LIMIT);
     let mut tried: Vec<Secret> = Vec::new();
     let mut results = Vec::new();
     for repository in catalog.repositories().filter(|one| repository.is_none_or(|name| one.name == *name)) {
@@ -172,7 +166,7 @@ pub fn test(shared: &Shared, repository: Option<&RepositoryName>) -> Result<Vec<
             let (target, problem) = match template.resolve(&shared.host.settings.environment) {
                 Ok(url) if tried.contains(&url) => continue,
                 Ok(url) => {
-                    let sent = notifier.send(&url, &message, &Limit::after(TEST_LIMIT));
+                    let sent = notifier.send(&url, &message, &limit.at_most(TEST_LIMIT));
                     tried.push(url.clone());
                     (label(&url), sent.err().map(|error| error.to_string()))
                 }

@@ -12,7 +12,7 @@ use super::threads::Threads;
 use crate::command::Limit;
 use crate::config::{Catalog, Repository};
 use crate::deploy::pipeline::{self, Job};
-use crate::model::{DeploymentRecord, RepositoryName, RepositoryRecord, Status};
+use crate::model::{Asked, DeploymentRecord, RepositoryName, RepositoryRecord, Status, Trigger};
 use crate::store::StoreError;
 
 /// The queue is looked at this often even when nobody rings: a bell that is lost costs at most this.
@@ -105,6 +105,10 @@ impl Worker {
             return Ok(Look::Blocked { by_docker: true });
         }
         self.shared.set_docker(None);
+        for (deployment, _) in &ready {
+            // What they waited for is there; now they wait for their turn.
+            store.waits_for(deployment.id, None)?;
+        }
         let (deployment, repository) = ready.swap_remove(0);
         self.deploy(deployment, repository)?;
         Ok(Look::Ran)
@@ -145,13 +149,35 @@ impl Worker {
         };
         let limit = Limit::after(repository.timeout);
         self.shared.set_running(Some(limit.clone()));
+        // Whoever stops the daemon says so first and cancels what runs then: one of the two is seen here.
+        if self.threads.are_stopping() {
+            self.shared.set_running(None);
+            return Ok(());
+        }
         let config_hash = repository.config_hash(&self.shared.hash_key, &host.settings.environment);
         let job = Job { deployment, record, repository: repository.clone(), config_hash };
         let run = pipeline::run(host, &job, &limit);
         self.shared.set_running(None);
         self.shared.wake_teller();
         self.unrecorded.store(run.is_err(), Ordering::Relaxed);
-        run.map(drop)
+        run?;
+        self.queue_newer_configuration(&job)
+    }
+
+    /// A reload between the look at the catalog and the start of the row joined a row that then ran with what was configured before.
+    fn queue_newer_configuration(&self, job: &Job) -> Result<(), StoreError> {
+        let (catalog, environment) = (self.shared.catalog(), &self.shared.host.settings.environment);
+        let Some(now) = catalog.repository(&job.repository.name) else { return Ok(()) };
+        // Both hashes are of this moment: a secret's file that changed is no change of the configuration.
+        let hash = |repository: &Repository| repository.config_hash(&self.shared.hash_key, environment);
+        if hash(now) == hash(&job.repository) {
+            return Ok(());
+        }
+        match self.shared.host.store.enqueue(job.record.id, Trigger::Config, Asked::default(), Timestamp::now()) {
+            // It became an orphan meanwhile.
+            Err(StoreError::Refused(_)) => Ok(()),
+            queued => queued.map(drop),
+        }
     }
 
     fn until_next_retry(&self) -> Duration {
@@ -173,5 +199,151 @@ fn dependency_unmet(record: &RepositoryRecord) -> Option<String> {
             Some(format!("waits for {}, which has never been deployed with success", record.name))
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::config::Settings;
+    use crate::daemon::reload;
+    use crate::deploy::pipeline::Host;
+    use crate::deploy::{Driver, Log, Plan, Stack, StepError, Timing};
+    use crate::git;
+    use crate::store::Store;
+
+    /// Does something when it is asked whether Docker answers: that is between the look at the queue and the start of the row.
+    #[derive(Clone, Default)]
+    struct Meanwhile(Arc<Mutex<Option<Action>>>);
+
+    type Action = Box<dyn FnOnce() + Send>;
+
+    impl Meanwhile {
+        fn set(&self, action: impl FnOnce() + Send + 'static) {
+            *self.0.lock().unwrap() = Some(Box::new(action));
+        }
+    }
+
+    impl Driver for Meanwhile {
+        fn available(&self, _: &Limit) -> Result<(), String> {
+            if let Some(action) = self.0.lock().unwrap().take() {
+                action();
+            }
+            Ok(())
+        }
+
+        fn plan(&self, _: &Stack, _: &Limit, _: &mut dyn Log) -> Result<Plan, StepError> {
+            unreachable!("there is no git")
+        }
+
+        fn up(&self, _: &Stack, _: &Plan, _: &Limit, _: &mut dyn Log) -> Result<(), StepError> {
+            unreachable!("there is no git")
+        }
+
+        fn wait(&self, _: &Plan, _: &Timing, _: &Limit, _: &mut dyn Log) -> Result<(), StepError> {
+            unreachable!("there is no git")
+        }
+
+        fn prune_images(&self, _: &Limit, _: &mut dyn Log) -> Result<(), StepError> {
+            unreachable!("there is no git")
+        }
+    }
+
+    /// A worker on one repository, whose every deployment fails for want of git.
+    struct Scene {
+        folder: tempfile::TempDir,
+        shared: Arc<Shared>,
+        threads: Threads,
+        meanwhile: Meanwhile,
+    }
+
+    impl Scene {
+        fn new() -> Scene {
+            let folder = tempfile::tempdir().unwrap();
+            for name in ["projects", "data", "runtime"] {
+                std::fs::create_dir(folder.path().join(name)).unwrap();
+            }
+            write_project(folder.path(), "main");
+            let path = |name: &str| folder.path().join(name).into_os_string();
+            let pairs = [
+                ("Shiparr_CONFIG_PATH", path("projects")),
+                ("Shiparr_DATA_PATH", path("data")),
+                ("Shiparr_RUNTIME_PATH", path("runtime")),
+            ];
+            let settings = Settings::from_environment(&crate::config::Environment::from_pairs(pairs)).unwrap().0;
+            let meanwhile = Meanwhile::default();
+            let host = Host {
+                store: Arc::new(Store::open(&settings.data_path, 10).unwrap()),
+                settings: Arc::new(settings),
+                driver: Box::new(meanwhile.clone()),
+                git: git::Child { program: "/nonexistent/git-child".into(), environment: Vec::new() },
+            };
+            let shared = Arc::new(Shared::new(host, [7; 32], Catalog::default()));
+            let threads = Threads::new(crossbeam_channel::unbounded().0);
+            load(&shared);
+            Scene { folder, shared, threads, meanwhile }
+        }
+
+        fn trigger(&self) {
+            let record = self.shared.host.store.repositories(None).unwrap().remove(0);
+            self.shared.host.store.enqueue(record.id, Trigger::Api, Asked::default(), Timestamp::now()).unwrap();
+        }
+
+        fn worker(&self) -> Worker {
+            Worker::new(Arc::clone(&self.shared), self.threads.clone())
+        }
+
+        fn pending(&self) -> Vec<DeploymentRecord> {
+            self.shared.host.store.pending().unwrap()
+        }
+    }
+
+    #[test]
+    fn a_stop_while_a_row_is_chosen_leaves_it_pending() {
+        let scene = Scene::new();
+        scene.trigger();
+        let (shared, threads) = (Arc::clone(&scene.shared), scene.threads.clone());
+        scene.meanwhile.set(move || {
+            threads.stopping();
+            shared.cancel_running();
+        });
+        scene.worker().look().unwrap();
+        assert_eq!(scene.pending().iter().map(|row| row.trigger).collect::<Vec<_>>(), [Trigger::Api]);
+    }
+
+    fn write_project(folder: &Path, branch: &str) {
+        let yaml = format!("project: home\nrepositories:\n  web: {{url: /nonexistent/web.git, branch: {branch}}}\n");
+        std::fs::write(folder.join("projects/home.yaml"), yaml).unwrap();
+    }
+
+    /// What a reload does, in its order.
+    fn load(shared: &Shared) {
+        let host = &shared.host;
+        let catalog = reload::load(&host.settings, &host.store, &shared.catalog()).unwrap();
+        assert!(catalog.problems.is_empty(), "{:?}", catalog.problems);
+        reload::record(&host.settings, &host.store, &shared.hash_key, &catalog).unwrap();
+        shared.set_catalog(Arc::new(catalog));
+        reload::queue_changed(&host.store).unwrap();
+    }
+
+    #[test]
+    fn a_configuration_that_changes_while_a_row_is_chosen_is_deployed_too() {
+        let scene = Scene::new();
+        scene.trigger();
+        assert!(matches!(scene.worker().look().unwrap(), Look::Ran), "a deployment to compare with");
+        scene.trigger();
+        let (shared, folder) = (Arc::clone(&scene.shared), scene.folder.path().to_owned());
+        scene.meanwhile.set(move || {
+            write_project(&folder, "production");
+            load(&shared);
+        });
+        assert!(matches!(scene.worker().look().unwrap(), Look::Ran));
+        let pending = scene.pending();
+        assert_eq!(pending.iter().map(|row| row.trigger).collect::<Vec<_>>(), [Trigger::Config]);
+        assert!(matches!(scene.worker().look().unwrap(), Look::Ran));
+        assert_eq!(scene.pending(), [], "it is deployed once");
     }
 }

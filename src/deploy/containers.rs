@@ -105,7 +105,14 @@ pub fn stack_logs(containers: &[Container], tail: u32, settings: &Settings) -> R
             let (time, text) = line.split_once(' ').unwrap_or((line.as_str(), ""));
             lines.push((time.to_owned(), format!("{} | {text}\n", container.name)));
         }
+        // Each time, so that no more than two bounds are ever in memory.
+        keep_newest(&mut lines);
     }
+    Ok(lines.into_iter().map(|(_, line)| line).collect())
+}
+
+/// Sorts lines by their time and keeps the newest that fit into [`LOGS_MAX_BYTES`].
+fn keep_newest(lines: &mut Vec<(String, String)>) {
     // Docker writes times of one width, in UTC; lines of one moment stay in their containers' order.
     lines.sort_by(|(one, _), (other, _)| one.cmp(other));
     let mut bytes = 0;
@@ -113,8 +120,8 @@ pub fn stack_logs(containers: &[Container], tail: u32, settings: &Settings) -> R
         bytes += line.len();
         bytes <= LOGS_MAX_BYTES
     });
-    let from = lines.len() - newest.count();
-    Ok(lines.drain(from..).map(|(_, line)| line).collect())
+    let surplus = lines.len() - newest.count();
+    lines.drain(..surplus);
 }
 
 impl Container {
@@ -262,5 +269,14 @@ mod tests {
         let container = container("0123456789ab", "web-1");
         assert!(container.belongs_to(&labels("p", "/f")));
         assert!(!container.belongs_to(&labels("p", "/other")) && !container.belongs_to(&labels("other", "/f")));
+    }
+
+    #[test]
+    fn the_newest_lines_that_fit_are_kept() {
+        let line = |time: u32, bytes: usize| (format!("{time:03}"), "x".repeat(bytes));
+        let half = LOGS_MAX_BYTES / 2;
+        let mut lines = vec![line(3, half), line(1, 1), line(2, half)];
+        keep_newest(&mut lines);
+        assert_eq!(lines.iter().map(|(time, _)| time.as_str()).collect::<Vec<_>>(), ["002", "003"]);
     }
 }

@@ -236,6 +236,9 @@ fn known_secrets(host: &Host, job: &Job) -> Scrubber {
     let environment = &host.settings.environment;
     job.repository.secrets(environment).iter().for_each(|secret| scrubber.learn(secret.expose()));
     job.repository.secret_urls(environment).iter().for_each(|url| scrubber.learn_url(url.expose()));
+    // Children get the proxies as they are, and some quote them in their errors.
+    let proxies = [&host.settings.proxies.https, &host.settings.proxies.http];
+    proxies.into_iter().flatten().filter(|proxy| proxy.contains('@')).for_each(|proxy| scrubber.learn_url(proxy));
     scrubber
 }
 

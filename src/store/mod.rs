@@ -149,8 +149,6 @@ pub struct Untold {
     pub deployment: DeploymentRecord,
     /// What to say of it.
     pub kind: MessageKind,
-    /// Whether people were told that this repository fails, and not yet that it is well again.
-    pub failure_was_told: bool,
     /// The last lines of its log, for a failure's message.
     pub last_lines: Vec<String>,
 }

@@ -38,8 +38,7 @@ impl Store {
                 continue;
             };
             let last_lines = self.last_lines(deployment.id)?;
-            let failure_was_told = candidate.told.failure;
-            return Ok(Some(Untold { deployment, kind, failure_was_told, last_lines }));
+            return Ok(Some(Untold { deployment, kind, last_lines }));
         }
     }
 
@@ -260,7 +259,7 @@ mod tests {
         scene.store.log(id, LogLevel::Error, "web is unhealthy", at(1)).unwrap();
         assert!(scene.store.next_untold().unwrap().is_some());
         let untold = scene.killed().store.next_untold().unwrap().unwrap();
-        assert_eq!((untold.deployment.id, untold.kind, untold.failure_was_told), (id, MessageKind::Failure, false));
+        assert_eq!((untold.deployment.id, untold.kind), (id, MessageKind::Failure));
         assert_eq!(untold.last_lines, ["web is unhealthy"]);
     }
 }

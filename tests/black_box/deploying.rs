@@ -262,7 +262,7 @@ fn a_compose_file_that_does_not_parse_leaves_the_old_version_and_says_why() {
 }
 
 #[test]
-fn an_image_that_does_not_exist_fails_and_is_tried_again_later() {
+fn an_image_that_cannot_be_had_fails_and_leaves_the_old_version() {
     if missing(&[parts::DOCKER, parts::GIT]) {
         return;
     }
@@ -276,8 +276,10 @@ fn an_image_that_does_not_exist_fails_and_is_tried_again_later() {
     let commit = repo.commit(&[("compose.yaml", &compose)]);
     let deployment = daemon.ended_at("web", &commit);
     assert_eq!(deployment["status"], "failed");
-    assert!(deployment["error"].as_str().expect("an error").contains("has-this"), "{deployment}");
+    assert!(deployment["error"].as_str().expect("an error").contains("localhost:9"), "{deployment}");
     assert_eq!(stack.container("web").expect("it runs").id(), before, "the old version goes on");
+    daemon.wait_for_checks("web", 2);
+    assert_eq!(daemon.deployments_of("web").len(), 2, "the next try has its pause");
 }
 
 #[test]

@@ -42,7 +42,7 @@ fn a_failure_is_told_once_a_commit_and_then_that_it_is_well_again() {
     let daemon = Daemon::with(&[entry(&repo, &stack, &receiver.url("/well"), &receiver.url("/bad"))]);
     let first = daemon.wait_for("web", "failed");
     let message = wait_until(SHORT, "the message", || receiver.messages("/bad").pop()).to_string();
-    for expected in ["home/web", &repo.tip()[..7], "compose.yaml"] {
+    for expected in ["home/web", &repo.tip()[..7], "yaml: line 1"] {
         assert!(message.contains(expected), "{expected}: {message}");
     }
     daemon.failed(check_now(&daemon));

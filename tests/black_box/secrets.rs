@@ -350,12 +350,9 @@ fn no_secret_is_anywhere_after_successes_and_failures() {
 
     let (stack, repo, sops, fake, receiver) = (Stack::new(), Repo::new(), Sops::new(), Fake::new(), Receiver::start());
     fake.rule("shoutrrr", "* send *", "exit 69 cannot reach the service behind it");
-    // A service that prints its secrets: the daemon shows its last lines when it fails.
-    let service = |version: &str, last: &str| {
-        Stack::compose_with(version, "      SECRET: \"${SECRET}\"\n      INLINE: \"${INLINE}\"\n").replace(
-            "[\"sleep\", \"86400\"]",
-            &format!("[\"sh\", \"-c\", \"echo secret=$$SECRET inline=$$INLINE; {last}\"]"),
-        )
+    let service = |version: &str, command: &str| {
+        Stack::compose_with(version, "      SECRET: \"${SECRET}\"\n      INLINE: \"${INLINE}\"\n")
+            .replace("[\"sleep\", \"86400\"]", &format!("[\"sh\", \"-c\", \"{command}\"]"))
     };
     repo.write(".env.enc", sops.encrypt(Format::Dotenv, &[("SECRET", ENV_VALUE)]));
     repo.commit(&[("compose.yaml", &service("1", "sleep 86400"))]);
@@ -379,11 +376,11 @@ fn no_secret_is_anywhere_after_successes_and_failures() {
     let spy = Spy::start(&needles);
     daemon.start();
     daemon.wait_for_commit("web", &repo.tip());
-    // One whose Compose prints the value in its error, and one whose container does.
+    // One whose Compose prints the value in its error, and one whose container does: the daemon shows the last lines of what fails.
     let printing =
         repo.commit(&[("compose.yaml", &service("2", "sleep 86400").replace(IMAGE, "localhost:9/${SECRET}:1"))]);
     assert_eq!(daemon.ended_at("web", &printing)["status"], "failed");
-    let dying = repo.commit(&[("compose.yaml", &service("3", "exit 3"))]);
+    let dying = repo.commit(&[("compose.yaml", &service("3", "echo secret=$$SECRET inline=$$INLINE; exit 3"))]);
     let deployment = daemon.ended_at("web", &dying);
     assert_eq!(deployment["status"], "failed");
     let log = daemon.log_of(deployment["id"].as_i64().expect("an id"));

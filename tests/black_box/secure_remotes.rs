@@ -38,17 +38,17 @@ fn a_submodule_over_https_is_checked_out() {
     if missing(&[parts::DOCKER, parts::GIT, parts::TLS]) {
         return;
     }
-    let (stack, repo, part) = (Stack::new(), Repo::new(), Repo::named("part"));
+    let (stack, repo) = (Stack::new(), Repo::new());
+    let part = Repo::in_root_of(&repo, "part");
     part.commit(&[("file", "of the submodule")]);
-    let tls = {
-        let server = GitServer::start(part.root());
-        (Tls::in_front_of(server.port()), server)
-    };
+    let server = GitServer::start(repo.root());
+    let tls = Tls::in_front_of(server.port());
     repo.write("compose.yaml", Stack::compose_with("1", "    volumes: [\"./part:/part:ro\"]\n"));
     repo.git(&["submodule", "--quiet", "add", &part.url(), "part"]);
-    repo.git(&["config", "--file", ".gitmodules", "submodule.part.url", &tls.0.url("part")]);
+    repo.git(&["config", "--file", ".gitmodules", "submodule.part.url", &tls.url("part")]);
     repo.commit_all("With a submodule");
-    let entry = Entry::new("web", &repo.url(), &stack).field("ca_file", &tls.0.ca_file().to_string_lossy());
+    let ca_file = tls.ca_file().to_string_lossy().into_owned();
+    let entry = Entry::new("web", &tls.url("stack"), &stack).field("ca_file", &ca_file);
     let daemon = Daemon::with(&[entry]);
     daemon.wait_for_commit("web", &repo.tip());
     assert_eq!(stack.container("web").expect("it runs").run(&["cat", "/part/file"]), "of the submodule");

@@ -4,12 +4,13 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 use tempfile::TempDir;
 
 /// A bare repository `NAME.git` in a folder of its own, and a clone beside it.
 pub struct Repo {
-    folder: TempDir,
+    folder: Arc<TempDir>,
     name: String,
 }
 
@@ -23,9 +24,19 @@ impl Repo {
     pub fn named(name: &str) -> Repo {
         let folder = TempDir::with_prefix("shiparr-test-remote-").expect("make a folder");
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("open the folder to all");
+        Repo::made(Arc::new(folder), name)
+    }
+
+    /// Another empty remote that is served by whatever serves the first one's folder.
+    pub fn in_root_of(other: &Repo, name: &str) -> Repo {
+        Repo::made(Arc::clone(&other.folder), name)
+    }
+
+    fn made(folder: Arc<TempDir>, name: &str) -> Repo {
         let repo = Repo { folder, name: name.to_owned() };
+        let clone = repo.clone_folder();
         repo.git_in(repo.root(), &["init", "--quiet", "--bare", "--initial-branch=main", &format!("{name}.git")]);
-        repo.git_in(repo.root(), &["init", "--quiet", "--initial-branch=main", "clone"]);
+        repo.git_in(repo.root(), &["init", "--quiet", "--initial-branch=main", &clone.to_string_lossy()]);
         repo.git(&["remote", "add", "origin", &repo.bare().to_string_lossy()]);
         repo
     }
@@ -49,7 +60,7 @@ impl Repo {
 
     /// The clone that people work in.
     pub fn clone_folder(&self) -> PathBuf {
-        self.root().join("clone")
+        self.root().join(format!("{}-clone", self.name))
     }
 
     /// The remote as a URL: its absolute path.
