@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 /// Identifies a row of `repositories`.
@@ -303,6 +303,18 @@ pub struct RepositoryRecord {
     /// Where it stands (spec section 5): a pending or running deployment's status, else that of the last one that was not
     /// skipped, else none.
     pub status: Option<Status>,
+}
+
+/// Checks that failed for this long are told, and make health `degraded` (spec section 4, Check).
+const FAILING_LONG: SignedDuration = SignedDuration::from_hours(1);
+
+impl RepositoryRecord {
+    /// Whether its checks have failed for so long that somebody should look: from the first that failed to the last. A single failure is none, whatever
+    /// the interval, and neither is a clock that was set between a failure and now (boards without one of their own start in the past).
+    pub fn has_failed_long(&self) -> bool {
+        let failing = self.failing_since.zip(self.last_checked_at);
+        self.orphaned_at.is_none() && failing.is_some_and(|(first, last)| last.duration_since(first) >= FAILING_LONG)
+    }
 }
 
 /// A deployment, a row of the queue and of the history.

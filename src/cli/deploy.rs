@@ -7,6 +7,7 @@ use clap::Args;
 use serde::Deserialize;
 
 use super::client::{Client, DeploymentView};
+use super::table::printable;
 use crate::model::{DeploymentId, Status};
 
 /// What `deploy` takes.
@@ -64,7 +65,7 @@ pub fn run(client: &Client, args: &DeployArgs) -> anyhow::Result<ExitCode> {
     match (deployment.status, deployment.error) {
         (Status::Success, _) => Ok(ExitCode::SUCCESS),
         (status, error) => {
-            eprintln!("shiparr: {name}: deployment {id} is {status}: {}", error.unwrap_or_default());
+            eprintln!("shiparr: {name}: deployment {id} is {status}: {}", printable(&error.unwrap_or_default()));
             Ok(ExitCode::FAILURE)
         }
     }

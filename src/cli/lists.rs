@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::client::{Client, DeploymentView, RepositoryView};
-use super::table::Table;
+use super::table::{Table, printable};
 use crate::model::Status;
 
 /// `shiparr status`.
@@ -41,15 +41,15 @@ pub fn status(client: &Client, json: bool) -> anyhow::Result<ExitCode> {
     }
     for repository in &repositories {
         if let Some(error) = &repository.last_error {
-            println!("{}: check failed: {error}", full_name(repository));
+            println!("{}: check failed: {}", full_name(repository), printable(error));
         }
         if let Some(deployment) = &repository.last_deployment {
             match (&deployment.error, deployment.status) {
                 (Some(error), Status::Failed) => {
-                    println!("{}: deployment {} failed: {error}", full_name(repository), deployment.id)
+                    println!("{}: deployment {} failed: {}", full_name(repository), deployment.id, printable(error))
                 }
                 (Some(reason), Status::Pending) => {
-                    println!("{}: deployment {} {reason}", full_name(repository), deployment.id)
+                    println!("{}: deployment {} {}", full_name(repository), deployment.id, printable(reason))
                 }
                 _ => {}
             }
@@ -158,7 +158,7 @@ pub fn notify_test(client: &Client, given: Option<&str>) -> anyhow::Result<ExitC
         match one.problem {
             None => println!("{about}{}: sent", one.target),
             Some(problem) => {
-                println!("{about}{}: {problem}", one.target);
+                println!("{about}{}: {}", one.target, printable(&problem));
                 code = ExitCode::FAILURE;
             }
         }
@@ -170,7 +170,7 @@ pub fn notify_test(client: &Client, given: Option<&str>) -> anyhow::Result<ExitC
 fn print_problems(health: &Value) {
     for (name, check) in health["checks"].as_object().into_iter().flatten() {
         for line in problems(check) {
-            println!("{name}: {line}");
+            println!("{name}: {}", printable(&line));
         }
     }
 }

@@ -73,8 +73,13 @@ fn paint(cell: &str) -> String {
     format!("\x1b[{code}m{cell}\x1b[0m")
 }
 
+/// A text from the daemon on one line, in which nothing steers the terminal: errors quote remotes and children.
+pub fn printable(text: &str) -> String {
+    text.replace(char::is_control, " ")
+}
+
 fn tidy(cell: &str) -> String {
-    let mut text: String = cell.chars().map(|character| if character.is_control() { ' ' } else { character }).collect();
+    let mut text = printable(cell);
     if let Some((cut, _)) = text.char_indices().nth(MAX_CELL_CHARS) {
         text.truncate(cut);
         text.push('…');

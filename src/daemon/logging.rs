@@ -30,9 +30,9 @@ pub fn start(filter: &str, format: LogFormat) {
     builder.init();
 }
 
-/// A message on one line, whatever a child or a remote put into it.
+/// A message on one line, whatever a child or a remote put into it; nothing in it steers the terminal that shows it.
 fn one_line(record: &Record<'_>) -> String {
-    record.args().to_string().replace(['\n', '\r'], " ")
+    record.args().to_string().replace(char::is_control, " ")
 }
 
 fn now() -> String {
@@ -57,5 +57,16 @@ fn priority(level: Level) -> u8 {
         Level::Warn => 4,
         Level::Info => 6,
         Level::Debug | Level::Trace => 7,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_one_and_steers_no_terminal() {
+        let record = Record::builder().args(format_args!("there is no `main`; there are \x1b[2Jx\r\ny")).build();
+        assert_eq!(one_line(&record), "there is no `main`; there are  [2Jx  y");
     }
 }

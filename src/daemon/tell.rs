@@ -24,8 +24,6 @@ const MESSAGE_LIMIT: Duration = Duration::from_secs(300);
 const TEST_LIMIT: Duration = Duration::from_secs(40);
 /// All URLs of a test together; less than the command line waits for the answer.
 const TESTS_LIMIT: Duration = Duration::from_secs(50);
-/// Checks that fail for this long are told.
-const CHECKS_FAIL_FOR: Duration = Duration::from_secs(3600);
 /// Docker being away for this long is told.
 const DOCKER_AWAY_FOR: Duration = Duration::from_secs(600);
 
@@ -78,8 +76,7 @@ impl Teller {
     }
 
     fn tell_long_failing_checks(&self) -> Result<(), StoreError> {
-        let Ok(since) = Timestamp::now().checked_sub(CHECKS_FAIL_FOR) else { return Ok(()) };
-        for record in self.shared.host.store.take_long_failing_checks(since)? {
+        for record in self.shared.host.store.take_long_failing_checks()? {
             let catalog = self.shared.catalog();
             let Some(repository) = catalog.repository(&record.name) else { continue };
             let urls = self.urls(&record.name, &failure_templates(repository));

@@ -83,31 +83,24 @@ impl Store {
         Ok(true)
     }
 
-    /// Repositories whose checks have failed since before `since` and whose failure nobody was told of; marks them as told. Orphans are not among them.
+    /// Repositories whose checks have failed for long ([`RepositoryRecord::has_failed_long`]) and whose failure nobody was told of; marks them as told.
     ///
     /// # Errors
     /// SQLite's.
-    pub fn take_long_failing_checks(&self, since: Timestamp) -> Result<Vec<RepositoryRecord>, StoreError> {
-        let condition = "failing_since <= ?1 AND failing_told = 0 AND orphaned_at IS NULL";
-        let any = self.read(|connection| {
-            let sql = format!("SELECT 1 FROM repositories WHERE {condition} LIMIT 1");
-            Ok(connection.prepare_cached(&sql)?.exists([stored(since)])?)
-        })?;
-        if !any {
-            return Ok(Vec::new());
-        }
-        let mut records = self.note(|transaction| {
-            let taken: Vec<RepositoryId> = transaction
-                .prepare(&format!("UPDATE repositories SET failing_told = 1 WHERE {condition} RETURNING id"))?
-                .query_map([stored(since)], |row| row.get(0))?
-                .collect::<Result<_, _>>()?;
-            let mut records = Vec::new();
-            for id in taken {
-                records.extend(select_repositories(transaction, "WHERE r.id = ?1", [id])?);
-            }
-            Ok(records)
+    pub fn take_long_failing_checks(&self) -> Result<Vec<RepositoryRecord>, StoreError> {
+        let mut records = self.read(|connection| {
+            select_repositories(connection, "WHERE r.failing_since IS NOT NULL AND r.failing_told = 0", [])
         })?;
         self.checks.complete(&mut records);
+        records.retain(RepositoryRecord::has_failed_long);
+        if !records.is_empty() {
+            self.note(|transaction| {
+                for record in &records {
+                    transaction.execute("UPDATE repositories SET failing_told = 1 WHERE id = ?1", [record.id])?;
+                }
+                Ok(())
+            })?;
+        }
         Ok(records)
     }
 
@@ -249,7 +242,7 @@ mod tests {
             assert!(scene.store.check_found(id, &hash(1), at(second)).unwrap().is_none());
             scene.store.check_scheduled(id, at(second + 300));
             assert!(!scene.store.check_failed(other, "the remote does not answer", at(second)).unwrap());
-            assert!(scene.store.take_long_failing_checks(at(-1)).unwrap().is_empty());
+            assert!(scene.store.take_long_failing_checks().unwrap().is_empty());
         }
         assert_eq!(files(&scene), before);
         let record = scene.record("media");
@@ -330,26 +323,33 @@ mod tests {
 
     #[test]
     fn a_long_failure_is_taken_once_until_it_has_ended() {
+        const HOUR: i64 = 3600;
         let scene = scene();
         let (media, web) = (scene.id("media"), scene.id("web"));
-        let take = |since| {
-            let taken = scene.store.take_long_failing_checks(at(since)).unwrap();
-            taken.iter().map(|record| (record.id, record.failing_since)).collect::<Vec<_>>()
+        let take = || {
+            let taken = scene.store.take_long_failing_checks().unwrap();
+            taken.iter().map(|record| record.id).collect::<Vec<_>>()
         };
-        scene.store.check_failed(media, "away", at(0)).unwrap();
-        scene.store.check_failed(web, "away", at(10)).unwrap();
-        assert!(take(-1).is_empty());
-        assert_eq!(take(5), [(media, Some(at(0)))]);
-        assert!(take(5).is_empty());
-        assert_eq!(take(10), [(web, Some(at(10)))]);
-        scene.store.check_found(media, &hash(1), at(20)).unwrap();
-        scene.store.check_failed(media, "away", at(30)).unwrap();
-        assert!(take(20).is_empty());
-        assert_eq!(take(30), [(media, Some(at(30)))]);
-        scene.store.check_found(web, &hash(1), at(30)).unwrap();
-        scene.store.check_failed(web, "away", at(31)).unwrap();
-        scene.store.sync(&[home(&["media"])], &[], at(32)).unwrap();
-        assert!(take(40).is_empty(), "nobody waits for an orphan");
+        let fails = |id, second| assert!(scene.store.check_failed(id, "away", at(second)).is_ok());
+        fails(media, 0);
+        fails(web, 10);
+        fails(media, HOUR - 1);
+        assert!(take().is_empty());
+        fails(media, HOUR);
+        assert_eq!(take(), [media]);
+        assert!(take().is_empty());
+        fails(web, HOUR + 10);
+        assert_eq!(take(), [web]);
+        scene.store.check_found(media, &hash(1), at(2 * HOUR)).unwrap();
+        fails(media, 2 * HOUR + 1);
+        assert!(take().is_empty(), "one failed check, however long ago, is no long failure");
+        fails(media, 3 * HOUR + 1);
+        assert_eq!(take(), [media]);
+        scene.store.check_found(web, &hash(1), at(3 * HOUR)).unwrap();
+        fails(web, 3 * HOUR + 1);
+        fails(web, 5 * HOUR);
+        scene.store.sync(&[home(&["media"])], &[], at(5 * HOUR)).unwrap();
+        assert!(take().is_empty(), "nobody waits for an orphan");
     }
 
     #[test]

@@ -3,19 +3,15 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use super::Context;
 use super::answer::{Answer, Failure};
 use super::routes::Call;
 use crate::config::Severity;
-use crate::model::RepositoryRecord;
 
 /// How old an answer may be.
 const CHECKS_MAX_AGE: Duration = Duration::from_secs(1);
-/// Checks of a remote that have failed for longer than this make health `degraded` (spec section 4).
-const FAILING_LONG: SignedDuration = SignedDuration::from_hours(1);
 
 /// The last look.
 #[derive(Default)]
@@ -27,11 +23,6 @@ struct Checks {
     is_database_usable: bool,
     is_well: bool,
     details: Value,
-}
-
-/// Whether checks of a repository have failed for so long that somebody should look.
-pub fn has_failed_long(record: &RepositoryRecord, now: Timestamp) -> bool {
-    record.orphaned_at.is_none() && record.failing_since.is_some_and(|since| now.duration_since(since) > FAILING_LONG)
 }
 
 /// GET `/api/health`. Whoever did not log in, where that is asked for, sees the status alone.
@@ -60,13 +51,13 @@ impl Health {
         if let Some((_, checks)) = last.as_ref().filter(|(at, _)| at.elapsed() < CHECKS_MAX_AGE) {
             return Arc::clone(checks);
         }
-        let checks = Arc::new(look(context, Timestamp::now()));
+        let checks = Arc::new(look(context));
         *last = Some((Instant::now(), Arc::clone(&checks)));
         checks
     }
 }
 
-fn look(context: &Context, now: Timestamp) -> Checks {
+fn look(context: &Context) -> Checks {
     let records = context.store.ping().and_then(|()| context.store.repositories(None));
     let database = records.as_ref().err().map(|error| json!({ "message": error.to_string() }));
     let docker = context.daemon.docker_problem().map(|message| json!({ "message": message }));
@@ -76,7 +67,7 @@ fn look(context: &Context, now: Timestamp) -> Checks {
     let failing: Vec<Value> = records
         .iter()
         .flatten()
-        .filter(|record| has_failed_long(record, now))
+        .filter(|record| record.has_failed_long())
         .map(|record| json!({ "repository": record.name.to_string(), "error": record.last_error }))
         .collect();
     let remotes = (!failing.is_empty()).then(|| json!({ "repositories": failing }));

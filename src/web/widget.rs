@@ -1,11 +1,9 @@
 //! What dashboards read (spec section 7).
 
-use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 
 use super::answer::{Answer, Failure};
-use super::health::has_failed_long;
 use super::routes::Call;
 use crate::model::{DeploymentRecord, RepositoryRecord, Status};
 
@@ -16,11 +14,11 @@ const ABSENT: &str = "-";
 pub fn dashy(call: &Call<'_>) -> Result<Answer, Failure> {
     let project = call.request.query("project").filter(|name| !name.is_empty());
     let project = project.ok_or_else(|| Failure::bad_request("which project? Add ?project=NAME"))?;
-    let (zone, now) = (TimeZone::system(), Timestamp::now());
+    let zone = TimeZone::system();
     let mut widgets = Vec::new();
     for record in repositories(call, project)? {
         let outcome = call.context.store.last_outcome(record.id)?;
-        widgets.extend(widgets_of(&record, outcome.as_ref(), &zone, now));
+        widgets.extend(widgets_of(&record, outcome.as_ref(), &zone));
     }
     Ok(Answer::json(&json!({ "widgets": widgets })))
 }
@@ -52,15 +50,10 @@ fn repositories(call: &Call<'_>, project: &str) -> Result<Vec<RepositoryRecord>,
     Ok(records)
 }
 
-fn widgets_of(
-    record: &RepositoryRecord,
-    outcome: Option<&DeploymentRecord>,
-    zone: &TimeZone,
-    now: Timestamp,
-) -> [Value; 4] {
+fn widgets_of(record: &RepositoryRecord, outcome: Option<&DeploymentRecord>, zone: &TimeZone) -> [Value; 4] {
     let status = match (record.status, outcome.map(|outcome| outcome.status)) {
         (Some(Status::Pending | Status::Running), _) => "deploying",
-        _ if has_failed_long(record, now) => "unknown",
+        _ if record.has_failed_long() => "unknown",
         (_, Some(Status::Success)) => "running",
         (_, Some(Status::Failed)) => "stopped",
         _ => "unknown",

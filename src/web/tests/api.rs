@@ -225,7 +225,9 @@ fn health_says_what_is_not_well() {
     };
     *scene.daemon.catalog.lock().unwrap() = Arc::new(Catalog { problems: vec![problem], ..Catalog::default() });
     let long_ago = Timestamp::now() - jiff::SignedDuration::from_hours(2);
-    scene.store.check_failed(scene.id("web"), "no route to host", long_ago).unwrap();
+    for at in [long_ago, Timestamp::now()] {
+        scene.store.check_failed(scene.id("web"), "no route to host", at).unwrap();
+    }
     let started = Instant::now();
     let checks = loop {
         let health = scene.get("/api/health").json();
@@ -295,6 +297,8 @@ fn the_widget_shows_four_values_a_repository() {
     assert_eq!(value(7).len(), "2024-01-15 14:30:00".len());
     let long_ago = Timestamp::now() - jiff::SignedDuration::from_hours(2);
     scene.store.check_failed(scene.id("web"), "gone", long_ago).unwrap();
+    assert_eq!(scene.get("/widget/dashy?project=home").json()["widgets"][6]["value"], "running", "failed once only");
+    scene.store.check_failed(scene.id("web"), "gone", Timestamp::now()).unwrap();
     assert_eq!(scene.get("/widget/dashy?project=home").json()["widgets"][6]["value"], "unknown");
     let missing = scene.get("/widget/dashy");
     assert_eq!((missing.status, missing.header("access-control-allow-origin")), (400, Some("*")));
