@@ -1,6 +1,8 @@
 //! The daemon's side of the web: its listeners, its threads, and what it may ask of the daemon.
 
+use std::fs;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -21,6 +23,7 @@ pub struct Web {
     stop: StopWeb,
     threads: Vec<JoinHandle<()>>,
     address: String,
+    control: PathBuf,
 }
 
 impl Web {
@@ -37,7 +40,8 @@ impl Web {
                 "everybody who reaches {address} may deploy: set Shiparr_AUTH_ENABLED=true and Shiparr_AUTH_PASSWORD, or Shiparr_HOST=127.0.0.1"
             );
         }
-        let control = web::listen_control(&settings.runtime_path.join(CONTROL_SOCKET))?;
+        let control_path = settings.runtime_path.join(CONTROL_SOCKET);
+        let control = web::listen_control(&control_path)?;
         let side = Side { shared: Arc::clone(shared), threads: threads.clone() };
         let context = Context::new(Arc::clone(settings), Arc::clone(&shared.host.store), Arc::new(side));
         let started = web::start(context, vec![Listener::Tcp(tcp), Listener::Control(control)])?;
@@ -50,7 +54,7 @@ impl Web {
                 }
             })?);
         }
-        Ok(Web { stop: started.stop, threads: running, address: format!("http://{address}") })
+        Ok(Web { stop: started.stop, threads: running, address: format!("http://{address}"), control: control_path })
     }
 
     /// Where people find it.
@@ -64,6 +68,10 @@ impl Web {
         let until = Instant::now() + STOP_LIMIT;
         for thread in &self.threads {
             ended_within(thread, until.saturating_duration_since(Instant::now()));
+        }
+        // Nobody answers there any more. The runtime folder's lock is still held, so it is not the next daemon's.
+        if let Err(error) = fs::remove_file(&self.control) {
+            log::warn!("the control socket {} was not removed: {error}", self.control.display());
         }
     }
 }
