@@ -274,6 +274,10 @@ impl<'a> Connection<'a> {
             return refused;
         }
         let url = &self.remote.url;
+        if url.scheme() == Scheme::File && !Path::new(url.path()).is_dir() {
+            // libgit2 calls this an unsupported protocol. The path may be on a disk that is mounted later.
+            return GitError::passing(format!("there is no Git repository at {}", url.path()));
+        }
         let is_about_keys = error.code() == ErrorCode::Auth || error.message().contains("failed to authenticate");
         if url.scheme() == Scheme::Ssh && is_about_keys {
             // A key that cannot be read, or for which the passphrase is wrong, is not told apart from one that is refused.

@@ -113,7 +113,7 @@ fn every_route_answers_in_the_shape_that_is_promised() {
     assert_keys(&repository, &REPOSITORY_KEYS);
     assert_eq!(repository["project"], "home");
     assert_eq!(repository["branch"], "main");
-    assert_eq!(repository["git_url"], repo.url());
+    assert_eq!(repository["git_url"], format!("file://{}", repo.url()));
     assert_eq!(repository["orphaned"], false);
     for field in ["created_at", "last_checked_at", "next_check_at"] {
         assert_time(&repository[field]);
@@ -507,6 +507,8 @@ fn a_repository_that_was_never_deployed_says_so() {
         Some(daemon.repository("web")).filter(|repository| repository["last_error"].is_string())
     });
     assert_eq!(repository["status"], "never_deployed");
+    let error = repository["last_error"].as_str().expect("an error");
+    assert!(error.contains("no Git repository at /nowhere/stack.git"), "{error}");
     assert_eq!(repository["last_deployment"], Json::Null);
     assert_eq!(repository["last_commit_hash"], Json::Null);
     assert_ne!(repository["observed_commit"], HASH_OF_NOTHING);
