@@ -131,7 +131,7 @@ impl Server {
         let Some(accepting) = self.accepting.take() else { return };
         self.shared.stopping.store(true, Ordering::SeqCst);
         // The accepting thread sees the flag with the next connection, which is this one.
-        let _ = TcpStream::connect(("127.0.0.1", self.address.port()));
+        let _ = TcpStream::connect(self.address);
         accepting.join().expect("the accepting thread does not panic");
     }
 
