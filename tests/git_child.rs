@@ -172,6 +172,24 @@ fn an_ssh_remote_is_checked_and_fetched_with_a_key() {
 }
 
 #[test]
+fn a_path_without_a_slash_begins_in_the_home_folder_of_the_ssh_user() {
+    let lab = Lab::new();
+    let hash = lab.push("file", "one");
+    let server = SshServer::start(&lab);
+    fs::write(lab.path("known_hosts"), server.line(&lab, "ed25519")).unwrap();
+    // The user's home folder, as sshd knows it, leads to the repository by a relative path only.
+    let user = run(lab.folder.path(), "id", &["-un"]);
+    let home = run(lab.folder.path(), "sh", &["-c", &format!("eval echo ~{user}")]);
+    let up = "../".repeat(Path::new(&home).components().count());
+    let below = lab.path("remote.git").display().to_string();
+    for (path, is_found) in [(format!("{up}{}", &below[1..]), true), (below[1..].to_owned(), false)] {
+        let remote = lab.remote(&format!("{user}@[127.0.0.1:{}]:{path}", server.port));
+        let answer = lab.check(&Remote { ssh_key: Some(lab.path("key")), ..remote });
+        assert_eq!(answer.as_ref().is_ok_and(|found| found.as_str() == hash), is_found, "{path}: {answer:?}");
+    }
+}
+
+#[test]
 fn an_ssh_key_that_does_not_open_says_why() {
     let lab = Lab::new();
     let hash = lab.push("file", "one");

@@ -31,12 +31,10 @@ fn paragraph(beginning: &str) -> &'static str {
 #[test]
 fn every_repository_field_is_in_the_table_or_said_to_be_missing() {
     let mut named = first_column("repository field");
-    for name in ["secret_files", "watch_paths", "deploy"] {
+    for name in ["secret_files", "watch_paths"] {
         assert!(paragraph("`secret_files`").contains(name), "{name}");
         assert!(named.insert(name), "{name} is said to be missing and is in the table");
     }
-    // The meaning of `token` names it.
-    named.insert("tokens_github");
     assert_eq!(named, REPOSITORY_FIELDS.iter().copied().collect());
 }
 

@@ -115,7 +115,7 @@ impl Run<'_> {
         repository.reference(CHECKED_OUT, tip, true, "checked out")?;
         // For people who look at the tree with git; nothing here reads it.
         let _ = for_people(repository, &checkout.store, &checkout.local_path, tip);
-        store::tidy(repository, self.limit.left());
+        trees.sources.tidy(self.limit);
         Ok(CheckedOut { commit, changed_files, notes: std::mem::take(&mut self.notes) })
     }
 

@@ -3,6 +3,8 @@
 use std::cell::{Cell, RefCell};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use git2::cert::Cert;
 use git2::{
@@ -26,11 +28,17 @@ const FETCHED: &str = "refs/shiparr/fetched";
 /// # Errors
 /// libgit2's own.
 pub(super) fn configure_process(ca_file: Option<&Path>) -> Result<(), git2::Error> {
+    // At its start libgit2 reads all certificate authorities of the system, which takes 20 ms, and it hardly ever speaks TLS here:
+    // `Connection::new` names them where it does. Nobody else may see the variable: libcurl goes by it too.
+    // SAFETY: the child has one thread here.
+    unsafe { std::env::set_var("SSL_CERT_FILE", "/dev/null") };
     let levels = [ConfigLevel::System, ConfigLevel::Global, ConfigLevel::XDG, ConfigLevel::ProgramData];
     for level in levels {
         // SAFETY: the child has one thread here, and no repository is open yet.
         unsafe { git2::opts::set_search_path(level, "/dev/null/none")? };
     }
+    // SAFETY: as above.
+    unsafe { std::env::remove_var("SSL_CERT_FILE") };
     // SAFETY: as above. Trees and remotes of other owners are normal, and none of their configuration or hooks is ever run.
     unsafe { git2::opts::set_verify_owner_validation(false)? };
     if let Some(ca_file) = ca_file {
@@ -117,12 +125,26 @@ impl<'a> Connection<'a> {
             let (host, port) = (remote.url.host().unwrap_or_default(), remote.url.port().unwrap_or_default());
             Home::fill(&KnownHost::read(&host, port, &remote.known_hosts)?)?;
         }
+        if let (Scheme::Https, None) = (remote.url.scheme(), &remote.ca_file) {
+            if let Some(file) = openssl_probe::probe().cert_file {
+                // SAFETY: nothing else talks to a remote in this process now.
+                unsafe { git2::opts::set_ssl_cert_file(file) }.map_err(|error| GitError::lasting(error.message()))?;
+            }
+        }
         Ok(Connection { remote, refused: RefCell::new(None), offered: Cell::new(false) })
     }
 
-    /// The URL as libgit2 is to read it: it would decode a local path.
+    /// The URL as libgit2 is to read it: it would decode a local path, and has the port of a relative one elsewhere.
     fn url(&self) -> String {
         let url = &self.remote.url;
+        if url.is_relative_to_home() {
+            let (user, host) = (url.user().unwrap_or(SSH_USER), url.host_with_port().unwrap_or_default());
+            if host.starts_with('[') {
+                // It reads no IPv6 address in that form; `~` is the home folder for git itself, if not for every forge.
+                return format!("ssh://{user}@{host}/~{}", url.path());
+            }
+            return format!("[{user}@{host}]:{}", &url.path()[1..]);
+        }
         url.folder().map_or_else(|| url.as_str().to_owned(), |folder| folder.display().to_string())
     }
 
@@ -192,7 +214,13 @@ impl<'a> Connection<'a> {
 
     /// A credential for http(s); libgit2 names the place that it stands before after a redirect.
     fn http_credential(&self, url: &str) -> Result<Result<Cred, git2::Error>, GitError> {
-        let asked: RemoteUrl = url.parse().unwrap_or_else(|_| self.remote.url.clone());
+        // A redirect can lead to a URL that is none of ours: nothing is said there.
+        let Ok(asked) = url.parse::<RemoteUrl>() else {
+            return Err(GitError::lasting(format!(
+                "{} redirects to where Shiparr sends no credential",
+                self.remote.url
+            )));
+        };
         match &self.remote.credential {
             Some(credential) if !self.offered.get() && may_have_credential(self.remote, &asked) => {
                 self.offered.set(true);
@@ -303,42 +331,55 @@ fn is_asked_directly(url: &RemoteUrl, no_proxy: Option<&str>) -> bool {
 
 /// A home folder of this process's own for libgit2, which reads the kinds of key that it asks an ssh host for from `~/.ssh/known_hosts` and
 /// from nowhere else. Without it a host would show a key of a kind that is not among the known ones.
+///
+/// Everybody can write where it lies: its name is one that nobody can foresee, and it is used only where this process made it.
 #[derive(Debug)]
 pub(super) struct Home;
+
+/// Where the folder of this process is, and whether it has made it.
+struct HomeFolder {
+    path: PathBuf,
+    is_made: AtomicBool,
+}
+
+static HOME: OnceLock<HomeFolder> = OnceLock::new();
 
 impl Home {
     /// Names the folder to libgit2, which looks at `HOME` when it is first used. It is made once an ssh host is asked.
     pub fn announce() -> Home {
         remove_left_over_homes();
         // SAFETY: the child has one thread here.
-        unsafe { std::env::set_var("HOME", home_folder()) };
+        unsafe { std::env::set_var("HOME", &home().path) };
         Home
     }
 
     /// Writes what is known of a host to where libgit2 reads it.
     fn fill(known: &KnownHost<'_>) -> Result<(), GitError> {
-        let folder = home_folder();
+        let home = home();
         let fill = || {
-            let ssh = folder.join(".ssh");
-            if !ssh.is_dir() {
+            let ssh = home.path.join(".ssh");
+            if !home.is_made.load(Ordering::Relaxed) {
                 // Not `create_dir_all`: a folder that somebody else made under this name is refused.
-                std::fs::DirBuilder::new().mode(0o700).create(&folder)?;
+                std::fs::DirBuilder::new().mode(0o700).create(&home.path)?;
                 std::fs::create_dir(&ssh)?;
+                home.is_made.store(true, Ordering::Relaxed);
             }
             std::fs::write(ssh.join("known_hosts"), known.as_file())
         };
-        fill().map_err(|error| GitError::passing(format!("cannot write {}: {error}", folder.display())))
+        fill().map_err(|error| GitError::passing(format!("cannot write {}: {error}", home.path.display())))
     }
 }
 
 impl Drop for Home {
     fn drop(&mut self) {
-        // It holds public keys only; one that stays is removed by the next child.
-        let _ = std::fs::remove_dir_all(home_folder());
+        if home().is_made.load(Ordering::Relaxed) {
+            // It holds public keys only; one that stays is removed by the next child.
+            let _ = std::fs::remove_dir_all(&home().path);
+        }
     }
 }
 
-/// How the names of such folders begin; the process id follows.
+/// How the names of such folders begin; the process id follows, and chance.
 const HOME_PREFIX: &str = "shiparr-ssh-";
 
 /// In shared memory where there is some: a check writes nothing to the disk.
@@ -347,8 +388,14 @@ fn home_base() -> PathBuf {
     if shared_memory.is_dir() { shared_memory } else { std::env::temp_dir() }
 }
 
-fn home_folder() -> PathBuf {
-    home_base().join(format!("{HOME_PREFIX}{}", std::process::id()))
+fn home() -> &'static HomeFolder {
+    HOME.get_or_init(|| {
+        let mut chance = [0; 8];
+        // Without chance the name can be foreseen, and a folder that somebody made under it is still refused.
+        let _ = getrandom::fill(&mut chance);
+        let name = format!("{HOME_PREFIX}{}-{:016x}", std::process::id(), u64::from_ne_bytes(chance));
+        HomeFolder { path: home_base().join(name), is_made: AtomicBool::new(false) }
+    })
 }
 
 /// Removes those of children that were killed.
@@ -356,11 +403,41 @@ fn remove_left_over_homes() {
     let ours = rustix::process::geteuid().as_raw();
     for entry in std::fs::read_dir(home_base()).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        let Some(process) = name.to_str().and_then(|name| name.strip_prefix(HOME_PREFIX)) else { continue };
+        let Some(rest) = name.to_str().and_then(|name| name.strip_prefix(HOME_PREFIX)) else { continue };
+        let process = rest.split_once('-').map_or(rest, |(process, _)| process);
         let is_gone = !Path::new("/proc").join(process).exists() || process == std::process::id().to_string();
         let is_ours = entry.metadata().is_ok_and(|metadata| metadata.is_dir() && metadata.uid() == ours);
         if is_gone && is_ours {
             let _ = std::fs::remove_dir_all(entry.path());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::git::testing::{credential, remote};
+
+    #[test]
+    fn a_home_that_somebody_else_made_is_not_written_to() {
+        let made = home().path.join(".ssh");
+        std::fs::create_dir_all(&made).unwrap();
+        let precious = tempfile::NamedTempFile::new().unwrap();
+        std::os::unix::fs::symlink(precious.path(), made.join("known_hosts")).unwrap();
+        std::fs::write(precious.path(), "precious").unwrap();
+        let error = Home::fill(&KnownHost::read("h", 22, &[]).unwrap()).unwrap_err();
+        assert!(error.message.contains("exists"), "{error}");
+        assert_eq!(std::fs::read_to_string(precious.path()).unwrap(), "precious");
+        std::fs::remove_dir_all(&home().path).unwrap();
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_read_as_a_url_gets_no_credential() {
+        let remote = Remote { credential: credential("token"), ..remote("https://h/p") };
+        let connection = Connection { remote: &remote, refused: RefCell::new(None), offered: Cell::new(false) };
+        for url in ["https://other/a b", "https://other/p?q", "https://other/p", "https://h:444/p", "http://h/p", ""] {
+            assert!(connection.http_credential(url).is_err(), "{url}");
+        }
+        assert!(connection.http_credential("https://h/p").is_ok());
     }
 }

@@ -89,13 +89,22 @@ pub struct GitError {
 impl GitError {
     /// A failure that can pass by itself.
     fn passing(message: impl Into<String>) -> GitError {
-        GitError { message: message.into(), chance: Chance::CanPass, commit: None }
+        GitError { message: one_line(message.into()), chance: Chance::CanPass, commit: None }
     }
 
     /// A failure that stays until somebody changes something.
     fn lasting(message: impl Into<String>) -> GitError {
-        GitError { message: message.into(), chance: Chance::Final, commit: None }
+        GitError { message: one_line(message.into()), chance: Chance::Final, commit: None }
     }
+}
+
+/// Names in a message come from remotes and from trees, and may hold anything: escaped, they neither break a line nor steer a terminal.
+fn one_line(message: String) -> String {
+    if !message.contains(char::is_control) {
+        return message;
+    }
+    let escape = |char: char| if char.is_control() { char.escape_default().to_string() } else { char.to_string() };
+    message.chars().map(escape).collect()
 }
 
 /// What runs the Git child: this program, and the environment that it may see.

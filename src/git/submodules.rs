@@ -8,20 +8,22 @@ use std::path::Path;
 
 use git2::{ObjectType, Oid, Repository, TreeEntry};
 
-use super::checkout::{Entry, Files, Kind};
+use super::checkout::{Entry, Files, Kind, folders_above};
 use super::libgit::Failed;
 use super::smart_http::may_have_credential;
-use super::{GitError, Remote, RemoteUrl, Scheme, fetch, store};
+use super::{GitError, Remote, RemoteUrl, Scheme, fetch, one_line, store};
 use crate::command::Limit;
 
 /// How deep submodules may nest.
 const MAX_DEPTH: usize = 5;
 /// How many submodules one commit may have, nested ones included.
 const MAX_SUBMODULES: usize = 100;
-/// How many files one commit may have; a tree can name itself-like trees until nothing holds them.
+/// How many files and folders one commit may have; a tree can name the same trees again and again until nothing holds them.
 const MAX_FILES: usize = 500_000;
 /// Longest path that the kernel takes.
 const MAX_PATH_BYTES: usize = 4096;
+/// How much of a path a message shows.
+const MAX_SHOWN_CHARS: usize = 200;
 /// Bound on `.gitmodules`.
 const MAX_GITMODULES_BYTES: usize = 256 * 1024;
 
@@ -59,6 +61,13 @@ impl Sources {
     /// The repository's own store.
     pub fn main(&self) -> &Repository {
         &self.repositories[0]
+    }
+
+    /// Keeps the stores of the submodules from growing; only after a checkout, which needs the old commits too.
+    pub fn tidy(&self, limit: &Limit) {
+        for repository in &self.repositories {
+            store::tidy(repository, limit.left());
+        }
     }
 
     /// A file's content.
@@ -111,6 +120,11 @@ impl Sources {
                 places.extend(self.enter(&place, path, commit, missing)?);
             }
         }
+        for path in files.keys() {
+            if folders_above(path).any(|folder| files.contains_key(folder)) {
+                return Err(never_checked_out(path));
+            }
+        }
         Ok(files)
     }
 
@@ -122,7 +136,7 @@ impl Sources {
         commit: Oid,
         missing: &mut Missing<'_>,
     ) -> Result<Option<Place>, Failed> {
-        let shown = String::from_utf8_lossy(&[&parent.prefix[..], &path].concat()).into_owned();
+        let shown = one_line(String::from_utf8_lossy(&[&parent.prefix[..], &path].concat()).into_owned());
         let declared = declared_submodules(&self.repositories[parent.source], parent.commit)?;
         let Some(declared) = declared.get(&path) else {
             if let Missing::Fetch(_, notes) = missing {
@@ -130,8 +144,12 @@ impl Sources {
             }
             return Ok(None);
         };
-        let remote = submodule_remote(&parent.remote, &declared.url)
-            .map_err(|why| GitError::lasting(format!("the submodule {shown}: {why}")))?;
+        let remote = match missing {
+            Missing::Fetch(..) => submodule_remote(&parent.remote, &declared.url)
+                .map_err(|why| GitError::lasting(format!("the submodule {shown}: {why}")))?,
+            // Nobody is asked, so it does not matter whether the URL, seen from where the parent is by now, would be allowed.
+            Missing::Skip => parent.remote.clone(),
+        };
         let name = Oid::hash_object(ObjectType::Blob, declared.name.as_bytes())?.to_string();
         let folder = self.repositories[parent.source].path().join("modules").join(name);
         let repository = match missing {
@@ -155,7 +173,6 @@ fn fetch_submodule(folder: &Path, remote: &Remote, commit: Oid, limit: &Limit) -
         Err(_) => store::rebuild(folder)?,
     };
     fetch::commit(&repository, remote, commit, limit)?;
-    store::tidy(&repository, limit.left());
     Ok(repository)
 }
 
@@ -171,6 +188,7 @@ fn name_submodule(failed: Failed, shown: &str) -> Failed {
 /// Adds the files of one commit; its submodules come back, by their path in it.
 fn list_files(repository: &Repository, place: &Place, files: &mut Files) -> Result<Vec<(Vec<u8>, Oid)>, Failed> {
     let mut submodules = Vec::new();
+    let mut entries = 0;
     let mut folders = vec![(place.prefix.clone(), repository.find_commit(place.commit)?.tree()?)];
     while let Some((prefix, tree)) = folders.pop() {
         for entry in &tree {
@@ -191,8 +209,10 @@ fn list_files(repository: &Repository, place: &Place, files: &mut Files) -> Resu
                     files.insert(path, Entry { oid: entry.id(), kind, source: place.source });
                 }
             }
-            if files.len() + folders.len() > MAX_FILES {
-                return Err(GitError::lasting(format!("the commit has more than {MAX_FILES} files")).into());
+            entries += 1;
+            if entries.max(files.len()) > MAX_FILES {
+                let why = format!("the commit has more than {MAX_FILES} files and folders");
+                return Err(GitError::lasting(why).into());
             }
         }
     }
@@ -205,10 +225,14 @@ fn check_name(entry: &TreeEntry<'_>, path: &[u8]) -> Result<(), Failed> {
     let leads_out =
         name.is_empty() || name == b"." || name == b".." || name.iter().any(|byte| matches!(byte, b'/' | 0));
     if leads_out || name.eq_ignore_ascii_case(b".git") || path.len() > MAX_PATH_BYTES {
-        let path = String::from_utf8_lossy(path).chars().take(200).collect::<String>();
-        return Err(GitError::lasting(format!("the commit holds a path that is never checked out: {path:?}")).into());
+        return Err(never_checked_out(path));
     }
     Ok(())
+}
+
+fn never_checked_out(path: &[u8]) -> Failed {
+    let path = String::from_utf8_lossy(path).chars().take(MAX_SHOWN_CHARS).collect::<String>();
+    GitError::lasting(format!("the commit holds a path that is never checked out: {path:?}")).into()
 }
 
 /// An entry of `.gitmodules`.
@@ -291,8 +315,7 @@ fn under_parent(parent: &RemoteUrl, relative: &str) -> Result<RemoteUrl, String>
     if rest.split('/').any(|part| part == "..") {
         return Err(format!("its URL {relative} climbs in its middle"));
     }
-    let base = parent.as_str();
-    format!("{}{path}/{rest}", &base[..base.len() - parent.path().len()]).parse()
+    parent.with_path(&format!("{path}/{rest}"))
 }
 
 #[cfg(test)]
@@ -329,7 +352,8 @@ mod tests {
         assert_eq!(under("https://h/a/b.git", "../c.git").unwrap(), "https://h/a/c.git");
         assert_eq!(under("https://h/a/b.git", "../../x/c.git").unwrap(), "https://h/x/c.git");
         assert_eq!(under("https://h/a/b.git", "./c").unwrap(), "https://h/a/b.git/c");
-        assert_eq!(under("git@h:a/b.git", "../c.git").unwrap(), "ssh://git@h/a/c.git");
+        assert_eq!(under("git@h:a/b.git", "../c.git").unwrap(), "git@h:a/c.git");
+        assert_eq!(under("git@h:b.git", "../c.git").unwrap(), "git@h:c.git");
         assert_eq!(under("http://127.0.0.1/a.git", "../c.git").unwrap(), "http://127.0.0.1/c.git");
         for (parent, url) in [
             ("https://h/a/b.git", "../../../c.git"),

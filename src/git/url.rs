@@ -8,11 +8,17 @@ use serde::{Deserialize, Serialize};
 
 /// A remote's URL, normalized: a scheme, a host in lower case, no default port, no credential.
 ///
+/// `git@host:path` stays in that form, for its path is another one than that of `ssh://git@host/path`: it is relative to the user's home
+/// folder on the host. Forges take both for the same; plain servers do not.
+///
 /// It reads again as what it is: parsing its own text changes nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct RemoteUrl {
+    /// With a scheme.
     text: String,
+    /// As `git@host:path`, where that is what it is.
+    relative: Option<String>,
     scheme: Scheme,
     /// Where the user (or, without one, the host) begins in `text`.
     authority: usize,
@@ -36,7 +42,7 @@ pub enum Scheme {
 impl RemoteUrl {
     /// As it is stored and shown.
     pub fn as_str(&self) -> &str {
-        &self.text
+        self.relative.as_ref().unwrap_or(&self.text)
     }
 
     /// How it is reached.
@@ -78,6 +84,23 @@ impl RemoteUrl {
         &self.text[self.path..]
     }
 
+    /// Whether the path of an ssh remote begins in its user's home folder there.
+    pub fn is_relative_to_home(&self) -> bool {
+        self.relative.is_some()
+    }
+
+    /// Another repository on the same host, with a path as [`path`](Self::path) gives it.
+    ///
+    /// # Errors
+    /// As in reading a URL.
+    pub fn with_path(&self, path: &str) -> Result<RemoteUrl, String> {
+        if self.scheme == Scheme::File {
+            return local("", path);
+        }
+        let url = on_host(self.scheme, self.authority(), path)?;
+        Ok(if self.is_relative_to_home() { url.relative_to_home() } else { url })
+    }
+
     /// The folder of a `file://` remote.
     pub fn folder(&self) -> Option<&Path> {
         (self.scheme == Scheme::File).then(|| Path::new(self.path()))
@@ -85,6 +108,18 @@ impl RemoteUrl {
 
     fn authority(&self) -> &str {
         &self.text[self.authority..self.path]
+    }
+
+    /// An ssh remote whose path begins in the user's home folder.
+    fn relative_to_home(mut self) -> RemoteUrl {
+        let path = &self.path()[1..];
+        let (user, host) = self.authority().rsplit_once('@').unwrap_or(("", self.authority()));
+        let user = if user.is_empty() { String::new() } else { format!("{user}@") };
+        let has_port = host.rsplit_once(':').is_some_and(|(_, port)| !port.contains(']'));
+        // The brackets keep the port from being read as the path.
+        let host = if has_port { format!("[{host}]") } else { host.to_owned() };
+        self.relative = Some(format!("{user}{host}:{path}"));
+        self
     }
 }
 
@@ -111,13 +146,13 @@ impl Scheme {
 
 impl fmt::Display for RemoteUrl {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.text)
+        formatter.write_str(self.as_str())
     }
 }
 
 impl From<RemoteUrl> for String {
     fn from(url: RemoteUrl) -> String {
-        url.text
+        url.relative.unwrap_or(url.text)
     }
 }
 
@@ -136,8 +171,8 @@ const ACCEPTED: &str =
 impl FromStr for RemoteUrl {
     type Err = String;
 
-    /// Accepts https, http, ssh, `git@host:path` (the path as in `ssh://git@host/path`), `file://`, an absolute path, and
-    /// `host/path` (https). `.git` stays as it is written. The error never holds the text, which may carry a credential.
+    /// Accepts https, http, ssh, `git@host:path` (with a port `git@[host:port]:path`), `file://`, an absolute path, and `host/path`
+    /// (https). `.git` stays as it is written. The error never holds the text, which may carry a credential.
     fn from_str(text: &str) -> Result<Self, String> {
         let text = text.trim();
         if text.is_empty() {
@@ -176,11 +211,18 @@ fn without_scheme(text: &str) -> Result<RemoteUrl, String> {
         }
         return on_host(Scheme::Https, authority, path);
     };
-    // The colons of an IPv6 address are inside its brackets.
-    let after_brackets = if rest.starts_with('[') { rest.find(']').unwrap_or(0) } else { 0 };
-    match rest[after_brackets..].find(':').map(|at| rest.split_at(after_brackets + at)) {
+    // The colons of an IPv6 address, and that before a port, are inside brackets.
+    let address = if rest.starts_with("[[") { rest.find(']').map_or(0, |end| end + 1) } else { 0 };
+    let in_brackets = rest.starts_with('[').then(|| rest[address..].find("]:")).flatten();
+    match in_brackets.map(|end| address + end + 1).or_else(|| rest.find(':')).map(|at| rest.split_at(at)) {
         Some((host, path)) if !host.contains('/') => {
-            on_host(Scheme::Ssh, &format!("{user}@{host}"), &format!("/{}", path[1..].trim_start_matches('/')))
+            let inside = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+            let has_port = inside.filter(|inside| inside.starts_with('[') || inside.matches(':').count() == 1);
+            let authority = format!("{user}@{}", has_port.unwrap_or(host));
+            let path = &path[1..];
+            let url = on_host(Scheme::Ssh, &authority, &format!("/{}", path.trim_start_matches('/')))?;
+            // `~` is the home folder in either form.
+            Ok(if path.starts_with(['/', '~']) { url } else { url.relative_to_home() })
         }
         _ => on_host(Scheme::Https, authority, path),
     }
@@ -215,7 +257,7 @@ fn on_host(scheme: Scheme, authority: &str, path: &str) -> Result<RemoteUrl, Str
     }
     let start = text.len();
     text.push_str(path);
-    Ok(RemoteUrl { text, scheme, authority, path: start })
+    Ok(RemoteUrl { text, relative: None, scheme, authority, path: start })
 }
 
 /// A folder of this host.
@@ -228,7 +270,8 @@ fn local(authority: &str, path: &str) -> Result<RemoteUrl, String> {
         return Err("no path in the file:// URL; write file:///path".to_owned());
     }
     let start = "file://".len();
-    Ok(RemoteUrl { text: format!("file://{path}"), scheme: Scheme::File, authority: start, path: start })
+    let text = format!("file://{path}");
+    Ok(RemoteUrl { text, relative: None, scheme: Scheme::File, authority: start, path: start })
 }
 
 /// A user is part of an ssh remote; anywhere else it may be a token, and a password is refused everywhere.
@@ -296,10 +339,15 @@ mod tests {
             ("localhost:443/u/r", "https://localhost/u/r"),
             ("[::1]/u/r", "https://[::1]/u/r"),
             ("https://[::1]:8443/u/r", "https://[::1]:8443/u/r"),
-            ("git@github.com:user/repo.git", "ssh://git@github.com/user/repo.git"),
+            ("git@GitHub.com:user/repo.git", "git@github.com:user/repo.git"),
             ("git@host:/srv/git/repo.git", "ssh://git@host/srv/git/repo.git"),
-            ("git@[::1]:user/repo", "ssh://git@[::1]/user/repo"),
-            ("git@host:123/repo", "ssh://git@host/123/repo"),
+            ("git@host:~other/repo.git", "ssh://git@host/~other/repo.git"),
+            ("git@[::1]:user/repo", "git@[::1]:user/repo"),
+            ("git@host:123/repo", "git@host:123/repo"),
+            ("git@[host:22]:repo/", "git@host:repo"),
+            ("git@[host:2222]:repo", "git@[host:2222]:repo"),
+            ("git@[[::1]:2222]:user/repo", "git@[[::1]:2222]:user/repo"),
+            ("git@[host:2222]:/srv/repo", "ssh://git@host:2222/srv/repo"),
             ("ssh://git@Host:22/p", "ssh://git@host/p"),
             ("ssh://git@host:2222/p", "ssh://git@host:2222/p"),
             ("ssh://host/p", "ssh://host/p"),
@@ -321,6 +369,13 @@ mod tests {
             (Scheme::Ssh, Some("git"), Some("git.example.com".to_owned()), Some(2222), "/u/r.git")
         );
         assert_eq!(url.host_with_port().as_deref(), Some("git.example.com:2222"));
+        let url = parsed("git@[Git.Example.com:2222]:u/r.git");
+        assert_eq!(
+            (url.scheme(), url.user(), url.host(), url.port(), url.path()),
+            (Scheme::Ssh, Some("git"), Some("git.example.com".to_owned()), Some(2222), "/u/r.git")
+        );
+        assert_eq!(url.with_path("/x").unwrap().as_str(), "git@[git.example.com:2222]:x");
+        assert_ne!(url, parsed("ssh://git@git.example.com:2222/u/r.git"), "a home folder is not the root");
         let url = parsed("https://[::1]/u/r");
         assert_eq!((url.host(), url.port(), url.user()), (Some("::1".to_owned()), Some(443), None));
         assert_eq!(url.host_with_port().as_deref(), Some("[::1]"));
@@ -360,6 +415,9 @@ mod tests {
             ("./repo", "relative"),
             ("~/repo", "relative"),
             ("git@[::1/p", "no valid host name"),
+            ("git@[-oProxyCommand:22]:p", "no valid host name"),
+            ("git@[h:x]:p", "port"),
+            ("git@h:", "no path"),
         ] {
             let error = text.parse::<RemoteUrl>().expect_err(text);
             assert!(error.contains(part), "{text}: {error}");
@@ -370,7 +428,7 @@ mod tests {
     #[test]
     fn it_is_checked_when_it_is_read_from_json() {
         let url: RemoteUrl = serde_json::from_str("\"git@h:p\"").expect("a good one");
-        assert_eq!(serde_json::to_string(&url).expect("json"), "\"ssh://git@h/p\"");
+        assert_eq!(serde_json::to_string(&url).expect("json"), "\"git@h:p\"");
         assert!(serde_json::from_str::<RemoteUrl>("\"https://u:p@h/p\"").is_err());
     }
 }

@@ -6,8 +6,8 @@ use std::io::Write as _;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{
-    Access, Advice, AtFlags, Mode, OFlags, RenameFlags, accessat, fadvise, fchmod, fstat, fstatvfs, fsync, ftruncate,
-    mkdirat, openat, renameat, renameat_with, statat, symlinkat, unlinkat,
+    Access, Advice, AtFlags, Mode, OFlags, RenameFlags, StatxAttributes, StatxFlags, accessat, fadvise, fchmod, fstat,
+    fstatvfs, fsync, ftruncate, mkdirat, openat, renameat, renameat_with, statat, statx, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -38,7 +38,8 @@ impl Plan {
         let mut needed_bytes = 0;
         for write in &self.writes {
             let size = trees.sources.size(&write.entry)?;
-            needed_bytes += size.saturating_sub(write.over.map_or(0, |stamp| stamp.size));
+            let in_place = write.over.filter(|stamp| !stamp.has_other_names);
+            needed_bytes += size.saturating_sub(in_place.map_or(0, |stamp| stamp.size));
             if size <= MAX_PROBED_BYTES {
                 trees.sources.with_content(&write.entry, |_| ())?;
             }
@@ -62,15 +63,23 @@ impl Plan {
                 refused.insert(save.path.clone(), error);
             }
         }
-        let in_folders = self.removes.iter().map(|(path, _)| path).chain(&self.removed_folders);
+        let replaced = self.writes.iter().filter(|write| write.over.is_some_and(|stamp| stamp.has_other_names));
+        let replaced = replaced.map(|write| &write.path);
+        let gone = self.removes.iter().map(|(path, _)| path).chain(&self.removed_folders).chain(replaced);
         let made = self.writes.iter().filter(|write| write.over.is_none()).map(|write| &write.path);
-        for path in in_folders.chain(made) {
+        for path in gone.clone().chain(made) {
             if let Err((folder, error)) = may_change_folder(tree, path) {
                 refused.insert(folder, error);
             }
         }
+        for path in gone {
+            if let Err(error) = may_be_unlinked(tree, path) {
+                refused.insert(path.clone(), error);
+            }
+        }
         for write in &self.writes {
-            match write.over.map(|_| tree.open_file(&write.path, OFlags::WRONLY)) {
+            match write.over.filter(|stamp| !stamp.has_other_names).map(|_| tree.open_file(&write.path, OFlags::WRONLY))
+            {
                 // A program that runs: it is replaced.
                 None | Some(Ok(_) | Err(Errno::TXTBSY)) => {}
                 Some(Err(error)) => {
@@ -99,6 +108,21 @@ fn may_change_folder(tree: &WorkTree, path: &[u8]) -> Result<(), (Vec<u8>, Errno
     Ok(())
 }
 
+/// Whether what lies at a path can go: not where something is mounted, nor where it is marked as immutable.
+fn may_be_unlinked(tree: &WorkTree, path: &[u8]) -> Result<(), Errno> {
+    let Above::Folder(folder) = tree.above(path)? else { return Ok(()) };
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    // Kernels that cannot tell say so when it is tried.
+    let seen = statx(&folder, split(path).1, flags, StatxFlags::TYPE);
+    if seen.is_ok_and(|seen| seen.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)) {
+        return Err(Errno::BUSY);
+    }
+    match tree.open_file(path, OFlags::WRONLY) {
+        Err(Errno::PERM) => Err(Errno::PERM),
+        _ => Ok(()),
+    }
+}
+
 /// One line: which paths, whose they are, and the command to run.
 fn describe_refused(tree: &WorkTree, refused: &BTreeMap<Vec<u8>, Errno>) -> GitError {
     let names: Vec<String> = refused.keys().take(MAX_NAMED_PATHS).map(|path| quote(&tree.full(path))).collect();
@@ -115,6 +139,7 @@ fn describe_refused(tree: &WorkTree, refused: &BTreeMap<Vec<u8>, Errno>) -> GitE
             "the file system is read-only: mount it writable, or under systemd add `ReadWritePaths={}` to the unit",
             tree.path.display()
         ),
+        Some(&Errno::BUSY) => format!("something is mounted there: run `sudo umount {paths}`"),
         Some(&Errno::PERM) if rustix::process::geteuid().is_root() => format!("run `sudo chattr -i -a {paths}`"),
         _ => format!("run `sudo chown {} {paths}`", name_of(rustix::process::geteuid().as_raw())),
     };
@@ -139,6 +164,15 @@ fn name_of(id: u32) -> String {
 }
 
 fn quote(text: &str) -> String {
+    if text.contains(char::is_control) {
+        // The form of shells for names that break a line.
+        let escape = |char: char| match char {
+            '\'' | '\\' => format!("\\{char}"),
+            char if char.is_control() => format!("\\x{:02x}", u32::from(char)),
+            char => char.to_string(),
+        };
+        return format!("$'{}'", text.chars().map(escape).collect::<String>());
+    }
     let is_plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-+@:,".contains(&byte));
     if is_plain { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
@@ -154,7 +188,7 @@ pub(super) fn apply(
     temporary_name: String,
     notes: &mut Vec<String>,
 ) -> Result<(), Failed> {
-    let mut writer = Writer { tree, trees, temporary_name, notes };
+    let mut writer = Writer { tree, trees, temporary_name, notes, unlinked: Vec::new() };
     for (path, seen) in &plan.removes {
         writer.remove(path, seen)?;
     }
@@ -164,6 +198,7 @@ pub(super) fn apply(
     for write in &plan.writes {
         writer.write(write)?;
     }
+    writer.note_unlinked();
     for (path, stamp, kind) in &plan.modes {
         writer.set_mode(path, stamp, *kind)?;
     }
@@ -204,6 +239,8 @@ struct Writer<'a> {
     trees: &'a Trees,
     temporary_name: String,
     notes: &'a mut Vec<String>,
+    /// Files that had other names, and were replaced.
+    unlinked: Vec<String>,
 }
 
 impl Writer<'_> {
@@ -232,14 +269,36 @@ impl Writer<'_> {
 
     fn write_content(&mut self, write: &Write, content: &[u8]) -> Result<(), Failed> {
         let Some(stamp) = &write.over else { return self.create(&write.path, &write.entry, content, false) };
+        if stamp.has_other_names {
+            self.unlinked.push(show(&write.path));
+            return self.replace(&write.path, stamp, &write.entry, content);
+        }
         match self.tree.open_file(&write.path, OFlags::WRONLY) {
             Ok(file) => self.rewrite(&write.path, file, stamp, &write.entry, content),
             Err(Errno::TXTBSY) => {
                 let path = show(&write.path);
                 self.notes.push(format!("{path} is a program that runs: it was replaced by a new file"));
-                self.create(&write.path, &write.entry, content, true)
+                self.replace(&write.path, stamp, &write.entry, content)
             }
             Err(error) => Err(io_failed("write", &write.path, error)),
+        }
+    }
+
+    /// A new file under the old name.
+    fn replace(&self, path: &[u8], stamp: &Stamp, entry: &Entry, content: &[u8]) -> Result<(), Failed> {
+        match self.tree.look(path).map_err(|error| io_failed("look at", path, error))? {
+            Found::File(now) if now == *stamp => self.create(path, entry, content, true),
+            _ => Err(changed_meanwhile(path)),
+        }
+    }
+
+    fn note_unlinked(&mut self) {
+        if !self.unlinked.is_empty() {
+            self.notes.push(format!(
+                "replaced by new files, because the old ones have other names on this host (hard links), which keep their content: {}; \
+                 a container that mounts such a file by itself sees the new one once it is made anew",
+                super::some_of(&self.unlinked)
+            ));
         }
     }
 

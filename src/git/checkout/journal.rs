@@ -1,6 +1,7 @@
 //! What is known of a working tree between two runs: the commit that lies there whole, and those that a killed run may have begun.
 
 use std::collections::BTreeSet;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use git2::Oid;
@@ -106,9 +107,11 @@ impl Journal {
 
     fn write(&self) -> Result<(), GitError> {
         let temporary = self.path.with_extension("journal-new");
-        // Not waited for: when the power fails, an older journal only knows of less, and the files themselves were waited for.
+        // Waited for, so that after a power failure what lies half-written in the tree is known as ours.
         let write = || {
-            std::fs::write(&temporary, serde_json::to_vec(&self.kept)?)?;
+            let mut file = std::fs::File::create(&temporary)?;
+            file.write_all(&serde_json::to_vec(&self.kept)?)?;
+            file.sync_all()?;
             std::fs::rename(&temporary, &self.path)
         };
         write().map_err(|error: std::io::Error| {

@@ -134,7 +134,7 @@ fn split(path: &[u8]) -> (&[u8], &[u8]) {
 }
 
 /// The folders above a path, from the nearest one up, without the top.
-fn folders_above(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(super) fn folders_above(path: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::successors(Some(split(path).0), |folder| Some(split(folder).0)).take_while(|folder| !folder.is_empty())
 }
 

@@ -58,7 +58,7 @@ pub(super) struct Save {
 pub(super) struct Write {
     pub path: Vec<u8>,
     pub entry: Entry,
-    /// Rewritten in place; none: it is made.
+    /// Rewritten in place, or replaced where it has other names; none: it is made.
     pub over: Option<Stamp>,
 }
 
@@ -123,12 +123,12 @@ struct Planner<'a> {
 impl Planner<'_> {
     /// A path that the new commit has.
     fn plan_new(&mut self, path: &[u8], entry: &Entry) -> Result<(), Failed> {
-        let found = self.look(path)?;
+        let Some(found) = self.look(path)? else { return Ok(()) };
         match &found {
             Found::Missing => self.write(path, entry, None),
             Found::Blocked(at) => {
                 let at = at.clone();
-                let blocking = self.look(&at)?;
+                let Some(blocking) = self.look(&at)? else { return Ok(()) };
                 // What a commit had there goes with the other paths that are gone.
                 match self.standing(&at, &blocking)? {
                     Some(Standing::Ours | Standing::Changed(_)) => self.write(path, entry, None),
@@ -145,7 +145,11 @@ impl Planner<'_> {
             }
             Found::File(stamp) if entry.kind != Kind::Link => match self.has_content(path, stamp, entry)? {
                 Some(true) if stamp.is_executable() != (entry.kind == Kind::Executable) => {
-                    self.plan.modes.push((path.to_vec(), *stamp, entry.kind));
+                    if stamp.has_other_names {
+                        self.write(path, entry, Some(*stamp));
+                    } else {
+                        self.plan.modes.push((path.to_vec(), *stamp, entry.kind));
+                    }
                 }
                 Some(true) | None => {}
                 Some(false) => self.replace(path, entry, &found)?,
@@ -179,15 +183,21 @@ impl Planner<'_> {
     /// A file that comes where a folder lies: only where all of the folder goes.
     fn plan_file_for_folder(&mut self, path: &[u8], entry: &Entry) -> Result<(), Failed> {
         let (folders, others) = self.tree.walk(path).map_err(|error| io_failed("look into", path, error))?;
+        let known: Vec<&Files> = std::iter::once(&self.trees.base).chain(&self.trees.perhaps).collect();
+        if folders.len() == 1 && others.is_empty() && known.iter().any(|files| files.contains_key(path)) {
+            // Docker leaves an empty folder where a file that it was to mount was gone; nobody has anything in it.
+            self.plan.removed_folders.push(path.to_vec());
+            self.write(path, entry, None);
+            return Ok(());
+        }
         let mut stays = false;
         for other in &others {
-            let found = self.look(other)?;
+            let Some(found) = self.look(other)? else { continue };
             if self.standing(other, &found)? == Some(Standing::Foreign) {
                 self.collide(other, &found);
                 stays = true;
             }
         }
-        let known: Vec<&Files> = std::iter::once(&self.trees.base).chain(&self.trees.perhaps).collect();
         for folder in &folders {
             let inside = [&folder[..], b"/"].concat();
             let is_tracked = known
@@ -207,7 +217,7 @@ impl Planner<'_> {
 
     /// A path that the new commit does not have. Where only a run that did not end may have made it, it goes with exactly that run's content.
     fn plan_gone(&mut self, path: &[u8], only_perhaps: bool) -> Result<(), Failed> {
-        let found = self.look(path)?;
+        let Some(found) = self.look(path)? else { return Ok(()) };
         if !matches!(found, Found::File(_) | Found::Link(_)) {
             return Ok(());
         }
@@ -237,8 +247,20 @@ impl Planner<'_> {
         plan
     }
 
-    fn look(&self, path: &[u8]) -> Result<Found, Failed> {
-        self.tree.look(path).map_err(|error| io_failed("look at", path, error))
+    /// What lies at a path; none where a folder above it is closed to us, which the plan then names.
+    fn look(&mut self, path: &[u8]) -> Result<Option<Found>, Failed> {
+        match self.tree.look(path) {
+            Ok(found) => Ok(Some(found)),
+            Err(error @ (Errno::ACCESS | Errno::PERM)) => {
+                let mut above: Vec<&[u8]> = folders_above(path).collect();
+                above.reverse();
+                // One that can be opened may still not be entered: then it is the nearest one.
+                let closed = above.iter().find(|folder| self.tree.folder(folder).is_err()).or(above.last());
+                self.plan.unreadable.insert(closed.map_or_else(Vec::new, |folder| folder.to_vec()), error);
+                Ok(None)
+            }
+            Err(error) => Err(io_failed("look at", path, error)),
+        }
     }
 
     fn write(&mut self, path: &[u8], entry: &Entry, over: Option<Stamp>) {
@@ -329,6 +351,10 @@ impl Planner<'_> {
 
     /// Whether a file is what a killed run left of rewriting one commit's content with another's: it begins as the one and ends as the other.
     fn is_torn(&self, path: &[u8], stamp: &Stamp, known: &[Entry]) -> Result<bool, Failed> {
+        if stamp.size == 0 && self.trees.perhaps.iter().any(|files| files.contains_key(path)) {
+            // A power failure can leave a new file without its content; an empty one is no loss.
+            return Ok(true);
+        }
         if self.trees.perhaps.is_empty() || known.len() < 2 || stamp.size > MAX_TORN_BYTES {
             return Ok(false);
         }

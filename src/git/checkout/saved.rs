@@ -16,6 +16,8 @@ use super::{Kind, Trees, io_failed, show, some_of};
 
 /// Files beyond this size get no diff beside them.
 const MAX_DIFF_BYTES: usize = 8 * 1024 * 1024;
+/// Longest name that a file can have.
+const MAX_NAME_BYTES: usize = 255;
 /// Folders that were made in the same second.
 const MAX_TRIES: usize = 100;
 
@@ -34,32 +36,57 @@ pub(super) fn save(
         GitError::passing(format!("cannot keep the changed files in {}: {error}", saved.display()))
     };
     let folder = make_folder(saved).map_err(failed)?;
-    for save in saves {
-        let target = folder.join(std::ffi::OsStr::from_bytes(&save.path));
-        let parent = target.parent().unwrap_or(&folder);
-        private_folders().create(parent).map_err(failed)?;
-        match &save.seen {
-            Seen::Link(link) => {
-                std::os::unix::fs::symlink(std::ffi::OsStr::from_bytes(link), &target).map_err(failed)?;
-            }
-            Seen::File(_) => {
-                let file = tree.open_file(&save.path, OFlags::RDONLY);
-                let file = file.map_err(|error| io_failed("read", &save.path, error))?;
-                let mut bytes = Vec::new();
-                File::from(file).read_to_end(&mut bytes).map_err(failed)?;
-                write_private(&target, &bytes).map_err(failed)?;
-                if let Some(diff) = diff(trees, save, &bytes)? {
-                    write_private(&diff_name(&target), &diff).map_err(failed)?;
-                }
+    let copy = || {
+        // All copies before the first diff: a file of the repository can have the name that a diff would get.
+        for save in saves {
+            copy(tree, save, &folder, &failed)?;
+        }
+        for save in saves.iter().filter(|save| matches!(save.seen, Seen::File(_))) {
+            let target = target_of(save, &folder);
+            let bytes = std::fs::read(&target).map_err(failed)?;
+            if let Some(diff) = diff(trees, save, &bytes)? {
+                write_private(&diff_name(&target), &diff).map_err(failed)?;
             }
         }
-    }
+        Ok(())
+    };
+    copy().inspect_err(|_: &Failed| {
+        // Nothing was replaced yet: copies that are not whole would only add up with each try.
+        let _ = std::fs::remove_dir_all(&folder);
+    })?;
     let names: Vec<String> = saves.iter().map(|save| show(&save.path)).collect();
     notes.push(format!(
         "changed on this host, and kept with the difference in {}: {}",
         folder.display(),
         some_of(&names)
     ));
+    Ok(())
+}
+
+fn target_of(save: &Save, folder: &Path) -> PathBuf {
+    folder.join(std::ffi::OsStr::from_bytes(&save.path))
+}
+
+fn copy(
+    tree: &WorkTree,
+    save: &Save,
+    folder: &Path,
+    failed: &dyn Fn(std::io::Error) -> GitError,
+) -> Result<(), Failed> {
+    let target = target_of(save, folder);
+    private_folders().create(target.parent().unwrap_or(folder)).map_err(failed)?;
+    match &save.seen {
+        Seen::Link(link) => {
+            std::os::unix::fs::symlink(std::ffi::OsStr::from_bytes(link), &target).map_err(failed)?;
+        }
+        Seen::File(_) => {
+            let file = tree.open_file(&save.path, OFlags::RDONLY);
+            let file = file.map_err(|error| io_failed("read", &save.path, error))?;
+            let mut bytes = Vec::new();
+            File::from(file).read_to_end(&mut bytes).map_err(failed)?;
+            write_private(&target, &bytes).map_err(failed)?;
+        }
+    }
     Ok(())
 }
 
@@ -79,10 +106,10 @@ fn diff(trees: &Trees, save: &Save, bytes: &[u8]) -> Result<Option<Vec<u8>>, Fai
 
 /// `NAME.diff`, or with a number where the repository has a file of that name too.
 fn diff_name(target: &Path) -> PathBuf {
+    let name = target.file_name().unwrap_or_default().as_bytes();
     let with = |ending: String| {
-        let mut name = target.as_os_str().to_owned();
-        name.push(ending);
-        PathBuf::from(name)
+        let room = MAX_NAME_BYTES - ending.len();
+        target.with_file_name(std::ffi::OsStr::from_bytes(&[&name[..name.len().min(room)], ending.as_bytes()].concat()))
     };
     let names = std::iter::once(with(".diff".to_owned())).chain((2..).map(|number| with(format!(".{number}.diff"))));
     names.take(MAX_TRIES).find(|name| name.symlink_metadata().is_err()).unwrap_or_else(|| with(".diff".to_owned()))

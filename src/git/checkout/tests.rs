@@ -470,3 +470,132 @@ fn a_program_that_runs_is_replaced() {
     assert!(done.unwrap().notes[0].contains("tool is a program that runs"));
     assert_eq!((lab.read("tool"), mode(&lab.tree("tool"))), ("#!/bin/sh\n".into(), 0o755));
 }
+
+#[test]
+fn a_file_with_other_names_is_replaced_so_that_they_keep_their_content() {
+    let lab = Lab::new();
+    for path in ["config", "twin-a", "twin-b", "tool"] {
+        lab.put(path, "one");
+    }
+    lab.push("one");
+    lab.deploy().unwrap();
+    let snapshot = lab.root().join("snapshot");
+    fs::create_dir(&snapshot).unwrap();
+    for path in ["config", "tool"] {
+        fs::hard_link(lab.tree(path), snapshot.join(path)).unwrap();
+    }
+    fs::remove_file(lab.tree("twin-b")).unwrap();
+    fs::hard_link(lab.tree("twin-a"), lab.tree("twin-b")).unwrap();
+    lab.put("config", "two");
+    lab.put("twin-a", "two");
+    fs::set_permissions(lab.clone().join("tool"), fs::Permissions::from_mode(0o755)).unwrap();
+    lab.push("two");
+    let done = lab.deploy().unwrap();
+    assert_eq!(
+        (lab.read("config"), lab.read("twin-a"), lab.read("twin-b")),
+        ("two".into(), "two".into(), "one".into())
+    );
+    assert_eq!(fs::read_to_string(snapshot.join("config")).unwrap(), "one");
+    assert_eq!([mode(&lab.tree("tool")), mode(&snapshot.join("tool"))], [0o755, 0o644]);
+    assert_eq!(done.notes.len(), 1, "{:?}", done.notes);
+    assert!(
+        done.notes[0].contains("(hard links)") && done.notes[0].contains("config, tool, twin-a;"),
+        "{:?}",
+        done.notes
+    );
+    assert_eq!((done.changed_files, lab.deploy().unwrap().changed_files), (3, 0));
+}
+
+#[test]
+fn an_empty_folder_that_docker_left_in_place_of_a_tracked_file_makes_room() {
+    let lab = Lab::new();
+    lab.put("app.conf", "one");
+    lab.put("other.conf", "one");
+    lab.push("one");
+    lab.deploy().unwrap();
+    for path in ["app.conf", "other.conf"] {
+        fs::remove_file(lab.tree(path)).unwrap();
+        fs::create_dir(lab.tree(path)).unwrap();
+    }
+    fs::create_dir(lab.tree("other.conf/made-by-somebody")).unwrap();
+    assert!(collides(&lab).message.contains("other.conf (a folder)"));
+    fs::remove_dir(lab.tree("other.conf/made-by-somebody")).unwrap();
+    fs::write(lab.tree("other.conf/data"), "precious").unwrap();
+    assert!(collides(&lab).message.contains("other.conf/data (a file)"));
+    fs::remove_file(lab.tree("other.conf/data")).unwrap();
+    lab.put("app.conf", "two");
+    lab.push("two");
+    assert_eq!(lab.deploy().unwrap().changed_files, 2);
+    assert_eq!((lab.read("app.conf"), lab.read("other.conf")), ("two".into(), "one".into()));
+}
+
+#[test]
+fn copies_of_changed_files_never_take_each_others_names() {
+    let lab = Lab::new();
+    let long = "x".repeat(255);
+    for path in ["a", "a.diff", "a.2.diff", &long] {
+        lab.put(path, "one\n");
+    }
+    lab.push("one");
+    lab.deploy().unwrap();
+    for path in ["a", "a.diff", "a.2.diff", &long] {
+        lab.host_puts(path, format!("mine {path}\n"));
+    }
+    lab.deploy().unwrap();
+    let saved = lab.saved();
+    for path in ["a", "a.diff", "a.2.diff", &long] {
+        assert!(saved.contains(&(path.to_owned(), format!("mine {path}\n"))), "{path}: {saved:?}");
+        assert_eq!(lab.read(path), "one\n");
+    }
+    assert_eq!(saved.len(), 8, "each with its difference");
+}
+
+#[test]
+fn a_commit_with_a_path_below_a_file_is_refused_whole() {
+    let lab = Lab::new();
+    let remote = git2::Repository::open_bare(lab.root().join("remote.git")).unwrap();
+    let blob = remote.blob(b"evil").unwrap();
+    let odb = remote.odb().unwrap();
+    let entry =
+        |mode: &str, name: &str, oid: git2::Oid| [format!("{mode} {name}\0").as_bytes(), oid.as_bytes()].concat();
+    let inner = odb.write(git2::ObjectType::Tree, &entry("100644", "b", blob)).unwrap();
+    let raw = [entry("100644", "a", blob), entry("120000", "link", blob), entry("40000", "a", inner)].concat();
+    let tree = odb.write(git2::ObjectType::Tree, &raw).unwrap();
+    let author = git2::Signature::now("x", "x@example.com").unwrap();
+    remote.commit(Some("refs/heads/main"), &author, &author, "evil", &remote.find_tree(tree).unwrap(), &[]).unwrap();
+    let error = lab.deploy().unwrap_err();
+    assert!(error.message.contains("never checked out: \"a/b\"") && error.chance == Chance::Final, "{error}");
+    assert!(!lab.tree("a").exists());
+}
+
+#[test]
+fn what_a_message_names_breaks_no_line() {
+    let lab = Lab::new();
+    lab.put("a\nb\u{1b}[2J", "theirs");
+    lab.push("one");
+    lab.host_puts("a\nb\u{1b}[2J", "mine");
+    let error = collides(&lab);
+    assert!(!error.message.contains(char::is_control), "{error:?}");
+}
+
+#[test]
+fn an_empty_file_where_a_run_was_cut_off_is_ours() {
+    let lab = Lab::new();
+    lab.put("old", "one");
+    lab.push("one");
+    lab.deploy().unwrap();
+    lab.put("new", "two");
+    let two = lab.push("two");
+    let checkout = lab.checkout_request();
+    let mut journal = Journal::read(&checkout.store.with_extension("journal"), &checkout.local_path);
+    journal.begin(git2::Oid::from_str(&two).unwrap(), [b"".to_vec()].into()).unwrap();
+    // A power failure kept the name and not the content.
+    lab.host_puts("new", "");
+    let store = git2::Repository::open_bare(&checkout.store).unwrap();
+    crate::git::fetch::tip(&store, &lab.remote.borrow(), &super::super::testing::limit()).unwrap();
+    lab.put("new", "three");
+    lab.push("three");
+    lab.deploy().unwrap();
+    assert_eq!(lab.read("new"), "three");
+    assert_eq!(lab.saved(), []);
+}

@@ -26,6 +26,8 @@ pub(super) struct Stamp {
     pub changed_nanoseconds: i128,
     pub mode: u32,
     pub owner: u32,
+    /// Whether the file has other names (hard links): what they show is somebody's, so it is replaced and never rewritten in place.
+    pub has_other_names: bool,
 }
 
 /// What lies at a path.
@@ -161,6 +163,7 @@ impl Stamp {
             changed_nanoseconds: i128::from(stat.st_ctime) * NANOSECONDS + i128::from(stat.st_ctime_nsec),
             mode: stat.st_mode & 0o7777,
             owner: stat.st_uid,
+            has_other_names: stat.st_nlink > 1,
         }
     }
 
