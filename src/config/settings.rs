@@ -130,9 +130,7 @@ impl Settings {
         read.doubles();
         read.unknown_names();
         if matches!(settings.webhook_secret("gitea"), Ok(Some(_))) {
-            let warning =
-                "Shiparr_WEBHOOK_SECRET: this version has no webhooks yet, they answer 404; checks see every push";
-            read.warnings.push(warning.to_owned());
+            read.warnings.push(NO_WEBHOOKS.to_owned());
         }
         if read.problems.is_empty() {
             Ok((settings, read.warnings))
