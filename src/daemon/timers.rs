@@ -140,13 +140,13 @@ struct Loop {
 
 impl Loop {
     fn run(mut self, mut due: Instant) {
+        self.tell_next(due);
         loop {
             match self.heard.recv_deadline(due) {
                 Ok(Word::Changed(repository)) => {
-                    let asks_another =
-                        repository.url != self.repository.url || repository.branch != self.repository.branch;
+                    let asks_otherwise = asks_otherwise(&repository, &self.repository);
                     self.repository = repository;
-                    if !asks_another {
+                    if !asks_otherwise {
                         due = due.min(Instant::now() + self.repository.check_interval);
                         self.tell_next(due);
                         continue;
@@ -208,6 +208,17 @@ impl Loop {
 pub fn tip(shared: &Shared, repository: &Repository, limit: &Limit) -> Result<CommitHash, String> {
     let remote = remote::of(repository, &shared.host.settings)?;
     git::check(&remote, &shared.host.git, limit).map_err(|error| error.message)
+}
+
+/// Whether a check would ask somebody else, or with other rights: whoever mends a token wants to see at once that it is well.
+fn asks_otherwise(one: &Repository, other: &Repository) -> bool {
+    one.url != other.url
+        || one.branch != other.branch
+        || one.token != other.token
+        || one.insecure_http != other.insecure_http
+        || one.ca_file != other.ca_file
+        || one.ssh_key != other.ssh_key
+        || one.ssh_key_passphrase != other.ssh_key_passphrase
 }
 
 fn with_spread(interval: Duration) -> Duration {

@@ -152,6 +152,20 @@ fn a_wrong_token_is_an_error_that_says_which_was_used_and_never_what_it_was() {
 }
 
 #[test]
+fn a_token_that_is_mended_in_the_file_is_tried_at_once() {
+    if missing(&[parts::DOCKER, parts::GIT]) {
+        return;
+    }
+    let remote = Remote::private();
+    let entry = |token| remote.entry().field("check_interval", "3600").field("token", token);
+    let daemon = Daemon::with(&[entry("glpat-WrongTokenOfThisTest")]);
+    last_error(&daemon);
+    daemon.change_project("home", &[entry(TOKEN)]);
+    let repository = daemon.wait_for_commit("web", &remote.repo.tip());
+    assert_eq!(repository["last_error"], Json::Null);
+}
+
+#[test]
 fn without_a_token_the_error_says_that_one_is_needed() {
     if missing(&[parts::DOCKER, parts::GIT]) {
         return;

@@ -85,7 +85,7 @@ pub(super) fn run(
     let plan = plan::make(tree, trees, &mut cache)?;
     plan.check(tree, trees)?;
     let changed_files = plan.changed_files();
-    if changed_files > 0 {
+    if !plan.is_empty() {
         note_lfs_pointers(trees, &plan, notes)?;
         saved::save(tree, trees, &plan.saves, &checkout.saved, notes)?;
         journal.begin(commit, plan.folders_of_new_files())?;

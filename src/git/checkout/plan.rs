@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::super::libgit::Failed;
 use super::cache::Cache;
-use super::worktree::{Found, Stamp, WorkTree};
+use super::worktree::{Above, Found, Stamp, WorkTree};
 use super::{Entry, Files, Kind, Trees, folders_above, io_failed, show, split};
 
 /// Files that a killed run may have left half-written are looked at up to this size.
@@ -97,6 +97,11 @@ impl Plan {
         let removed: BTreeSet<&Vec<u8>> = self.removes.iter().map(|(path, _)| path).collect();
         let written = self.writes.iter().filter(|write| !removed.contains(&write.path)).count();
         (removed.len() + written + self.modes.len()) as u64
+    }
+
+    /// Whether nothing is to be done.
+    pub fn is_empty(&self) -> bool {
+        self.changed_files() == 0 && self.emptied_folders.is_empty()
     }
 
     /// Files that will hold a commit's content.
@@ -232,19 +237,25 @@ impl Planner<'_> {
         Ok(())
     }
 
-    fn finish(self) -> Plan {
-        let mut plan = self.plan;
-        for (path, _) in &plan.removes {
+    /// Adds the folders that the new commit does not have any more. A run that was killed may have emptied one, or made it, and not come to
+    /// remove it: so it does not matter whether a file is removed from it now.
+    fn finish(mut self) -> Plan {
+        let trees = self.trees;
+        let known = std::iter::once(&trees.base).chain(&trees.perhaps).flat_map(Files::keys);
+        let mut looked_at = BTreeSet::new();
+        for path in known.filter(|path| !trees.new.contains_key(*path)) {
             for folder in folders_above(path) {
                 let inside = [folder, b"/"].concat();
-                let next = self.trees.new.range(inside.clone()..).next();
-                if next.is_some_and(|(path, _)| path.starts_with(&inside)) {
+                let next = trees.new.range(inside.clone()..).next();
+                if next.is_some_and(|(path, _)| path.starts_with(&inside)) || !looked_at.insert(folder) {
                     break;
                 }
-                plan.emptied_folders.insert(std::cmp::Reverse(folder.to_vec()));
+                if matches!(self.tree.folder(folder), Ok(Above::Folder(_))) {
+                    self.plan.emptied_folders.insert(std::cmp::Reverse(folder.to_vec()));
+                }
             }
         }
-        plan
+        self.plan
     }
 
     /// What lies at a path; none where a folder above it is closed to us, which the plan then names.

@@ -599,3 +599,30 @@ fn an_empty_file_where_a_run_was_cut_off_is_ours() {
     assert_eq!(lab.read("new"), "three");
     assert_eq!(lab.saved(), []);
 }
+
+#[test]
+fn folders_that_a_killed_run_emptied_or_made_do_not_stay() {
+    let lab = Lab::new();
+    lab.put("goes/deep/file", "one");
+    lab.put("stays", "one");
+    lab.push("one");
+    lab.deploy().unwrap();
+    fs::remove_dir_all(lab.clone().join("goes")).unwrap();
+    lab.put("comes/deep/file", "two");
+    let two = lab.push("two");
+    let checkout = lab.checkout_request();
+    let mut journal = Journal::read(&checkout.store.with_extension("journal"), &checkout.local_path);
+    journal.begin(git2::Oid::from_str(&two).unwrap(), [b"".to_vec()].into()).unwrap();
+    let store = git2::Repository::open_bare(&checkout.store).unwrap();
+    crate::git::fetch::tip(&store, &lab.remote.borrow(), &super::super::testing::limit()).unwrap();
+    fs::remove_file(lab.tree("goes/deep/file")).unwrap();
+    fs::create_dir_all(lab.tree("comes/deep")).unwrap();
+    fs::remove_dir_all(lab.clone().join("comes")).unwrap();
+    lab.push("three");
+    lab.deploy().unwrap();
+    assert!(!lab.tree("goes").exists() && !lab.tree("comes").exists());
+    lab.put("goes", "four");
+    lab.push("four");
+    lab.deploy().unwrap();
+    assert_eq!(lab.read("goes"), "four");
+}
