@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::support::*;
 
@@ -276,24 +277,36 @@ fn modes_are_the_commits_whatever_the_umask() {
     assert_eq!(fs::read_link(deployed.tree.join("link")).expect("a link"), Path::new("conf/app.ini"));
 }
 
+/// A file that not even root can write, for as long as the value lives.
+struct Immutable(PathBuf);
+
+impl Immutable {
+    fn make(path: &Path) -> Option<Immutable> {
+        let made = Command::new("chattr").arg("+i").arg(path).status();
+        made.is_ok_and(|status| status.success()).then(|| Immutable(path.to_owned()))
+    }
+}
+
+impl Drop for Immutable {
+    fn drop(&mut self) {
+        let _ = Command::new("chattr").arg("-i").arg(&self.0).status();
+    }
+}
+
 #[test]
 fn a_path_that_cannot_be_written_is_named_before_any_is_written() {
     if missing(&[parts::DOCKER, parts::GIT, parts::ROOT]) {
         return;
     }
     let deployed = Deployed::new(&[("app.ini", "one"), ("zz.ini", "one")]);
-    let path = deployed.tree.join("zz.ini");
-    let attribute = |flag: &str| {
-        std::process::Command::new("chattr").arg(flag).arg(&path).status().is_ok_and(|status| status.success())
-    };
-    if !attribute("+i") {
+    let Some(immutable) = Immutable::make(&deployed.tree.join("zz.ini")) else {
         eprintln!("not run, because this file system has no immutable files");
         return;
-    }
+    };
     let commit = deployed.repo.commit(&[("app.ini", "two"), ("zz.ini", "two"), ("compose.yaml", &version_2())]);
     let deployment = deployed.daemon.ended_at("web", &commit);
     let first = deployed.read("app.ini");
-    assert!(attribute("-i"));
+    drop(immutable);
     assert_eq!(deployment["status"], "failed");
     let error = deployment["error"].as_str().expect("an error");
     assert!(error.contains("zz.ini") && error.contains("root"), "path and owner are named: {error}");

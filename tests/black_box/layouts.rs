@@ -1,7 +1,6 @@
 //! Compose files in the shapes that people have, on each Compose that is here.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use crate::support::*;
 
@@ -200,14 +199,17 @@ fn a_build_context_is_built_and_built_again_when_its_sources_change() {
     }
     for compose in composes() {
         let layout = Layout::deployed("build", &compose, |entry| entry);
-        let greeting = || layout.stack.container("web").expect("it runs").run(&["cat", "/greeting"]);
+        let container = || layout.stack.container("web").expect("it runs");
+        let greeting = || container().run(&["cat", "/greeting"]);
+        let first_image = container().image().to_owned();
         assert_eq!(greeting(), "first\n");
         assert_eq!(layout.variable("web", "GREETING").as_deref(), Some("hello"));
         let commit = layout.repo.commit(&[("app/greeting", "second\n")]);
         layout.expect_success(&commit);
         assert_eq!(greeting(), "second\n");
-        let _ =
-            Command::new("docker").args(["image", "rm", "--force", &format!("{}:built", layout.stack.name)]).output();
+        let second_image = container().image().to_owned();
+        drop(layout);
+        docker(&["image", "rm", "--force", &first_image, &second_image]);
     }
 }
 

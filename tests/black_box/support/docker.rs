@@ -6,6 +6,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::Json;
 use super::parts::IMAGE;
 
+/// How often the removal of a stack looks again.
+const REMOVAL_ROUNDS: usize = 5;
+
 /// A compose project that only one test uses. Its containers, networks and volumes go when it is dropped.
 pub struct Stack {
     /// The compose project's name.
@@ -78,11 +81,19 @@ impl Drop for Stack {
             (&["network", "ls", "--quiet"], &["network", "rm"]),
             (&["volume", "ls", "--quiet"], &["volume", "rm", "--force"]),
         ];
-        for (list, remove) in lists {
-            let Ok(output) = Command::new("docker").args(list).args(["--filter", &label]).output() else { return };
-            let ids = String::from_utf8_lossy(&output.stdout).into_owned();
-            if !ids.trim().is_empty() {
-                let _ = Command::new("docker").args(remove).args(ids.lines()).output();
+        // A request that was under way when its client was killed may still make something after the first look.
+        for _ in 0..REMOVAL_ROUNDS {
+            let mut is_clean = true;
+            for (list, remove) in lists {
+                let Ok(output) = Command::new("docker").args(list).args(["--filter", &label]).output() else { return };
+                let ids = String::from_utf8_lossy(&output.stdout).into_owned();
+                if !ids.trim().is_empty() {
+                    is_clean = false;
+                    let _ = Command::new("docker").args(remove).args(ids.lines()).output();
+                }
+            }
+            if is_clean {
+                return;
             }
         }
     }
@@ -92,6 +103,11 @@ impl Container {
     /// Its id.
     pub fn id(&self) -> &str {
         self.0["Id"].as_str().expect("a container has an id")
+    }
+
+    /// The id of its image.
+    pub fn image(&self) -> &str {
+        self.0["Image"].as_str().expect("a container has an image")
     }
 
     /// Its name, without the slash.

@@ -37,6 +37,12 @@ impl Repo {
         let clone = repo.clone_folder();
         repo.git_in(repo.root(), &["init", "--quiet", "--bare", "--initial-branch=main", &format!("{name}.git")]);
         repo.git_in(repo.root(), &["init", "--quiet", "--initial-branch=main", &clone.to_string_lossy()]);
+        // No housekeeping in the background: it would write into folders that are being removed.
+        for setting in ["gc.auto=0", "receive.autogc=false", "maintenance.auto=false"] {
+            let (name, value) = setting.split_once('=').expect("a name and a value");
+            repo.git_in(&repo.bare(), &["config", name, value]);
+            repo.git(&["config", name, value]);
+        }
         repo.git(&["remote", "add", "origin", &repo.bare().to_string_lossy()]);
         repo
     }
