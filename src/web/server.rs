@@ -17,8 +17,11 @@ use super::{Context, ListenerKind, STREAMS_MAX, origin, routes};
 
 /// Threads that answer what is answered at once.
 const HANDLERS: usize = 4;
-/// Answers at once that wait for somebody else: Docker, a notifier, a password hash.
+/// Answers at once that wait for somebody else: Docker, a notifier.
 const SLOW_MAX: usize = 8;
+/// Requests at once that wait for a password hash: as many as a browser sends. Others than the slow answers, so that neither a Docker that hangs keeps people from
+/// logging in nor those who guess keep them from the logs; together they leave some of the gate's connections to those who are known.
+const PASSWORDS_MAX: usize = 6;
 
 /// A long-lived thread that the daemon runs; the web has ended when one of them has, and an error is a reason to start the process anew.
 pub struct Thread {
@@ -58,6 +61,7 @@ struct Server {
     guard: Guard,
     streams: Arc<Places>,
     slow: Arc<Places>,
+    passwords: Arc<Places>,
     is_stopping: AtomicBool,
 }
 
@@ -79,6 +83,7 @@ pub fn start(context: Context, listeners: Vec<Listener>) -> Result<Web, ListenEr
         guard: Guard::new().map_err(|error| problem(&error))?,
         streams: Places::new(STREAMS_MAX),
         slow: Places::new(SLOW_MAX),
+        passwords: Places::new(PASSWORDS_MAX),
         is_stopping: AtomicBool::new(false),
     });
     let stop = StopWeb { gate: gate.stop_handle(), server: Arc::clone(&server) };
@@ -111,6 +116,8 @@ impl Server {
     fn stop_handlers(&self) {
         self.is_stopping.store(true, Ordering::Relaxed);
         (0..HANDLERS).for_each(|_| self.http.unblock());
+        // A stream that began while the gate was about to stop was not told.
+        self.presence.all_left();
     }
 
     fn answer(self: &Arc<Server>, request: tiny_http::Request) {
@@ -150,7 +157,7 @@ impl Server {
     /// A hash takes its time: the handlers stay free for those who are known.
     fn admit_slowly(self: &Arc<Server>, request: Request, attempt: Box<Attempt>) {
         let server = Arc::clone(self);
-        self.in_own_thread("web-password", &self.slow, request, move |request, _place| {
+        self.in_own_thread("web-password", &self.passwords, request, move |request, _place| {
             match server.guard.verify(&attempt) {
                 Ok(()) => server.dispatch(request, true),
                 Err(failure) => server.turn_away(request, failure),

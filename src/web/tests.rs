@@ -30,6 +30,9 @@ struct FakeDaemon {
     docker_problem: Mutex<Option<String>>,
     wakes: AtomicUsize,
     checked: Mutex<Vec<RepositoryId>>,
+    /// Notifiers of the repository `held` take as long as somebody else has this.
+    held: Mutex<()>,
+    holding: AtomicUsize,
     started_at: Instant,
 }
 
@@ -57,6 +60,11 @@ impl Daemon for FakeDaemon {
     fn notify_test(&self, repository: Option<&RepositoryName>) -> Result<Vec<NotifyResult>, String> {
         match repository {
             Some(name) if name.name == "nobody" => Err(format!("{name} is not configured")),
+            Some(name) if name.name == "held" => {
+                self.holding.fetch_add(1, Ordering::SeqCst);
+                drop(self.held.lock().unwrap());
+                Ok(Vec::new())
+            }
             name => Ok(vec![NotifyResult {
                 repository: name.map(RepositoryName::to_string),
                 target: "discord".to_owned(),
@@ -123,6 +131,8 @@ impl Scene {
             docker_problem: Mutex::default(),
             wakes: AtomicUsize::new(0),
             checked: Mutex::default(),
+            held: Mutex::default(),
+            holding: AtomicUsize::new(0),
             started_at: Instant::now(),
         });
         let control = runtime.join(CONTROL_SOCKET);
