@@ -110,7 +110,7 @@ impl Worker {
             store.waits_for(deployment.id, None)?;
         }
         let (deployment, repository) = ready.swap_remove(0);
-        self.deploy(deployment, repository)?;
+        self.deploy(deployment, repository, &catalog)?;
         Ok(Look::Ran)
     }
 
@@ -142,7 +142,12 @@ impl Worker {
         Ok(Ok(repository))
     }
 
-    fn deploy(&self, deployment: DeploymentRecord, repository: &Repository) -> Result<(), StoreError> {
+    fn deploy(
+        &self,
+        deployment: DeploymentRecord,
+        repository: &Repository,
+        catalog: &Arc<Catalog>,
+    ) -> Result<(), StoreError> {
         let host = &self.shared.host;
         let Some(record) = host.store.repository(deployment.repository_id)? else {
             return Err(StoreError::Refused(format!("{} has no record in the database", repository.name)));
@@ -155,7 +160,7 @@ impl Worker {
             return Ok(());
         }
         let config_hash = repository.config_hash(&self.shared.hash_key, &host.settings.environment);
-        let job = Job { deployment, record, repository: repository.clone(), config_hash };
+        let job = Job { deployment, record, repository: repository.clone(), catalog: Arc::clone(catalog), config_hash };
         let run = pipeline::run(host, &job, &limit);
         self.shared.set_running(None);
         self.shared.wake_teller();

@@ -279,13 +279,12 @@ fn chosen_project(stack: &Stack, files: &[PathBuf]) -> Result<Option<String>, St
     if files::name_a_project(files)? {
         return Ok(None);
     }
-    match files::normalized(&stack.default_project) {
-        project if project.is_empty() => Err(StepError::for_good(format!(
-            "`{}` cannot be the name of a compose project: set `compose_project`",
-            stack.default_project
-        ))),
-        project => Ok(Some(project)),
+    if stack.default_project.is_empty() {
+        return Err(StepError::for_good(
+            "the repository's name has no letter and no digit, so no compose project can be called after it: set `compose_project`",
+        ));
     }
+    Ok(Some(stack.default_project.clone()))
 }
 
 fn refuse_unset_variables(unset: &BTreeSet<String>, stack: &Stack, log: &mut dyn Log) -> Result<(), StepError> {

@@ -8,9 +8,9 @@ use jiff::Timestamp;
 
 use super::journal::Journal;
 use super::variables::{self, Plaintext, Variables};
-use super::{Driver, Log, Plan, Stack, StepError, Timing, probe, remote, stack};
+use super::{Driver, Log, Plan, Stack, StepError, Timing, claims, probe, remote, stack};
 use crate::command::Limit;
-use crate::config::{Repository, Settings};
+use crate::config::{Catalog, Repository, Settings};
 use crate::git;
 use crate::model::{Asked, Chance, Commit, DeploymentRecord, LogLevel, RepositoryRecord};
 use crate::secrets::Scrubber;
@@ -39,6 +39,8 @@ pub struct Job {
     pub record: RepositoryRecord,
     /// Its repository as it is configured now.
     pub repository: Repository,
+    /// Everything that is configured now.
+    pub catalog: Arc<Catalog>,
     /// The keyed hash of that configuration, as `Store::start` wants it.
     pub config_hash: String,
 }
@@ -144,6 +146,8 @@ fn prepare(
     // 3. Ask Compose what it would run, and refuse before anything changes.
     let step = Instant::now();
     let plan = host.driver.plan(&stack, limit, journal)?;
+    let records = host.store.repositories(None).map_err(not_recorded)?;
+    claims::refuse_taken(&plan.project, &stack.folder, &job.repository.name, &records, &job.catalog)?;
     journal.step(&planned(&plan), step);
     Ok((stack, plan, plaintext))
 }
@@ -203,7 +207,7 @@ fn describe(
         folder,
         files,
         project: repository.compose_project.clone().or(defaults.project),
-        default_project: repository.name.name.clone(),
+        default_project: repository.default_compose_project(),
         profiles: if repository.profiles.is_empty() { defaults.profiles } else { repository.profiles.clone() },
         variables_file: plaintext.variables_file(),
         variables: variables.all,

@@ -52,16 +52,6 @@ pub fn name_a_project(files: &[PathBuf]) -> Result<bool, StepError> {
     Ok(false)
 }
 
-/// A text as Compose makes a project's name of a folder's: lower case, only letters, digits, `_` and `-`, a letter or digit first.
-pub fn normalized(name: &str) -> String {
-    let kept: String = name
-        .to_lowercase()
-        .chars()
-        .filter(|character| character.is_ascii_lowercase() || character.is_ascii_digit() || "_-".contains(*character))
-        .collect();
-    kept.trim_start_matches(['_', '-']).to_owned()
-}
-
 fn has_name(text: &str) -> bool {
     let is_name_key = |line: &str| {
         ["name", "\"name\"", "'name'"]
@@ -109,13 +99,6 @@ mod tests {
             ["services:\n  a:\n    name: x", "names: x", "# name: x", "{\"services\": {\"name\": {}}}", "x-name: y\n"]
         {
             assert!(!has_name(text), "{text}");
-        }
-    }
-
-    #[test]
-    fn makes_names_as_compose_does() {
-        for (name, expected) in [("Media-Stack", "media-stack"), ("_x", "x"), ("-_A.b c", "abc"), ("__", "")] {
-            assert_eq!(normalized(name), expected);
         }
     }
 }

@@ -188,7 +188,7 @@ fn a_plain_stack_comes_up_and_is_well_once_it_has_settled() {
 fn the_project_is_named_by_the_repository_a_file_or_the_configuration() {
     Lab::run(&format!("services: {{a: {SLEEPER}}}"), |lab| {
         let default = lab.stack.default_project.clone();
-        lab.stack.default_project = "Media_Stack".to_owned();
+        lab.stack.default_project = "media_stack".to_owned();
         assert_eq!(lab.plan().unwrap().project, "media_stack");
         let named = lab.write("named.yaml", "name: ${STACK:-from-file}\n");
         lab.stack.files = vec![lab.folder.path().join("compose.yaml"), named.clone()];
@@ -200,7 +200,7 @@ fn the_project_is_named_by_the_repository_a_file_or_the_configuration() {
         assert_eq!((plan.project.as_str(), plan.files.len()), ("chosen", 2));
         lab.stack.project = None;
         lab.stack.files.clear();
-        lab.stack.default_project = "__".to_owned();
+        lab.stack.default_project = String::new();
         assert!(lab.plan().unwrap_err().message.contains("compose_project"));
         lab.stack.default_project = default;
     });
