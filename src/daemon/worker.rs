@@ -214,7 +214,8 @@ mod tests {
 
     use super::*;
     use crate::config::Settings;
-    use crate::daemon::reload;
+    use crate::daemon::threads::STACK_BYTES;
+    use crate::daemon::{interrupt, reload};
     use crate::deploy::pipeline::Host;
     use crate::deploy::{Driver, Log, Plan, Stack, StepError, Timing};
     use crate::git;
@@ -317,6 +318,25 @@ mod tests {
         });
         scene.worker().look().unwrap();
         assert_eq!(scene.pending().iter().map(|row| row.trigger).collect::<Vec<_>>(), [Trigger::Api]);
+    }
+
+    #[test]
+    fn an_interruption_waits_for_the_worker_busy_or_idle() {
+        const FAR: Duration = Duration::from_secs(60);
+        let scene = Scene::new();
+        let worker = scene.worker();
+        scene.threads.stopping();
+        let idle = scene.threads.start("worker", STACK_BYTES, move || worker.shared.wait_for_work(FAR)).unwrap();
+        interrupt(&scene.shared, &idle);
+        assert!(idle.is_finished());
+
+        let (limit, ended) = (Limit::after(FAR), Arc::new(AtomicBool::new(false)));
+        scene.shared.set_running(Some(limit.clone()));
+        let at_the_end = Arc::clone(&ended);
+        let deploying = move || at_the_end.store(!limit.sleep(FAR), Ordering::Relaxed);
+        let busy = scene.threads.start("worker", STACK_BYTES, deploying).unwrap();
+        interrupt(&scene.shared, &busy);
+        assert!(busy.is_finished() && ended.load(Ordering::Relaxed));
     }
 
     fn write_project(folder: &Path, branch: &str) {
