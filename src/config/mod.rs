@@ -26,6 +26,7 @@ mod yaml;
 
 pub use catalog::{Accepted, AcceptedRepository, Basis, Catalog, Diff};
 pub use environment::Environment;
+pub(crate) use environment::read_bounded;
 pub use fingerprint::hash_key;
 pub use problem::{Problem, Severity};
 pub use project::{Project, Repository};
