@@ -242,8 +242,20 @@ fn known_secrets(host: &Host, job: &Job) -> Scrubber {
     job.repository.secret_urls(environment).iter().for_each(|url| scrubber.learn_url(url.expose()));
     // Children get the proxies as they are, and some quote them in their errors.
     let proxies = [&host.settings.proxies.https, &host.settings.proxies.http];
-    proxies.into_iter().flatten().filter(|proxy| proxy.contains('@')).for_each(|proxy| scrubber.learn_url(proxy));
+    proxies
+        .into_iter()
+        .flatten()
+        .filter(|proxy| proxy.contains('@'))
+        .for_each(|proxy| learn_proxy(&mut scrubber, proxy));
     scrubber
+}
+
+/// A proxy may be named without a scheme, which is http then.
+fn learn_proxy(scrubber: &mut Scrubber, proxy: &str) {
+    match proxy.contains("://") {
+        true => scrubber.learn_url(proxy),
+        false => scrubber.learn_url(&format!("http://{proxy}")),
+    }
 }
 
 fn not_recorded(error: StoreError) -> StepError {
@@ -253,4 +265,19 @@ fn not_recorded(error: StoreError) -> StepError {
 /// An error is one line, whatever a child said.
 fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proxys_password_is_known_with_and_without_a_scheme() {
+        for proxy in ["http://me:hush-hush@proxy.example:3128", "me:hush-hush@proxy.example:3128"] {
+            let mut scrubber = Scrubber::new();
+            learn_proxy(&mut scrubber, proxy);
+            assert_eq!(scrubber.scrub("refused for hush-hush"), "refused for ***", "{proxy}");
+            assert_eq!(scrubber.scrub(&format!("via {proxy}")).matches("hush").count(), 0, "{proxy}");
+        }
+    }
 }
