@@ -472,12 +472,12 @@ mod tests {
     fn a_returning_orphan_is_checked_afresh() {
         let scene = scene();
         let id = scene.id("media");
-        scene.store.check_found(id, &hash(1), at(1)).unwrap().unwrap();
+        scene.check_found(id, &hash(1), at(1)).unwrap().unwrap();
         scene.store.sync(&[home(&["web"])], &[], at(2)).unwrap();
         scene.store.sync(&[home(&["web", "media"])], &[], at(3)).unwrap();
         let record = scene.record("media");
         assert_eq!((record.id, record.orphaned_at, record.observed_commit), (id, None, None));
-        assert!(scene.store.check_found(id, &hash(1), at(4)).unwrap().is_some(), "its commit was never deployed");
+        assert!(scene.check_found(id, &hash(1), at(4)).unwrap().is_some(), "its commit was never deployed");
         scene.store.sync(&[], &[], at(5)).unwrap();
         scene.store.sync(&[home(&["web", "media"])], &[], at(6)).unwrap();
         assert_eq!(scene.store.prune(&[id]).unwrap(), []);
