@@ -124,16 +124,17 @@ impl Store {
         Ok(true)
     }
 
-    /// Repositories whose checks have failed for long ([`RepositoryRecord::has_failed_long`]) and whose failure nobody was told of; marks them as told.
+    /// Repositories whose checks have failed for long ([`RepositoryRecord::has_failed_long`]) and whose failure nobody was told of; marks them as told. Those of
+    /// the projects in `left` are left for later, as by [`Store::next_untold`].
     ///
     /// # Errors
     /// SQLite's.
-    pub fn take_long_failing_checks(&self) -> Result<Vec<RepositoryRecord>, StoreError> {
+    pub fn take_long_failing_checks(&self, left: &[String]) -> Result<Vec<RepositoryRecord>, StoreError> {
         let mut records = self.read(|connection| {
             select_repositories(connection, "WHERE r.failing_since IS NOT NULL AND r.failing_told = 0", [])
         })?;
         self.checks.complete(&mut records);
-        records.retain(RepositoryRecord::has_failed_long);
+        records.retain(|record| record.has_failed_long() && !left.contains(&record.name.project));
         if !records.is_empty() {
             self.note(|transaction| {
                 for record in &records {
@@ -307,7 +308,7 @@ mod tests {
             assert!(scene.check_found(id, &hash(1), at(second)).unwrap().is_none());
             scene.store.check_scheduled(id, at(second + 300));
             assert!(!scene.store.check_failed(other, "the remote does not answer", at(second)).unwrap());
-            assert!(scene.store.take_long_failing_checks().unwrap().is_empty());
+            assert!(scene.store.take_long_failing_checks(&[]).unwrap().is_empty());
         }
         assert_eq!(files(&scene), before);
         let record = scene.record("media");
@@ -432,7 +433,7 @@ mod tests {
         let scene = scene();
         let (media, web) = (scene.id("media"), scene.id("web"));
         let take = || {
-            let taken = scene.store.take_long_failing_checks().unwrap();
+            let taken = scene.store.take_long_failing_checks(&[]).unwrap();
             taken.iter().map(|record| record.id).collect::<Vec<_>>()
         };
         let fails = |id, second| assert!(scene.store.check_failed(id, "away", at(second)).is_ok());
@@ -441,6 +442,7 @@ mod tests {
         fails(media, HOUR - 1);
         assert!(take().is_empty());
         fails(media, HOUR);
+        assert!(scene.store.take_long_failing_checks(&["home".to_owned()]).unwrap().is_empty());
         assert_eq!(take(), [media]);
         assert!(take().is_empty());
         fails(web, HOUR + 10);
