@@ -136,7 +136,7 @@ struct Told {
 
 #[derive(Deserialize)]
 struct ToldOne {
-    repository: Option<String>,
+    repository: String,
     target: String,
     problem: Option<String>,
 }
@@ -154,7 +154,7 @@ pub fn notify_test(client: &Client, given: Option<&str>) -> anyhow::Result<ExitC
     }
     let mut code = ExitCode::SUCCESS;
     for one in told.results {
-        let about = one.repository.map(|name| format!("{name}: ")).unwrap_or_default();
+        let about = format!("{}: ", one.repository);
         match one.problem {
             None => println!("{about}{}: sent", one.target),
             Some(problem) => {

@@ -169,7 +169,7 @@ pub fn test(shared: &Shared, repository: Option<&RepositoryName>) -> Result<Vec<
                 }
                 Err(error) => ("notification".to_owned(), Some(error)),
             };
-            results.push(NotifyResult { repository: Some(repository.name.to_string()), target, problem });
+            results.push(NotifyResult { repository: repository.name.to_string(), target, problem });
         }
     }
     Ok(results)
