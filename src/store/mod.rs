@@ -10,6 +10,7 @@ mod open;
 mod outbox;
 mod outcome;
 mod projects;
+mod prune;
 mod queue;
 #[cfg(test)]
 mod random;

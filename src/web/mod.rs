@@ -70,7 +70,7 @@ impl ListenerKind {
 pub struct NotifyResult {
     /// `project/name` of the repository it is for; of a URL that several have, the first.
     pub repository: String,
-    /// The URL's kind (`discord`, `https`), never the URL; `notification` where the URL itself cannot be had.
+    /// The URL's kind (`discord`), for `http` and `https` with its host, never the URL; `notification` where the URL itself cannot be had.
     pub target: String,
     /// Why nothing was sent, in one line; none when it was.
     pub problem: Option<String>,

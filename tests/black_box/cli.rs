@@ -328,7 +328,7 @@ fn notify_test_sends_to_every_url_and_says_how_it_went() {
     let daemon = Daemon::with(&[entry.field("notifications", &notifications)]);
     let output = daemon.cli(&["notify-test", "web"]);
     assert!(output.status.success(), "{}", said(&output));
-    let sent = serde_json::json!({ "repository": "home/web", "target": "http", "problem": null });
+    let sent = serde_json::json!({ "repository": "home/web", "target": "http://127.0.0.1", "problem": null });
     assert_eq!(json(&daemon.cli(&["notify-test", "--json"]))["results"], serde_json::json!([sent, sent]));
     let asked = |path: &str| receiver.requests().iter().any(|request| request.target == path);
     wait_until(SHORT, "both messages", || (asked("/well") && asked("/bad")).then_some(()));
