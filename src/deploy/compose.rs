@@ -11,11 +11,9 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use jiff::Timestamp;
-
 use self::client::Client;
 use self::explain::Tail;
-use self::watch::{Container, Expected, Failure, Verdict, Watch};
+use self::watch::{Container, Expected, Failure, Now, Verdict, Watch};
 use super::{Driver, Log, Plan, Stack, StepError, Timing};
 use crate::command::{Command, Limit, Output};
 use crate::config::Settings;
@@ -113,7 +111,7 @@ impl Compose {
             self.containers(&plan.project, &limit.at_most(timing.health_timeout.max(DIAGNOSIS_LIMIT)))?;
         let limit = &limit.at_most(timing.health_timeout);
         loop {
-            let verdict = watch.judge(&containers, &expected, Timestamp::now());
+            let verdict = watch.judge(&containers, &expected, Now::read());
             let Verdict::NotYet { waits_for, settles_in, .. } = &verdict else { return Ok(verdict) };
             if told != *waits_for {
                 log.line(LogLevel::Info, &format!("waiting: {}", waits_for.join(", ")));
