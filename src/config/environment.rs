@@ -32,6 +32,9 @@ const CHILDREN_NAMES: &[&str] = &[
     "http_proxy",
     "https_proxy",
     "no_proxy",
+    // Where coverage is measured, that of our own child is too.
+    #[cfg(coverage)]
+    "LLVM_PROFILE_FILE",
 ];
 const CHILDREN_PREFIXES: &[&str] = &["DOCKER_"];
 

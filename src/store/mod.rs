@@ -28,6 +28,7 @@ use self::checks::Checks;
 use self::logs::Changes;
 use self::open::{Durability, Readers, Writers, lock};
 
+pub use self::checks::{CheckBegun, Found};
 pub use self::logs::{GRAVE_LINES_KEPT, LINE_BYTES_KEPT, LOG_BYTES_KEPT, LOG_LINES_KEPT};
 pub use self::open::DATABASE_FILE;
 pub use self::outbox::MessageKind;

@@ -112,28 +112,25 @@ impl Store {
         Ok(records.pop())
     }
 
-    /// Forgets orphans, with their history; answers the names of those that it forgot. One that is no orphan (any more), or whose deployment still
-    /// runs, is left. Records only.
+    /// Forgets orphans, with their history; answers the names of those that it forgot. An id that is not there any more is passed over. Records only.
     ///
     /// # Errors
-    /// SQLite's; nothing is forgotten then.
+    /// One that is no orphan (any more), or whose deployment still runs, is [`StoreError::Refused`]; SQLite's. Nothing is forgotten then.
     pub fn prune(&self, ids: &[RepositoryId]) -> Result<Vec<RepositoryName>, StoreError> {
         let forgotten = self.promise(|transaction| {
             let mut names = Vec::new();
+            let mut refused = Vec::new();
             for id in ids {
-                let name = transaction
-                    .query_row(
-                        "SELECT p.name, r.name FROM repositories r JOIN projects p ON p.id = r.project_id \
-                         WHERE r.id = ?1 AND r.orphaned_at IS NOT NULL AND NOT EXISTS \
-                         (SELECT 1 FROM deployments WHERE repository_id = r.id AND status = 'running')",
-                        [id],
-                        |row| Ok(RepositoryName { project: row.get(0)?, name: row.get(1)? }),
-                    )
-                    .optional()?;
-                if let Some(name) = name {
-                    transaction.execute("DELETE FROM repositories WHERE id = ?1", [id])?;
-                    names.push(name);
+                let Some((name, why_not)) = prunable(transaction, *id)? else { continue };
+                if let Some(why_not) = why_not {
+                    refused.push(format!("{name} {why_not}"));
+                    continue;
                 }
+                transaction.execute("DELETE FROM repositories WHERE id = ?1", [id])?;
+                names.push(name);
+            }
+            if !refused.is_empty() {
+                return Err(StoreError::Refused(format!("nothing was forgotten: {}", refused.join(", "))));
             }
             transaction.execute(
                 "DELETE FROM projects WHERE orphaned_at IS NOT NULL \
@@ -146,6 +143,31 @@ impl Store {
         self.changes.happened();
         Ok(forgotten)
     }
+}
+
+/// A repository's name, and why it may not be forgotten.
+fn prunable(
+    transaction: &rusqlite::Transaction,
+    id: RepositoryId,
+) -> Result<Option<(RepositoryName, Option<&'static str>)>, StoreError> {
+    let found = transaction
+        .query_row(
+            "SELECT p.name, r.name, r.orphaned_at IS NOT NULL, EXISTS \
+             (SELECT 1 FROM deployments WHERE repository_id = r.id AND status = 'running') \
+             FROM repositories r JOIN projects p ON p.id = r.project_id WHERE r.id = ?1",
+            [id],
+            |row| {
+                let name = RepositoryName { project: row.get(0)?, name: row.get(1)? };
+                let why_not = match (row.get(2)?, row.get(3)?) {
+                    (false, _) => Some("is no orphan, a project file names it"),
+                    (true, true) => Some("is an orphan whose deployment still runs: try again when it has ended"),
+                    (true, false) => None,
+                };
+                Ok((name, why_not))
+            },
+        )
+        .optional()?;
+    Ok(found)
 }
 
 /// The repositories that `rest` selects, with their newest deployment. A pending row is always the newest of its repository, because no other can be
@@ -472,15 +494,15 @@ mod tests {
     fn a_returning_orphan_is_checked_afresh() {
         let scene = scene();
         let id = scene.id("media");
-        scene.store.check_found(id, &hash(1), at(1)).unwrap().unwrap();
+        scene.check_found(id, &hash(1), at(1)).unwrap().unwrap();
         scene.store.sync(&[home(&["web"])], &[], at(2)).unwrap();
         scene.store.sync(&[home(&["web", "media"])], &[], at(3)).unwrap();
         let record = scene.record("media");
         assert_eq!((record.id, record.orphaned_at, record.observed_commit), (id, None, None));
-        assert!(scene.store.check_found(id, &hash(1), at(4)).unwrap().is_some(), "its commit was never deployed");
+        assert!(scene.check_found(id, &hash(1), at(4)).unwrap().is_some(), "its commit was never deployed");
         scene.store.sync(&[], &[], at(5)).unwrap();
         scene.store.sync(&[home(&["web", "media"])], &[], at(6)).unwrap();
-        assert_eq!(scene.store.prune(&[id]).unwrap(), []);
+        assert!(matches!(scene.store.prune(&[id]), Err(StoreError::Refused(_))));
         assert_eq!(scene.store.projects().unwrap()[0].repositories, 2);
     }
 
@@ -530,9 +552,17 @@ mod tests {
         scene.store.log(deployment, crate::model::LogLevel::Info, "a line", at(1)).unwrap();
         let running = scene.enqueue("web", Trigger::Api, NOTHING, 1);
         scene.start(running, 1, 2);
-        assert!(scene.store.prune(&[media, web]).unwrap().is_empty());
+        let refused = |ids: &[RepositoryId]| match scene.store.prune(ids) {
+            Err(StoreError::Refused(text)) => text,
+            other => panic!("{other:?}"),
+        };
+        let text = refused(&[media, web]);
+        assert!(text.contains("home/media is no orphan") && text.contains("home/web is no orphan"), "{text}");
         scene.store.sync(&[project("work", &["site"])], &[], at(3)).unwrap();
-        let forgotten = scene.store.prune(&[media, web, 99]).unwrap();
+        let text = refused(&[media, web]);
+        assert!(!text.contains("home/media") && text.contains("home/web is an orphan whose deployment"), "{text}");
+        assert_eq!(scene.id("media"), media, "all of them or none");
+        let forgotten = scene.store.prune(&[media, 99]).unwrap();
         assert_eq!(forgotten.iter().map(ToString::to_string).collect::<Vec<_>>(), ["home/media"]);
         assert_eq!(scene.store.deployment(deployment).unwrap(), None);
         assert!(scene.store.log_lines(deployment, 0, 9).unwrap().is_empty());

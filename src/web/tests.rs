@@ -58,7 +58,7 @@ impl Daemon for FakeDaemon {
         match repository {
             Some(name) if name.name == "nobody" => Err(format!("{name} is not configured")),
             name => Ok(vec![NotifyResult {
-                repository: name.map(RepositoryName::to_string),
+                repository: name.map_or("home/media".to_owned(), RepositoryName::to_string),
                 target: "discord".to_owned(),
                 problem: None,
             }]),
