@@ -576,3 +576,35 @@ fn the_annotated_environment_file_loads_as_it_is_and_with_everything_in_it() {
         assert!(names.contains(&name), "{name}");
     }
 }
+
+#[test]
+fn a_link_into_shiparrs_own_folders_is_no_place_for_a_working_tree() {
+    let host = tempfile::tempdir().unwrap();
+    let data = host.path().join("data");
+    std::fs::create_dir_all(data.join("git")).unwrap();
+    std::fs::create_dir(data.join("deployments")).unwrap();
+    for (link, target) in
+        [("to-git", data.join("git")), ("to-data", data.clone()), ("to-trees", data.join("deployments"))]
+    {
+        std::os::unix::fs::symlink(target, host.path().join(link)).unwrap();
+    }
+    let with_data = environment().with(&Environment::from_pairs([("Shiparr_DATA_PATH", &data)]));
+    let settings = settings_with(&with_data);
+    for (local_path, is_refused) in
+        [("to-git/web", true), ("to-git", true), ("to-data", true), ("to-data/git/web", true), ("to-trees/web", false)]
+    {
+        let local_path = host.path().join(local_path);
+        let text =
+            format!("project: home\nrepositories:\n  web: {{url: /r, local_path: '{}'}}\n", local_path.display());
+        let folder = Folder::with(&[("home.yaml", &text)]);
+        let basis = Basis {
+            settings: &settings,
+            previous: &Catalog::default(),
+            accepted: &Accepted::default(),
+            unset_names: Severity::Error,
+        };
+        let problems = Catalog::load(folder.0.path(), &basis).problems;
+        let refused = problems.iter().any(|problem| problem.message.contains("which is Shiparr's own"));
+        assert_eq!(refused, is_refused, "{}: {problems:?}", local_path.display());
+    }
+}

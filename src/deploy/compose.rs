@@ -11,11 +11,9 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use jiff::Timestamp;
-
 use self::client::Client;
 use self::explain::Tail;
-use self::watch::{Container, Expected, Failure, Verdict, Watch};
+use self::watch::{Container, Expected, Failure, Now, Verdict, Watch};
 use super::{Driver, Log, Plan, Stack, StepError, Timing};
 use crate::command::{Command, Limit, Output};
 use crate::config::Settings;
@@ -99,7 +97,7 @@ impl Compose {
             .map_err(|error| StepError::for_good(format!("the output of {WHAT} is not as expected: {error}")))
     }
 
-    /// Looks at the stack until it is well or bad, or the limit is over.
+    /// Looks at the stack until it is well or bad, or `health_timeout` is over.
     fn watch(&self, plan: &Plan, timing: &Timing, limit: &Limit, log: &mut dyn Log) -> Result<Verdict, StepError> {
         let expected = Expected {
             services: &plan.services,
@@ -108,9 +106,12 @@ impl Compose {
             since: timing.since,
         };
         let (mut watch, mut pause, mut told) = (Watch::default(), FIRST_PAUSE, Vec::new());
-        let mut containers = self.containers(&plan.project, limit)?;
+        // However short the time to wait, what there is to wait for is known.
+        let mut containers =
+            self.containers(&plan.project, &limit.at_most(timing.health_timeout.max(DIAGNOSIS_LIMIT)))?;
+        let limit = &limit.at_most(timing.health_timeout);
         loop {
-            let verdict = watch.judge(&containers, &expected, Timestamp::now());
+            let verdict = watch.judge(&containers, &expected, Now::read());
             let Verdict::NotYet { waits_for, settles_in, .. } = &verdict else { return Ok(verdict) };
             if told != *waits_for {
                 log.line(LogLevel::Info, &format!("waiting: {}", waits_for.join(", ")));
@@ -120,12 +121,20 @@ impl Compose {
                 return Ok(verdict);
             }
             pause = (pause * 3 / 2).min(LONGEST_PAUSE);
-            let ids: Vec<&str> = containers.iter().map(|container| container.id.as_str()).collect();
-            let inspected = self.inspect(&ids, limit)?;
-            // Somebody else may have replaced one.
-            let all_are_there = !ids.is_empty() && inspected.len() == ids.len();
-            containers = if all_are_there { inspected } else { self.containers(&plan.project, limit)? };
+            containers = match self.look_again(&containers, &plan.project, limit) {
+                // What was seen before tells more than the question that was cut off.
+                Err(_) if limit.is_over() => return Ok(verdict),
+                seen => seen?,
+            };
         }
+    }
+
+    fn look_again(&self, before: &[Container], project: &str, limit: &Limit) -> Result<Vec<Container>, StepError> {
+        let ids: Vec<&str> = before.iter().map(|container| container.id.as_str()).collect();
+        let inspected = self.inspect(&ids, limit)?;
+        // Somebody else may have replaced one.
+        let all_are_there = !ids.is_empty() && inspected.len() == ids.len();
+        if all_are_there { Ok(inspected) } else { self.containers(project, limit) }
     }
 
     /// Puts the last log lines of containers into the deployment's log. Says so where that fails: it must not hide the failure itself.
@@ -210,7 +219,7 @@ impl Driver for Compose {
     }
 
     fn wait(&self, plan: &Plan, timing: &Timing, limit: &Limit, log: &mut dyn Log) -> Result<(), StepError> {
-        let verdict = self.watch(plan, timing, &limit.at_most(timing.health_timeout), log)?;
+        let verdict = self.watch(plan, timing, limit, log)?;
         let (message, containers) = match verdict {
             Verdict::Well(warnings) => {
                 warnings.iter().for_each(|warning| log.line(LogLevel::Warning, warning));

@@ -5,6 +5,8 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use jiff::Timestamp;
+
 use super::*;
 use crate::model::Asked;
 use crate::secrets::{Secret, env_file};
