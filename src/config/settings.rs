@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Environment;
-use super::variables::{MAX_HISTORY, Reading, default_runtime_path};
+use super::variables::{MAX_HISTORY, Reading, default_runtime_path, password_problem};
 use crate::http::Proxies;
 use crate::secrets::Secret;
 
@@ -142,9 +142,13 @@ impl Settings {
     /// `Shiparr_AUTH_PASSWORD`, as it is now: plain text, or an argon2 or bcrypt hash.
     ///
     /// # Errors
-    /// A file behind it that cannot be read, in one line.
+    /// A file behind it that cannot be read, or holds by now what would be refused at a start, in one line.
     pub fn password(&self) -> Result<Option<Secret>, String> {
-        self.environment.secret("Shiparr_AUTH_PASSWORD")
+        let password = self.environment.secret("Shiparr_AUTH_PASSWORD")?;
+        match password.as_ref().and_then(|password| password_problem(password.expose())) {
+            Some(problem) => Err(format!("Shiparr_AUTH_PASSWORD: {problem}")),
+            None => Ok(password),
+        }
     }
 
     /// The secret that a provider's webhooks are signed with, as it is now: for `gitea` `GITEA_WEBHOOK_SECRET` where it is set, else

@@ -326,7 +326,7 @@ pub(super) fn is_host_name(text: &str) -> bool {
 }
 
 /// What is wrong with a password, where something is.
-fn password_problem(password: &str) -> Option<&'static str> {
+pub(super) fn password_problem(password: &str) -> Option<&'static str> {
     if password == "changeme" {
         return Some("`changeme` is not accepted; choose a password of your own");
     }

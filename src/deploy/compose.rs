@@ -183,7 +183,7 @@ impl Driver for Compose {
             .capture(limit, MAX_CONFIG_BYTES)
             .map_err(|error| explain::not_run(WHAT, &error, Chance::CanPass))?;
         if !captured.status.success() {
-            return Err(explain::failed(WHAT, &Tail::of(&captured.stderr), captured.status));
+            return Err(in_files(explain::failed(WHAT, &Tail::of(&captured.stderr), captured.status), &files));
         }
         let resolved = plan::parse(&captured.stdout).map_err(|why| StepError::for_good(format!("{WHAT}: {why}")))?;
         let (unset, warnings) = plan::warnings(&captured.stderr);
@@ -237,6 +237,16 @@ impl Driver for Compose {
     fn prune_images(&self, limit: &Limit, log: &mut dyn Log) -> Result<(), StepError> {
         self.change("docker image prune", self.client.docker().args(["image", "prune", "-f"]), limit, log)
     }
+}
+
+/// Names the compose files in an error that does not: Compose 2.26 says in which line the YAML is wrong, and not of which file.
+fn in_files(error: StepError, files: &[PathBuf]) -> StepError {
+    let names = || files.iter().filter_map(|file| file.file_name()).map(|name| name.to_string_lossy());
+    if names().any(|name| error.message.contains(&*name)) {
+        return error;
+    }
+    let names: Vec<_> = names().collect();
+    StepError { message: format!("{} (in {})", error.message, names.join(", ")), ..error }
 }
 
 /// Names whose values steer Compose itself: it keeps Shiparr's, whatever the stack's variables say.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use argon2::{Argon2, PasswordHash, PasswordVerifier};
@@ -29,11 +29,18 @@ pub struct Guard {
     /// Key of this process, so that what is remembered is worth nothing elsewhere.
     key: [u8; 32],
     /// Under the key: the stored password together with the one that was right for it.
-    remembered: Mutex<Option<[u8; 32]>>,
+    remembered: Mutex<Option<Mark>>,
     failures: Mutex<HashMap<IpAddr, Failures>>,
+    /// What is being compared at the moment, by address and mark: a browser sends the same password with several requests at once, and that is one attempt.
+    compared: Mutex<HashMap<(IpAddr, Mark), Weak<Outcome>>>,
     /// A hash may take 64 MiB: one at a time.
     hashing: Mutex<()>,
 }
+
+/// Stands for a user name, a password and what it is compared with.
+type Mark = [u8; 32];
+/// Whether a password was found right.
+type Outcome = OnceLock<bool>;
 
 #[derive(Default)]
 struct Failures {
@@ -56,9 +63,12 @@ pub struct Attempt {
     username_is_right: bool,
     stored: Secret,
     given: String,
-    mark: [u8; 32],
+    mark: Mark,
     address: IpAddr,
     began: Instant,
+    outcome: Arc<Outcome>,
+    /// Whether it is in the table of failures: one that another attempt decides is not.
+    is_counted: bool,
 }
 
 impl Guard {
@@ -69,7 +79,13 @@ impl Guard {
     pub fn new() -> Result<Guard, String> {
         let mut key = [0; 32];
         getrandom::fill(&mut key).map_err(|error| format!("no random bytes: {error}"))?;
-        Ok(Guard { key, remembered: Mutex::new(None), failures: Mutex::new(HashMap::new()), hashing: Mutex::new(()) })
+        Ok(Guard {
+            key,
+            remembered: Mutex::new(None),
+            failures: Mutex::new(HashMap::new()),
+            compared: Mutex::new(HashMap::new()),
+            hashing: Mutex::new(()),
+        })
     }
 
     /// Looks at a request's credentials.
@@ -89,17 +105,20 @@ impl Guard {
         }
         // The control socket has no address and is not asked; a TCP client without one is everybody.
         let address = group(request.peer.unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED)));
-        if let Err(failure) = self.count_failure(address, now) {
-            return Verdict::Wrong(failure);
-        }
+        let (outcome, is_counted) = match self.begin(address, mark, now) {
+            Ok(begun) => begun,
+            Err(failure) => return Verdict::Wrong(failure),
+        };
         let username_is_right =
             bool::from(self.mark(&[username.as_bytes()]).ct_eq(&self.mark(&[auth.username.as_bytes()])));
-        let attempt = Attempt { username_is_right, stored, given: password, mark, address, began: now };
+        let given = password;
+        let attempt = Attempt { username_is_right, stored, given, mark, address, began: now, outcome, is_counted };
         if is_hash(attempt.stored.expose()) {
             return Verdict::Unknown(Box::new(attempt));
         }
         let marks = [attempt.given.as_bytes(), attempt.stored.expose().as_bytes()].map(|text| self.mark(&[text]));
-        let is_right = bool::from(marks[0].ct_eq(&marks[1]));
+        let is_right =
+            *attempt.outcome.get_or_init(|| bool::from(marks[0].ct_eq(&marks[1])) && attempt.username_is_right);
         match self.conclude(&attempt, is_right) {
             Ok(()) => Verdict::Right,
             Err(failure) => Verdict::Wrong(failure),
@@ -111,17 +130,31 @@ impl Guard {
     /// # Errors
     /// 401.
     pub fn verify(&self, attempt: &Attempt) -> Result<(), Failure> {
-        let is_right = {
+        let is_right = *attempt.outcome.get_or_init(|| {
             let _one_at_a_time = lock(&self.hashing);
-            matches_hash(attempt.stored.expose(), &attempt.given)
-        };
+            matches_hash(attempt.stored.expose(), &attempt.given) && attempt.username_is_right
+        });
         self.conclude(attempt, is_right)
     }
 
+    /// Where the outcome of an attempt will be, and whether it was counted as a failure for now: one that is made already, and not known to be wrong, is not made twice.
+    fn begin(&self, address: IpAddr, mark: Mark, now: Instant) -> Result<(Arc<Outcome>, bool), Failure> {
+        let mut compared = lock(&self.compared);
+        compared.retain(|_, outcome| outcome.strong_count() > 0);
+        let same = compared.get(&(address, mark)).and_then(Weak::upgrade);
+        if let Some(outcome) = same.filter(|outcome| outcome.get() != Some(&false)) {
+            return Ok((outcome, false));
+        }
+        self.count_failure(address, now)?;
+        let outcome = Arc::new(Outcome::new());
+        compared.insert((address, mark), Arc::downgrade(&outcome));
+        Ok((outcome, true))
+    }
+
     fn conclude(&self, attempt: &Attempt, is_right: bool) -> Result<(), Failure> {
-        if is_right && attempt.username_is_right {
+        if is_right {
             *lock(&self.remembered) = Some(attempt.mark);
-            if let Some(failures) = lock(&self.failures).get_mut(&attempt.address) {
+            if let Some(failures) = lock(&self.failures).get_mut(&attempt.address).filter(|_| attempt.is_counted) {
                 if let Some(index) = failures.at.iter().position(|at| *at == attempt.began) {
                     failures.at.remove(index);
                 }
@@ -164,7 +197,7 @@ impl Guard {
         .with_header("Retry-After", (wait.as_secs() + 1).min(FAILURE_WINDOW.as_secs()).to_string()))
     }
 
-    fn mark(&self, parts: &[&[u8]]) -> [u8; 32] {
+    fn mark(&self, parts: &[&[u8]]) -> Mark {
         // SHA-256 takes keys of every length.
         let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(&self.key) else { return [0; 32] };
         for part in parts {
@@ -243,7 +276,8 @@ mod tests {
     fn attempt(guard: &Guard, stored: &str, username_is_right: bool, given: &str) -> Attempt {
         let mark = guard.mark(&[stored.as_bytes(), b"admin", given.as_bytes()]);
         let stored = Secret::new(stored);
-        Attempt { username_is_right, stored, given: given.to_owned(), mark, address: ADDRESS, began: Instant::now() }
+        let (given, outcome, began) = (given.to_owned(), Arc::default(), Instant::now());
+        Attempt { username_is_right, stored, given, mark, address: ADDRESS, began, outcome, is_counted: true }
     }
 
     #[test]
@@ -301,6 +335,26 @@ mod tests {
             guard.count_failure(ADDRESS, attempt.began).unwrap();
             guard.conclude(&attempt, true).unwrap();
         }
+    }
+
+    #[test]
+    fn the_same_password_at_once_is_one_attempt_until_it_is_known_to_be_wrong() {
+        let guard = Guard::new().unwrap();
+        let now = Instant::now();
+        let (first, is_counted) = guard.begin(ADDRESS, [1; 32], now).unwrap();
+        assert!(is_counted);
+        for _ in 0..20 {
+            let (same, is_counted) = guard.begin(ADDRESS, [1; 32], now).unwrap();
+            assert!(Arc::ptr_eq(&first, &same) && !is_counted);
+        }
+        first.set(false).unwrap();
+        for mark in 1..=4 {
+            assert!(guard.begin(ADDRESS, [mark; 32], now).unwrap().1, "{mark}");
+        }
+        assert!(guard.begin(ADDRESS, [1; 32], now).is_err());
+        drop(first);
+        let other = guard.begin(IpAddr::V4([192, 0, 2, 2].into()), [1; 32], now).unwrap();
+        assert_eq!((other.1, lock(&guard.compared).len()), (true, 1));
     }
 
     #[test]

@@ -235,7 +235,7 @@ fn unset_variables_stop_it_unless_they_may_be_blank() {
 fn what_cannot_be_run_is_refused_before_anything_changes() {
     for (yaml, expected) in [
         ("services: {a: {image: x, environment: {P: 'ENC[AES256_GCM,data:x]'}}}", "services.a.environment.P"),
-        ("services: {a: {image: [x", "docker compose config: "),
+        ("services: {a: {image: [x", "compose.yaml"),
         ("services: {a: {imag: x}}", "imag"),
         ("services: {a: {image: x, profiles: [p]}}", "no active service"),
         ("services: {a: {image: 'x${A:?must be set}'}}", "set it in `env_file`"),

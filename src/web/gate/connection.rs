@@ -218,7 +218,7 @@ pub struct Client {
     pub deadline: Option<Instant>,
     /// What epoll watches for.
     pub interest: EventFlags,
-    /// Counts how often it began to wait for a request.
+    /// Counts how often it began to wait for a request, or for its end.
     pub waits: u32,
 }
 

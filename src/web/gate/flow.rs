@@ -474,6 +474,7 @@ impl Gate {
                 client.phase = Phase::Lingering;
                 client.deadline = Some(self.now + LINGER_LIMIT);
                 self.wake_at(self.now + LINGER_LIMIT);
+                self.may_make_room(key);
                 self.watch_client(key, READING);
             }
             _ => {}
@@ -538,11 +539,15 @@ impl Gate {
 
     /// Answers that nobody reads are in memory up to a bound; past it the client that has not read for longest goes.
     fn drop_stalled_readers(&mut self) {
-        while self.output_bytes > OUTPUTS_MAX_BYTES {
-            let stalled = self.clients.iter().filter_map(|(key, client)| Some((client.stalled_since?, key)));
-            let Some((_, key)) = stalled.min_by_key(|(since, _)| *since) else { return };
-            self.drop_client(key);
-        }
+        while self.output_bytes > OUTPUTS_MAX_BYTES && self.drop_stalled_reader() {}
+    }
+
+    /// The client that has not read for longest goes. `false` if all of them read.
+    pub(super) fn drop_stalled_reader(&mut self) -> bool {
+        let stalled = self.clients.iter().filter_map(|(key, client)| Some((client.stalled_since?, key)));
+        let Some((_, key)) = stalled.min_by_key(|(since, _)| *since) else { return false };
+        self.drop_client(key);
+        true
     }
 }
 

@@ -40,12 +40,11 @@ pub const BODIES_MAX_BYTES: usize = 64 * 1024 * 1024;
 /// Descriptors that one connection to tiny_http takes: ours, and two of tiny_http.
 pub const DESCRIPTORS_PER_UPSTREAM: usize = 3;
 
-/// Most connections of clients at once.
-const CONNECTIONS_MAX: usize = 4096;
+/// Descriptors that this process uses at most: the built-in libcurl waits with `select`, which refuses a descriptor of `FD_SETSIZE` and above, so that beyond it
+/// neither Docker nor a remote could be asked.
+const DESCRIPTORS_MAX: usize = 1024;
 /// Most connections to tiny_http that carry something other than a stream.
 const SHORT_MAX: usize = 16;
-/// Most descriptors that are left to the rest of the daemon.
-const DESCRIPTORS_LEFT_MAX: usize = 1024;
 /// A complete request until a connection to tiny_http is free.
 const QUEUE_LIMIT: Duration = Duration::from_secs(30);
 /// Requests in flight when the gate is stopped.
@@ -74,11 +73,12 @@ impl Limits {
     }
 
     fn within(descriptors: usize) -> Limits {
-        let left = (descriptors / 2).min(DESCRIPTORS_LEFT_MAX);
+        let descriptors = descriptors.min(DESCRIPTORS_MAX);
+        let left = descriptors / 2;
         let upstreams =
             (left / 2 / DESCRIPTORS_PER_UPSTREAM).clamp(UPSTREAMS_KEPT, SHORT_MAX + crate::web::STREAMS_MAX);
         Limits {
-            connections: (descriptors - left).clamp(8, CONNECTIONS_MAX),
+            connections: (descriptors - left).max(8),
             short: upstreams.min(SHORT_MAX),
             upstreams,
             queue: QUEUE_LIMIT,
@@ -96,7 +96,8 @@ mod tests {
         let usual = Limits::within(1024);
         assert_eq!((usual.connections, usual.short, usual.upstreams), (512, 16, 48));
         let large = Limits::within(524_288);
-        assert_eq!((large.connections, large.short, large.upstreams), (4096, 16, 48));
+        assert_eq!((large.connections, large.short, large.upstreams), (512, 16, 48));
+        assert!(large.connections + large.upstreams * DESCRIPTORS_PER_UPSTREAM < DESCRIPTORS_MAX);
         let narrow = Limits::within(64);
         assert_eq!((narrow.connections, narrow.short, narrow.upstreams), (32, 5, 5));
         assert!(Limits::within(0).connections > 0);

@@ -127,7 +127,7 @@ pub struct Gate {
     streams: usize,
     /// Clients whose request waits for a connection to tiny_http, oldest first; some may be gone.
     queue: VecDeque<Key>,
-    /// Clients by the time since which they owe a request, oldest first; an entry whose number is not the client's any more is void.
+    /// Clients by the time since which they owe a request, or have had their last answer, oldest first; an entry whose number is not the client's any more is void.
     waiting: VecDeque<(Key, u32)>,
     /// Bytes of request bodies in memory.
     body_bytes: usize,
@@ -350,22 +350,28 @@ impl Gate {
     fn wait_for_request(&mut self, key: Key) {
         let Some(client) = self.clients.get_mut(key) else { return };
         client.phase = Phase::Head;
-        client.waits = client.waits.wrapping_add(1);
         let deadline = self.now + IDLE_LIMIT;
         client.deadline = Some(deadline);
+        self.wake_at(deadline);
+        self.may_make_room(key);
+    }
+
+    /// From now on nothing is lost for the daemon if the client goes.
+    fn may_make_room(&mut self, key: Key) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        client.waits = client.waits.wrapping_add(1);
         self.waiting.push_back((key, client.waits));
         if self.waiting.len() > 2 * self.limits.connections {
             let clients = &mut self.clients;
             self.waiting.retain(|(key, waits)| clients.get_mut(*key).is_some_and(|client| is_waiting(client, *waits)));
         }
-        self.wake_at(deadline);
     }
 
-    /// Makes room: the client that has waited longest for its request goes. `false` if none owes one.
+    /// Makes room: the client that has waited longest for its request goes, or, where none owes one, the one that has not read for longest. `false` if all are served.
     fn drop_longest_waiting(&mut self) -> bool {
         while let Some((key, waits)) = self.waiting.pop_front() {
             let Some(client) = self.clients.get_mut(key).filter(|client| is_waiting(client, waits)) else { continue };
-            if !client.input.is_empty() {
+            if client.owes_request() && !client.input.is_empty() {
                 let refusal = Refusal::unavailable("there are too many connections, and this one was the slowest");
                 client.output.buffer().extend_from_slice(&refusal.to_bytes(false));
                 // As much as the socket takes at once.
@@ -374,7 +380,7 @@ impl Gate {
             self.drop_client(key);
             return true;
         }
-        false
+        self.drop_stalled_reader()
     }
 
     fn pause_listener(&mut self, index: usize, error: Errno) {
@@ -412,7 +418,7 @@ impl Gate {
 }
 
 fn is_waiting(client: &Client, waits: u32) -> bool {
-    client.waits == waits && client.owes_request()
+    client.waits == waits && (client.owes_request() || matches!(client.phase, Phase::Lingering))
 }
 
 fn listener_token(index: usize) -> epoll::EventData {

@@ -333,6 +333,33 @@ fn the_one_that_waited_longest_makes_room() {
 }
 
 #[test]
+fn those_that_had_their_last_answer_and_do_not_close_make_room() {
+    let running = Running::start(Limits { connections: 4, ..LIMITS });
+    let refused: Vec<TcpStream> = (0..4).map(|_| running.connect()).collect();
+    for mut stream in &refused {
+        stream.write_all(b"nonsense\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    }
+    running.is_well();
+}
+
+#[test]
+fn the_one_that_has_not_read_for_longest_makes_room_where_nobody_else_can() {
+    let running = Running::start(Limits { connections: 4, ..LIMITS });
+    let silent: Vec<TcpStream> = (0..4).map(|_| running.connect()).collect();
+    for mut stream in &silent {
+        stream.write_all(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n".repeat(32).as_slice()).unwrap();
+    }
+    let started = Instant::now();
+    // They would be cut off after half a minute in any case.
+    while !running.send(b"GET /echo HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").starts_with("HTTP/1.1 200 ") {
+        assert!(started.elapsed() < PATIENCE, "nobody made room");
+    }
+}
+
+#[test]
 fn the_writer_of_a_stream_learns_that_its_client_left() {
     let running = Running::start(LIMITS);
     let stream = running.connect();

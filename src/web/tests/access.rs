@@ -72,11 +72,38 @@ fn a_hash_is_asked_once_and_wrong_ones_are_bounded() {
         assert_eq!(scene.ask("GET", "/api/projects", &[&right], "").status, 200);
     }
     assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    let scene = &scene;
     let statuses: Vec<u16> = std::thread::scope(|scope| {
-        let wrong = || scene.ask("GET", "/api/projects", &[&basic("admin", "guess")], "").status;
-        let threads: Vec<_> = (0..20).map(|_| scope.spawn(wrong)).collect();
+        let wrong = |number| scene.ask("GET", "/api/projects", &[&basic("admin", &format!("{number}"))], "").status;
+        let threads: Vec<_> = (0..20).map(|number| scope.spawn(move || wrong(number))).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
     assert!(statuses.iter().filter(|status| **status == 401).count() <= 4, "{statuses:?}");
     assert!(statuses.iter().all(|status| matches!(status, 401 | 429)), "{statuses:?}");
+}
+
+#[test]
+fn a_browser_that_logs_in_with_many_requests_at_once_is_let_in() {
+    let hash = bcrypt::hash("open sesame", 8).unwrap();
+    let scene = Scene::with(&[("Shiparr_AUTH_ENABLED", "true"), ("Shiparr_AUTH_PASSWORD", &hash)]);
+    let statuses: Vec<u16> = std::thread::scope(|scope| {
+        let right = || scene.ask("GET", "/api/projects", &[&basic("admin", "open sesame")], "").status;
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(right)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(statuses, [200; 8]);
+}
+
+#[test]
+fn a_password_that_is_changed_to_the_example_lets_nobody_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("password");
+    std::fs::write(&file, "open sesame\n").unwrap();
+    let path = file.display().to_string();
+    let scene = Scene::with(&[("Shiparr_AUTH_ENABLED", "true"), ("Shiparr_AUTH_PASSWORD_FILE", &path)]);
+    assert_eq!(scene.ask("GET", "/api/projects", &[&basic("admin", "open sesame")], "").status, 200);
+    for (password, status) in [("changeme", 503), ("", 503), ("open poppy", 200)] {
+        std::fs::write(&file, password).unwrap();
+        assert_eq!(scene.ask("GET", "/api/projects", &[&basic("admin", password)], "").status, status, "{password}");
+    }
 }
