@@ -92,6 +92,8 @@ pub struct Captured {
 }
 
 /// A command that is about to be run.
+///
+/// It gets SIGTERM when this process dies, also by SIGKILL, so that the next daemon does not find it at work.
 pub struct Command {
     program: PathBuf,
     args: Vec<OsString>,
@@ -99,7 +101,6 @@ pub struct Command {
     folder: Option<PathBuf>,
     input: Option<Vec<u8>>,
     grace: Duration,
-    dies_with_parent: bool,
 }
 
 impl Command {
@@ -113,7 +114,6 @@ impl Command {
             folder: None,
             input: None,
             grace: GRACE,
-            dies_with_parent: false,
         }
     }
 
@@ -156,15 +156,6 @@ impl Command {
     #[must_use]
     pub fn grace(mut self, grace: Duration) -> Command {
         self.grace = grace;
-        self
-    }
-
-    /// Sends it SIGTERM when this process dies, also by SIGKILL, so that a new daemon does not find it at work.
-    ///
-    /// The kernel sends it when the *thread* that started the command ends, so it is for threads that outlive their commands.
-    #[must_use]
-    pub fn dies_with_parent(mut self) -> Command {
-        self.dies_with_parent = true;
         self
     }
 
@@ -241,20 +232,15 @@ impl Command {
         }
         command.stdin(if has_input { Stdio::piped() } else { Stdio::null() });
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-        if self.dies_with_parent {
-            let parent = rustix::process::getpid();
-            // SAFETY: between fork and exec the closure makes two system calls and allocates nothing.
-            unsafe {
-                command.pre_exec(move || {
-                    rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
-                    // The parent may have died before the call above.
-                    if rustix::process::getppid() == Some(parent) {
-                        Ok(())
-                    } else {
-                        Err(ErrorKind::NotConnected.into())
-                    }
-                });
-            }
+        let parent = rustix::process::getpid();
+        // SAFETY: between fork and exec the closure makes two system calls and allocates nothing.
+        unsafe {
+            // The kernel sends the signal when the thread that started the command ends: each waits for its commands, so only a death ends it first.
+            command.pre_exec(move || {
+                rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
+                // The parent may have died before the call above.
+                if rustix::process::getppid() == Some(parent) { Ok(()) } else { Err(ErrorKind::NotConnected.into()) }
+            });
         }
         command
     }

@@ -185,7 +185,7 @@ fn job(host: &Host) -> Job {
     let record = host.store.repository_named(&repository.name).unwrap().unwrap();
     let queued = host.store.enqueue(record.id, Trigger::Api, Asked::default(), Timestamp::now()).unwrap();
     let deployment = host.store.deployment(queued.deployment_id).unwrap().unwrap();
-    Job { deployment, record, repository, config_hash: "hash".to_owned() }
+    Job { deployment, record, repository, catalog: Arc::new(catalog), config_hash: "hash".to_owned() }
 }
 
 #[test]

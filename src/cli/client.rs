@@ -1,5 +1,6 @@
 //! The client of the control socket, or of `--url`.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use crate::config::settings::ClientSettings;
 use crate::http::{self, Proxies, Request, Response};
 use crate::model::{DeploymentId, RepositoryId, Status, Trigger};
 use crate::secrets::Secret;
+use crate::secrets::url::UrlParts;
 use crate::web::CONTROL_SOCKET;
 
 /// Where the control socket always is under systemd.
@@ -97,6 +99,11 @@ impl Client {
             }
             None => None,
         };
+        if basic_auth.is_some() && is_readable_on_the_way(url) {
+            eprintln!(
+                "shiparr: warning: the password goes over plain http, readable on the way: use https, or run this on the daemon's host"
+            );
+        }
         Ok(Client {
             base: url.trim_end_matches('/').to_owned(),
             unix_socket: None,
@@ -231,7 +238,36 @@ impl Client {
     }
 }
 
+/// Whether what is sent to a URL crosses a network in plain text. Without a scheme it is http.
+fn is_readable_on_the_way(url: &str) -> bool {
+    let with_scheme = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
+    let Some(parts) = UrlParts::of(&with_scheme) else { return false };
+    let host = parts.host.trim_start_matches('[').trim_end_matches(']');
+    let stays_here = host.eq_ignore_ascii_case("localhost")
+        || host.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback());
+    parts.scheme.eq_ignore_ascii_case("http") && !stays_here
+}
+
 fn parse<T: DeserializeOwned>(response: &Response) -> anyhow::Result<T> {
     serde_json::from_slice(&response.body)
         .context("the daemon's answer is not what this version expects: are both of one version?")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_https_and_this_host_keep_a_password_to_themselves() {
+        for url in
+            ["http://pi:8080", "HTTP://10.0.0.2", "pi.lan:8080", "http://localhost.example.com", "http://[fe80::1]/"]
+        {
+            assert!(is_readable_on_the_way(url), "{url}");
+        }
+        for url in
+            ["https://pi", "http://localhost:8080/", "http://127.0.0.1:8080", "http://[::1]:8080", "localhost:8080"]
+        {
+            assert!(!is_readable_on_the_way(url), "{url}");
+        }
+    }
 }

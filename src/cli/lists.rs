@@ -96,7 +96,7 @@ pub fn history(client: &Client, given: &str, limit: u32, json: bool) -> anyhow::
 ///
 /// # Errors
 /// The daemon's refusal.
-pub fn logs(client: &Client, given: &str, tail: u32, deployment: Option<&str>) -> anyhow::Result<ExitCode> {
+pub fn logs(client: &Client, given: &str, tail: u32, deployment: Option<&str>, json: bool) -> anyhow::Result<ExitCode> {
     let repository = client.repository(given)?;
     let text = match deployment {
         None => client.get_text(&format!("/api/repositories/{}/logs?tail={tail}", repository.id))?,
@@ -109,7 +109,11 @@ pub fn logs(client: &Client, given: &str, tail: u32, deployment: Option<&str>) -
             client.get_text(&format!("/api/deployments/{id}/logs"))?
         }
     };
-    print!("{text}");
+    if json {
+        println!("{}", serde_json::json!({ "logs": text }));
+    } else {
+        print!("{text}");
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -136,7 +140,7 @@ struct Told {
 
 #[derive(Deserialize)]
 struct ToldOne {
-    repository: Option<String>,
+    repository: String,
     target: String,
     problem: Option<String>,
 }
@@ -145,25 +149,25 @@ struct ToldOne {
 ///
 /// # Errors
 /// The daemon's refusal.
-pub fn notify_test(client: &Client, given: Option<&str>) -> anyhow::Result<ExitCode> {
+pub fn notify_test(client: &Client, given: Option<&str>, json: bool) -> anyhow::Result<ExitCode> {
     client.require_socket("notify-test")?;
     let name = given.map(|given| client.repository(given)).transpose()?.map(|repository| full_name(&repository));
-    let told: Told = client.post("/control/notify-test", &serde_json::json!({ "repository": name }))?;
-    if told.results.is_empty() {
-        println!("No notification URLs are configured.");
+    let told: Value = client.post("/control/notify-test", &serde_json::json!({ "repository": name }))?;
+    if json {
+        println!("{told}");
     }
-    let mut code = ExitCode::SUCCESS;
-    for one in told.results {
-        let about = one.repository.map(|name| format!("{name}: ")).unwrap_or_default();
-        match one.problem {
-            None => println!("{about}{}: sent", one.target),
-            Some(problem) => {
-                println!("{about}{}: {}", one.target, printable(&problem));
-                code = ExitCode::FAILURE;
-            }
+    let Told { results } = serde_json::from_value(told)?;
+    if !json {
+        if results.is_empty() {
+            println!("No notification URLs are configured.");
+        }
+        for one in &results {
+            let outcome = one.problem.as_deref().map_or("sent".to_owned(), printable);
+            println!("{}: {}: {outcome}", one.repository, one.target);
         }
     }
-    Ok(code)
+    let all_were_sent = results.iter().all(|one| one.problem.is_none());
+    Ok(if all_were_sent { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The checks of GET /api/health that are not ok, a line for each thing that is wrong.
@@ -199,7 +203,8 @@ fn problems(check: &Value) -> Vec<String> {
     lines
 }
 
-fn full_name(repository: &RepositoryView) -> String {
+/// `project/repository`.
+pub fn full_name(repository: &RepositoryView) -> String {
     format!("{}/{}", repository.project, repository.name)
 }
 

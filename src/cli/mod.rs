@@ -63,6 +63,9 @@ enum Verb {
         /// The log of this deployment instead: its id, or `last`
         #[arg(long, value_name = "ID")]
         deployment: Option<String>,
+        /// Print JSON: an object with the text as `logs`
+        #[arg(long)]
+        json: bool,
     },
     /// List a repository's deployments, newest first
     History {
@@ -80,11 +83,17 @@ enum Verb {
         /// Do not ask
         #[arg(long)]
         yes: bool,
+        /// Print JSON: the `orphans`, and which of them were `forgotten`; without --yes nothing is asked and none is
+        #[arg(long)]
+        json: bool,
     },
     /// Send a test message to the notification URLs of a repository, or of all of them
     NotifyTest {
         /// project/repository, or the repository's name where it is unique
         repository: Option<String>,
+        /// Print JSON: `results`, with repository, target and problem of each URL
+        #[arg(long)]
+        json: bool,
     },
     /// Ask the daemon whether it is well; exit 0 when it is up
     Health {
@@ -121,12 +130,12 @@ impl CommandLine {
             Verb::Check(args) => check::run(&environment, &args),
             Verb::Status { json } => lists::status(&client()?, json),
             Verb::Deploy(args) => deploy::run(&client()?, &args),
-            Verb::Logs { repository, tail, deployment } => {
-                lists::logs(&client()?, &repository, tail, deployment.as_deref())
+            Verb::Logs { repository, tail, deployment, json } => {
+                lists::logs(&client()?, &repository, tail, deployment.as_deref(), json)
             }
             Verb::History { repository, limit, json } => lists::history(&client()?, &repository, limit, json),
-            Verb::Prune { yes } => prune::run(&client()?, yes),
-            Verb::NotifyTest { repository } => lists::notify_test(&client()?, repository.as_deref()),
+            Verb::Prune { yes, json } => prune::run(&client()?, yes, json),
+            Verb::NotifyTest { repository, json } => lists::notify_test(&client()?, repository.as_deref(), json),
             Verb::Health { json } => lists::health(&client()?, json),
             Verb::Git => Ok(crate::git::child_main()),
         }

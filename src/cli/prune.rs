@@ -7,27 +7,34 @@ use anyhow::bail;
 use serde::Deserialize;
 
 use super::client::{Client, RepositoryView};
+use super::lists::full_name;
 
 #[derive(Deserialize)]
 struct Pruned {
     forgotten: Vec<String>,
 }
 
-/// Lists orphans, asks, and forgets their records.
+/// Lists orphans, asks, and forgets their records. With `json` nobody is asked: without `yes` it only lists.
 ///
 /// # Errors
 /// The daemon's refusal; nobody there to ask without `--yes`.
-pub fn run(client: &Client, yes: bool) -> anyhow::Result<ExitCode> {
+pub fn run(client: &Client, yes: bool, json: bool) -> anyhow::Result<ExitCode> {
     client.require_socket("prune")?;
     let all: Vec<RepositoryView> = client.get("/api/repositories")?;
     let orphans: Vec<RepositoryView> = all.into_iter().filter(|repository| repository.orphaned).collect();
+    if json {
+        let forgotten = if yes && !orphans.is_empty() { forget(client, &orphans)? } else { Vec::new() };
+        let names: Vec<String> = orphans.iter().map(full_name).collect();
+        println!("{}", serde_json::json!({ "orphans": names, "forgotten": forgotten }));
+        return Ok(ExitCode::SUCCESS);
+    }
     if orphans.is_empty() {
         println!("No orphans: every recorded repository is named by a project file.");
         return Ok(ExitCode::SUCCESS);
     }
     println!("No project file names these repositories any more:");
     for orphan in &orphans {
-        println!("  {}/{}", orphan.project, orphan.name);
+        println!("  {}", full_name(orphan));
     }
     if !yes {
         if !std::io::stdin().is_terminal() {
@@ -42,10 +49,14 @@ pub fn run(client: &Client, yes: bool) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
     }
-    let ids: Vec<_> = orphans.iter().map(|orphan| orphan.id).collect();
-    let pruned: Pruned = client.post("/control/prune", &serde_json::json!({ "ids": ids }))?;
-    for name in pruned.forgotten {
+    for name in forget(client, &orphans)? {
         println!("forgot {name}");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn forget(client: &Client, orphans: &[RepositoryView]) -> anyhow::Result<Vec<String>> {
+    let ids: Vec<_> = orphans.iter().map(|orphan| orphan.id).collect();
+    let pruned: Pruned = client.post("/control/prune", &serde_json::json!({ "ids": ids }))?;
+    Ok(pruned.forgotten)
 }

@@ -247,10 +247,10 @@ fn a_reader_that_panics_leaves_no_child() {
 }
 
 #[test]
-fn a_child_can_die_with_the_thread_that_started_it() {
+fn a_child_dies_with_the_thread_that_started_it() {
     let (send, receive) = std::sync::mpsc::channel();
     let thread = std::thread::spawn(move || {
-        let command = shell("echo $$; exec sleep 60").dies_with_parent().prepare(false).spawn().unwrap();
+        let command = shell("echo $$; exec sleep 60").prepare(false).spawn().unwrap();
         send.send(command.id().to_string()).unwrap();
         command
     });

@@ -1,4 +1,4 @@
-//! All project files together: what runs, what is wrong, and what changed between two loads.
+//! All project files together: what runs, and what is wrong.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -61,24 +61,6 @@ pub struct Basis<'a> {
     pub unset_names: Severity,
 }
 
-/// What changed between two catalogs.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Diff {
-    /// New repositories.
-    pub added: Vec<RepositoryName>,
-    /// Repositories of which any field changed.
-    pub changed: Vec<RepositoryName>,
-    /// Repositories that are gone.
-    pub removed: Vec<RepositoryName>,
-}
-
-impl Diff {
-    /// Whether nothing changed.
-    pub fn is_empty(&self) -> bool {
-        self.added.is_empty() && self.changed.is_empty() && self.removed.is_empty()
-    }
-}
-
 impl Catalog {
     /// Reads every `*.yaml` and `*.yml` of a folder, in the order of their names. It never fails: what is wrong is among the problems.
     /// A file with an error keeps the version that `previous` has of it, or has no project; a folder that cannot be read changes
@@ -118,20 +100,6 @@ impl Catalog {
     /// All accepted repositories, by project and in the order of their files.
     pub fn repositories(&self) -> impl Iterator<Item = &Repository> {
         self.projects.values().flat_map(|project| &project.repositories)
-    }
-
-    /// What `newer` adds to this one, changes in it and takes from it.
-    pub fn diff(&self, newer: &Catalog) -> Diff {
-        let before: BTreeMap<_, _> = self.repositories().map(|repository| (&repository.name, repository)).collect();
-        let after: BTreeMap<_, _> = newer.repositories().map(|repository| (&repository.name, repository)).collect();
-        let names = |wanted: &dyn Fn(&RepositoryName) -> bool, list: &BTreeMap<&RepositoryName, &Repository>| {
-            list.keys().filter(|name| wanted(name)).map(|name| (*name).clone()).collect()
-        };
-        Diff {
-            added: names(&|name| !before.contains_key(name), &after),
-            changed: names(&|name| before.get(name).is_some_and(|repository| *repository != after[name]), &after),
-            removed: names(&|name| !after.contains_key(name), &before),
-        }
     }
 }
 

@@ -250,7 +250,7 @@ fn compose_project(repository: &Repository) -> String {
 }
 
 /// The path with the links in its existing part followed, so that two names of one folder are seen as one.
-fn real_path(path: &Path) -> PathBuf {
+pub(super) fn real_path(path: &Path) -> PathBuf {
     path.ancestors()
         .find_map(|ancestor| Some(ancestor.canonicalize().ok()?.join(path.strip_prefix(ancestor).ok()?)))
         .unwrap_or_else(|| path.to_owned())

@@ -32,6 +32,9 @@ const CHILDREN_NAMES: &[&str] = &[
     "http_proxy",
     "https_proxy",
     "no_proxy",
+    // Where coverage is measured, that of our own child is too.
+    #[cfg(coverage)]
+    "LLVM_PROFILE_FILE",
 ];
 const CHILDREN_PREFIXES: &[&str] = &["DOCKER_"];
 
@@ -166,7 +169,7 @@ impl Environment {
 }
 
 /// Reads a regular file of at most `max_bytes`. A named pipe or a device would hold the reader, and is refused.
-pub(super) fn read_bounded(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
+pub(crate) fn read_bounded(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
     let flags = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or_default();
     let file: File = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     if !file.metadata()?.is_file() {

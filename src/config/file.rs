@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::collisions::real_path;
 use super::fields::{self, Fields, Place, REPOSITORY_FIELDS, Urls, inside, is_plain_name, place_or};
 use super::problem::{Problem, Severity};
 use super::project::{Build, Notifications, Probe, Project, Pull, Repository, UnsetVariables};
@@ -241,7 +242,7 @@ fn stack_files_stay_inside(reader: &mut Reader<'_>, path: &Path, files: Option<&
     }
 }
 
-/// The working tree's folder. It may not hold what is Shiparr's own, nor lie in it.
+/// The working tree's folder. It may not hold what is Shiparr's own, nor lie in it, also once links are followed.
 fn local_path(reader: &mut Reader<'_>, shared: &Shared<'_>, key: &str, given: Option<&Path>, place: &Place) -> PathBuf {
     let deployments = shared.settings.deployments_path();
     let Some(given) = given else {
@@ -251,8 +252,9 @@ fn local_path(reader: &mut Reader<'_>, shared: &Shared<'_>, key: &str, given: Op
     let data = &shared.settings.data_path;
     let runtime = &shared.settings.runtime_path;
     let own = [data.join("git"), data.join("saved"), data.join("links"), runtime.clone()];
-    let holds = [data, runtime].into_iter().find(|folder| folder.starts_with(&local_path));
-    if let Some(folder) = holds.or_else(|| own.iter().find(|folder| local_path.starts_with(folder))) {
+    let real = real_path(&local_path);
+    let holds = [data, runtime].into_iter().find(|folder| real_path(folder).starts_with(&real));
+    if let Some(folder) = holds.or_else(|| own.iter().find(|folder| real.starts_with(real_path(folder)))) {
         let message = format!(
             "`{}` holds or lies in {}, which is Shiparr's own; choose another folder",
             local_path.display(),

@@ -24,8 +24,9 @@ mod tokens;
 mod variables;
 mod yaml;
 
-pub use catalog::{Accepted, AcceptedRepository, Basis, Catalog, Diff};
+pub use catalog::{Accepted, AcceptedRepository, Basis, Catalog};
 pub use environment::Environment;
+pub(crate) use environment::read_bounded;
 pub use fingerprint::hash_key;
 pub use problem::{Problem, Severity};
 pub use project::{Project, Repository};

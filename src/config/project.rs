@@ -134,11 +134,21 @@ pub struct Repository {
     pub notifications: Notifications,
 }
 
+/// A text as Compose makes a project's name of a folder's: lower case, only letters, digits, `_` and `-`, a letter or digit first.
+pub fn compose_project_name(text: &str) -> String {
+    let kept: String = text
+        .to_lowercase()
+        .chars()
+        .filter(|character| character.is_ascii_lowercase() || character.is_ascii_digit() || "_-".contains(*character))
+        .collect();
+    kept.trim_start_matches(['_', '-']).to_owned()
+}
+
 impl Repository {
-    /// The compose project where neither `compose_project` nor the compose file names one: the repository's key in lower case, from its first letter
-    /// or digit on, as Compose wants it.
+    /// The compose project where neither `compose_project` nor the compose file names one: made of the repository's key. Empty where that has no
+    /// letter and no digit.
     pub fn default_compose_project(&self) -> String {
-        self.name.name.to_lowercase().trim_start_matches(['_', '-']).to_owned()
+        compose_project_name(&self.name.name)
     }
 
     /// What is sent to the remote when it asks who is there, as it is now: `user:secret` gives both, a bare token goes as the password
@@ -180,5 +190,17 @@ impl Repository {
         let urls = self.notifications.success.iter().chain(&self.notifications.failure);
         let urls = urls.chain(self.probe.as_ref().map(|probe| &probe.url));
         urls.filter_map(|template| template.resolve(environment).ok()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn makes_names_as_compose_does() {
+        for (name, expected) in [("Media-Stack", "media-stack"), ("_x", "x"), ("-_A.b c", "abc"), ("__", "")] {
+            assert_eq!(compose_project_name(name), expected);
+        }
     }
 }

@@ -310,8 +310,11 @@ fn one_bad_file_keeps_its_last_good_version_and_stops_no_other() {
     assert_eq!(second.projects["a"], first.projects["a"]);
     assert_eq!(projects(&second), ["a", "b"]);
     assert_eq!(second.problems.len(), 2);
-    let diff = first.diff(&second);
-    assert_eq!((diff.added, diff.changed, diff.removed), (vec![name("b", "three")], vec![], vec![]));
+    assert_eq!(
+        second.repositories().map(|one| one.name.clone()).collect::<Vec<_>>(),
+        [name("a", "one"), name("b", "two"), name("b", "three")]
+    );
+    assert_eq!(second.repository(&name("b", "two")), first.repository(&name("b", "two")));
 
     let absent = folder.first_load();
     assert_eq!((projects(&absent), absent.untouched.as_slice()), (vec!["b"], &["a".to_owned()][..]));
@@ -319,7 +322,7 @@ fn one_bad_file_keeps_its_last_good_version_and_stops_no_other() {
     folder.remove("a.yaml");
     let third = folder.load(&second);
     assert_eq!(projects(&third), ["b"]);
-    assert_eq!(second.diff(&third).removed, [name("a", "one")]);
+    assert!(third.repository(&name("a", "one")).is_none());
 }
 
 #[test]
@@ -339,7 +342,7 @@ fn a_folder_that_cannot_be_read_changes_nothing() {
     let missing = folder.0.path().join("missing");
     let accepted = Accepted { files: [("z".to_owned(), missing.join("z.yaml"))].into(), ..Accepted::default() };
     let second = load(&missing, &first, &accepted);
-    assert_eq!((second.projects == first.projects, first.diff(&second).is_empty()), (true, true));
+    assert_eq!(second.projects, first.projects);
     assert_eq!((second.problems[0].file.as_path(), second.problems.len()), (missing.as_path(), 1));
     assert!(second.problems[0].message.starts_with("cannot read the folder of project files"));
     assert_eq!(second.untouched, ["z"]);
@@ -427,7 +430,9 @@ fn who_runs_already_is_not_displaced_and_who_collides_falls_back() {
     );
     folder.write("b.yaml", &at("b", "/srv/c"));
     let third = folder.load(&second);
-    assert_eq!((third.problems.len(), first.diff(&third).changed), (0, vec![name("a", "a"), name("b", "b")]));
+    let folder_of = |project: &str| third.repository(&name(project, project)).expect("accepted").local_path.clone();
+    assert_eq!(third.problems.len(), 0);
+    assert_eq!((folder_of("a"), folder_of("b")), ("/srv/b/inside".into(), "/srv/c".into()));
 }
 
 #[test]
@@ -466,7 +471,7 @@ fn a_thousand_repositories_load_and_compare_in_no_time() {
     let folder = Folder::with(&[("p.yaml", &project("p", &names))]);
     let first = folder.first_load();
     assert_eq!((first.repositories().count(), first.problems.len()), (1000, 0));
-    assert!(first.diff(&folder.load(&first)).is_empty());
+    assert_eq!(folder.load(&first).projects, first.projects);
 }
 
 #[test]
@@ -569,5 +574,37 @@ fn the_annotated_environment_file_loads_as_it_is_and_with_everything_in_it() {
     }
     for name in ["DISABLE_CONFIG_AUTO_RELOAD", "SOPS_AGE_KEY_FILE", "GITHUB_TOKEN", "GITLAB_TOKEN", "GITEA_TOKEN"] {
         assert!(names.contains(&name), "{name}");
+    }
+}
+
+#[test]
+fn a_link_into_shiparrs_own_folders_is_no_place_for_a_working_tree() {
+    let host = tempfile::tempdir().unwrap();
+    let data = host.path().join("data");
+    std::fs::create_dir_all(data.join("git")).unwrap();
+    std::fs::create_dir(data.join("deployments")).unwrap();
+    for (link, target) in
+        [("to-git", data.join("git")), ("to-data", data.clone()), ("to-trees", data.join("deployments"))]
+    {
+        std::os::unix::fs::symlink(target, host.path().join(link)).unwrap();
+    }
+    let with_data = environment().with(&Environment::from_pairs([("Shiparr_DATA_PATH", &data)]));
+    let settings = settings_with(&with_data);
+    for (local_path, is_refused) in
+        [("to-git/web", true), ("to-git", true), ("to-data", true), ("to-data/git/web", true), ("to-trees/web", false)]
+    {
+        let local_path = host.path().join(local_path);
+        let text =
+            format!("project: home\nrepositories:\n  web: {{url: /r, local_path: '{}'}}\n", local_path.display());
+        let folder = Folder::with(&[("home.yaml", &text)]);
+        let basis = Basis {
+            settings: &settings,
+            previous: &Catalog::default(),
+            accepted: &Accepted::default(),
+            unset_names: Severity::Error,
+        };
+        let problems = Catalog::load(folder.0.path(), &basis).problems;
+        let refused = problems.iter().any(|problem| problem.message.contains("which is Shiparr's own"));
+        assert_eq!(refused, is_refused, "{}: {problems:?}", local_path.display());
     }
 }

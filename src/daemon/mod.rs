@@ -161,7 +161,10 @@ impl Daemon {
                 Event::Reload => is_loaded = self.reload(),
                 Event::Stop => break,
                 Event::ThreadDied(name) => {
-                    // Nothing is lost: the queue is in the database, and whoever supervises us starts us again.
+                    // Nothing is lost: the queue is in the database, and whoever supervises us starts us again. Compose and what lies in plain text
+                    // must not be left to that start, though.
+                    self.threads.stopping();
+                    interrupt(&self.start.shared, &self.worker);
                     bail!("the thread `{name}` ended unexpectedly; the process ends so that it is started again whole");
                 }
             }
@@ -202,8 +205,7 @@ impl Daemon {
         shared.wake_worker();
         if !ended_within(&self.worker, shared.host.settings.shutdown_timeout) {
             log::warn!("the running deployment did not end in time and is interrupted; it is queued again");
-            shared.cancel_running();
-            ended_within(&self.worker, CANCELLED_LIMIT);
+            interrupt(shared, &self.worker);
         }
         shared.wake_teller();
         ended_within(&self.teller, TELL_LIMIT);
@@ -223,6 +225,16 @@ fn next_event(events: &Receiver<Event>, is_loaded: bool) -> anyhow::Result<Event
     };
     let is_other = |event: &Event| !matches!(event, Event::Reload);
     if is_other(&event) { Ok(event) } else { Ok(events.try_iter().find(is_other).unwrap_or(event)) }
+}
+
+/// Cancels the running deployment and waits until the worker has put away what belongs to it. The worker takes no other row once the threads
+/// are stopping; one that died itself is not waited for.
+fn interrupt(shared: &Shared, worker: &JoinHandle<()>) {
+    shared.cancel_running();
+    shared.wake_worker();
+    if !ended_within(worker, CANCELLED_LIMIT) {
+        log::error!("the worker did not end within {} s", CANCELLED_LIMIT.as_secs());
+    }
 }
 
 /// Waits for a thread, at most `time`; whether it ended.

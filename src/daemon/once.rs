@@ -37,8 +37,9 @@ pub fn run(shared: &Arc<Shared>, threads: &Threads, events: Receiver<Event>) -> 
             break;
         }
         let Some(record) = shared.host.store.repository_named(&repository.name)? else { continue };
+        let begun = shared.host.store.check_begins(record.id);
         match timers::tip(shared, repository, &Limit::after(CHECK_LIMIT)) {
-            Ok(tip) => drop(shared.host.store.check_found(record.id, &tip, Timestamp::now())?),
+            Ok(tip) => drop(shared.host.store.check_found(begun, &tip, Timestamp::now())?),
             Err(error) => {
                 log::error!("{}: check failed: {error}", repository.name);
                 shared.host.store.check_failed(record.id, &error, Timestamp::now())?;

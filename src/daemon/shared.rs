@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 
-use super::timers::Word;
 use crate::command::Limit;
 use crate::config::Catalog;
 use crate::deploy::pipeline::Host;
@@ -25,25 +24,32 @@ pub struct Shared {
     teller: Bell,
     docker: Mutex<Docker>,
     running: Mutex<Option<Limit>>,
-    timers: Mutex<HashMap<RepositoryId, Sender<Word>>>,
+    timers: Mutex<HashMap<RepositoryId, Arc<Bell>>>,
 }
 
-/// Wakes one thread. What there is to do is in the database; the bell only says: look.
-struct Bell {
+/// Wakes one thread. What there is to do is in the database, or with the remote; the bell only says: look.
+pub struct Bell {
     ring: Sender<()>,
     rung: Receiver<()>,
 }
 
 impl Bell {
-    fn new() -> Bell {
+    /// A silent one.
+    pub fn new() -> Bell {
         // One place is enough: a bell that rings already need not ring twice.
         let (ring, rung) = crossbeam_channel::bounded(1);
         Bell { ring, rung }
     }
 
-    fn ring(&self) {
+    /// Rings, and goes on ringing until somebody heard it.
+    pub fn ring(&self) {
         // Full means that it rings already.
         let _ = self.ring.try_send(());
+    }
+
+    /// What hears it, for a thread that waits for more than the bell.
+    pub fn rung(&self) -> &Receiver<()> {
+        &self.rung
     }
 
     fn wait(&self, time: Duration) {
@@ -122,8 +128,8 @@ impl Shared {
     }
 
     /// There is a timer for a repository.
-    pub fn add_timer(&self, id: RepositoryId, words: Sender<Word>) {
-        self.timers.lock().unwrap_or_else(PoisonError::into_inner).insert(id, words);
+    pub fn add_timer(&self, id: RepositoryId, asked: Arc<Bell>) {
+        self.timers.lock().unwrap_or_else(PoisonError::into_inner).insert(id, asked);
     }
 
     /// There is none any more.
@@ -134,8 +140,7 @@ impl Shared {
     /// A repository is checked now, rather than when its interval ends.
     pub fn check_now(&self, id: RepositoryId) {
         if let Some(timer) = self.timers.lock().unwrap_or_else(PoisonError::into_inner).get(&id) {
-            // A timer that ends just now has nothing left to check.
-            let _ = timer.send(Word::Check);
+            timer.ring();
         }
     }
 

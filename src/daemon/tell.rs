@@ -61,8 +61,9 @@ impl Teller {
 
     fn tell_outcomes(&self) -> Result<(), StoreError> {
         let store = &self.shared.host.store;
-        while let Some(untold) = store.next_untold()? {
+        loop {
             let catalog = self.shared.catalog();
+            let Some(untold) = store.next_untold(&catalog.untouched)? else { return Ok(()) };
             let urls = match catalog.repository(&untold.deployment.repository) {
                 Some(repository) => self.urls(&untold.deployment.repository, &targets(repository, untold.kind)),
                 None => Vec::new(),
@@ -72,12 +73,11 @@ impl Teller {
             self.send_all(&urls, &self.outcome_message(untold));
             store.told(id, as_failure, Timestamp::now())?;
         }
-        Ok(())
     }
 
     fn tell_long_failing_checks(&self) -> Result<(), StoreError> {
-        for record in self.shared.host.store.take_long_failing_checks()? {
-            let catalog = self.shared.catalog();
+        let catalog = self.shared.catalog();
+        for record in self.shared.host.store.take_long_failing_checks(&catalog.untouched)? {
             let Some(repository) = catalog.repository(&record.name) else { continue };
             let urls = self.urls(&record.name, &failure_templates(repository));
             self.send_all(&urls, &self.checks_message(record));
@@ -169,7 +169,7 @@ pub fn test(shared: &Shared, repository: Option<&RepositoryName>) -> Result<Vec<
                 }
                 Err(error) => ("notification".to_owned(), Some(error)),
             };
-            results.push(NotifyResult { repository: Some(repository.name.to_string()), target, problem });
+            results.push(NotifyResult { repository: repository.name.to_string(), target, problem });
         }
     }
     Ok(results)

@@ -4,16 +4,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::{Receiver, RecvError, Sender, select};
 use jiff::Timestamp;
 
-use super::shared::Shared;
+use super::shared::{Bell, Shared};
 use super::threads::{SMALL_STACK_BYTES, Threads};
 use crate::command::Limit;
 use crate::config::{Catalog, Repository};
 use crate::deploy::remote;
 use crate::git;
 use crate::model::{CommitHash, RepositoryId, RepositoryName};
+use crate::store::Found;
 
 /// A check that takes longer has failed.
 const CHECK_LIMIT: Duration = Duration::from_secs(60);
@@ -26,6 +27,9 @@ const SPREAD_DIVISOR: u32 = 10;
 /// … but never by more than this.
 const SPREAD_AT_MOST: Duration = Duration::from_secs(30);
 
+/// While checks go on failing, another error than the last one is logged no more often than this: some forges put a number of their own into each.
+const FAILURE_LOGGED_EVERY: Duration = Duration::from_secs(600);
+
 /// The timers of all accepted repositories.
 pub struct Timers {
     shared: Arc<Shared>,
@@ -37,8 +41,6 @@ pub struct Timers {
 pub enum Word {
     /// Its repository's configuration changed.
     Changed(Arc<Repository>),
-    /// It is to check now.
-    Check,
     /// Its repository is gone.
     Stop,
 }
@@ -98,12 +100,14 @@ impl Timers {
         };
         let repository = Arc::new(repository.clone());
         let (words, heard) = crossbeam_channel::unbounded();
+        let asked = Arc::new(Bell::new());
         let stop = Limit::after(FOREVER);
         let timer = Loop {
             shared: Arc::clone(&self.shared),
             id: record.id,
             repository: Arc::clone(&repository),
             heard,
+            asked: Arc::clone(&asked),
             stop: stop.clone(),
             failure: None,
         };
@@ -111,7 +115,7 @@ impl Timers {
         // Threads carry at most 15 bytes of a name; the repository's own part says more than the project's.
         self.threads
             .start_for_a_while(&format!("t:{}", repository.name.name), SMALL_STACK_BYTES, move || timer.run(first))?;
-        self.shared.add_timer(record.id, words.clone());
+        self.shared.add_timer(record.id, asked);
         self.running.insert(repository.name.clone(), Timer { id: record.id, repository, words, stop });
         Ok(())
     }
@@ -133,17 +137,36 @@ struct Loop {
     id: RepositoryId,
     repository: Arc<Repository>,
     heard: Receiver<Word>,
+    /// Rings when it is to check now.
+    asked: Arc<Bell>,
     stop: Limit,
-    /// What the last check failed with, so that it is logged once.
-    failure: Option<String>,
+    failure: Option<LoggedFailure>,
+}
+
+/// The error that was logged of checks that go on failing.
+struct LoggedFailure {
+    error: String,
+    at: Instant,
+}
+
+impl LoggedFailure {
+    fn stands_for(&self, error: &str, now: Instant) -> bool {
+        self.error == error || now < self.at + FAILURE_LOGGED_EVERY
+    }
 }
 
 impl Loop {
     fn run(mut self, mut due: Instant) {
         self.tell_next(due);
         loop {
-            match self.heard.recv_deadline(due) {
-                Ok(Word::Changed(repository)) => {
+            let word = select! {
+                recv(self.heard) -> word => Some(word),
+                recv(self.asked.rung()) -> _ => None,
+                recv(crossbeam_channel::at(due)) -> _ => None,
+            };
+            match word {
+                None => {}
+                Some(Ok(Word::Changed(repository))) => {
                     let asks_otherwise = asks_otherwise(&repository, &self.repository);
                     self.repository = repository;
                     if !asks_otherwise {
@@ -152,11 +175,12 @@ impl Loop {
                         continue;
                     }
                 }
-                Ok(Word::Check) | Err(RecvTimeoutError::Timeout) => {}
-                Ok(Word::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Some(Ok(Word::Stop) | Err(RecvError)) => return,
             }
-            self.check();
-            due = Instant::now() + with_spread(self.repository.check_interval);
+            due = match self.check() {
+                Found::Outdated => Instant::now(),
+                Found::Nothing | Found::Queued(_) => Instant::now() + with_spread(self.repository.check_interval),
+            };
             self.tell_next(due);
         }
     }
@@ -166,11 +190,12 @@ impl Loop {
         self.shared.host.store.check_scheduled(self.id, at);
     }
 
-    fn check(&mut self) {
+    fn check(&mut self) -> Found {
         let limit = self.stop.at_most(CHECK_LIMIT);
+        let begun = self.shared.host.store.check_begins(self.id);
         let outcome = tip(&self.shared, &self.repository, &limit);
         if self.stop.is_cancelled() {
-            return;
+            return Found::Nothing;
         }
         let name = &self.repository.name;
         let recorded = match outcome {
@@ -178,26 +203,27 @@ impl Loop {
                 if self.failure.take().is_some() {
                     log::info!("{name}: its remote answers again");
                 }
-                self.shared.host.store.check_found(self.id, &tip, Timestamp::now()).map(|queued| {
-                    if let Some(queued) = queued {
+                self.shared.host.store.check_found(begun, &tip, Timestamp::now()).inspect(|found| {
+                    if let Found::Queued(queued) = found {
                         log::info!("{name}: commit {} queued as deployment {}", tip.short(), queued.deployment_id);
                         self.shared.wake_worker();
                     }
                 })
             }
             Err(error) => {
-                if self.failure.as_ref() != Some(&error) {
-                    log::warn!("{name}: check failed: {error}");
-                }
                 let recorded = self.shared.host.store.check_failed(self.id, &error, Timestamp::now());
-                self.failure = Some(error);
-                recorded.map(drop)
+                if !self.failure.as_ref().is_some_and(|logged| logged.stands_for(&error, Instant::now())) {
+                    log::warn!("{name}: check failed: {error}");
+                    self.failure = Some(LoggedFailure { error, at: Instant::now() });
+                }
+                recorded.map(|_| Found::Nothing)
             }
         };
-        if let Err(error) = recorded {
+        recorded.unwrap_or_else(|error| {
             // The commit is not lost: it is new at the next check too.
             log::error!("{name}: what the check found could not be stored: {error}");
-        }
+            Found::Nothing
+        })
     }
 }
 
@@ -234,6 +260,15 @@ fn at_random_below(bound: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_failure_whose_text_varies_is_logged_once_in_a_while() {
+        let logged = LoggedFailure { error: "timed out after 1001 ms".to_owned(), at: Instant::now() };
+        assert!(logged.stands_for("timed out after 1002 ms", logged.at));
+        let later = logged.at + FAILURE_LOGGED_EVERY;
+        assert!(logged.stands_for("timed out after 1001 ms", later));
+        assert!(!logged.stands_for("timed out after 1002 ms", later));
+    }
 
     #[test]
     fn spread_is_bounded() {

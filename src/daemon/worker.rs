@@ -110,7 +110,7 @@ impl Worker {
             store.waits_for(deployment.id, None)?;
         }
         let (deployment, repository) = ready.swap_remove(0);
-        self.deploy(deployment, repository)?;
+        self.deploy(deployment, repository, &catalog)?;
         Ok(Look::Ran)
     }
 
@@ -142,7 +142,12 @@ impl Worker {
         Ok(Ok(repository))
     }
 
-    fn deploy(&self, deployment: DeploymentRecord, repository: &Repository) -> Result<(), StoreError> {
+    fn deploy(
+        &self,
+        deployment: DeploymentRecord,
+        repository: &Repository,
+        catalog: &Arc<Catalog>,
+    ) -> Result<(), StoreError> {
         let host = &self.shared.host;
         let Some(record) = host.store.repository(deployment.repository_id)? else {
             return Err(StoreError::Refused(format!("{} has no record in the database", repository.name)));
@@ -155,7 +160,7 @@ impl Worker {
             return Ok(());
         }
         let config_hash = repository.config_hash(&self.shared.hash_key, &host.settings.environment);
-        let job = Job { deployment, record, repository: repository.clone(), config_hash };
+        let job = Job { deployment, record, repository: repository.clone(), catalog: Arc::clone(catalog), config_hash };
         let run = pipeline::run(host, &job, &limit);
         self.shared.set_running(None);
         self.shared.wake_teller();
@@ -209,7 +214,8 @@ mod tests {
 
     use super::*;
     use crate::config::Settings;
-    use crate::daemon::reload;
+    use crate::daemon::threads::STACK_BYTES;
+    use crate::daemon::{interrupt, reload};
     use crate::deploy::pipeline::Host;
     use crate::deploy::{Driver, Log, Plan, Stack, StepError, Timing};
     use crate::git;
@@ -312,6 +318,25 @@ mod tests {
         });
         scene.worker().look().unwrap();
         assert_eq!(scene.pending().iter().map(|row| row.trigger).collect::<Vec<_>>(), [Trigger::Api]);
+    }
+
+    #[test]
+    fn an_interruption_waits_for_the_worker_busy_or_idle() {
+        const FAR: Duration = Duration::from_secs(60);
+        let scene = Scene::new();
+        let worker = scene.worker();
+        scene.threads.stopping();
+        let idle = scene.threads.start("worker", STACK_BYTES, move || worker.shared.wait_for_work(FAR)).unwrap();
+        interrupt(&scene.shared, &idle);
+        assert!(idle.is_finished());
+
+        let (limit, ended) = (Limit::after(FAR), Arc::new(AtomicBool::new(false)));
+        scene.shared.set_running(Some(limit.clone()));
+        let at_the_end = Arc::clone(&ended);
+        let deploying = move || at_the_end.store(!limit.sleep(FAR), Ordering::Relaxed);
+        let busy = scene.threads.start("worker", STACK_BYTES, deploying).unwrap();
+        interrupt(&scene.shared, &busy);
+        assert!(busy.is_finished() && ended.load(Ordering::Relaxed));
     }
 
     fn write_project(folder: &Path, branch: &str) {

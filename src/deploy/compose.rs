@@ -11,11 +11,9 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use jiff::Timestamp;
-
 use self::client::Client;
 use self::explain::Tail;
-use self::watch::{Container, Expected, Failure, Verdict, Watch};
+use self::watch::{Container, Expected, Failure, Now, Verdict, Watch};
 use super::{Driver, Log, Plan, Stack, StepError, Timing};
 use crate::command::{Command, Limit, Output};
 use crate::config::Settings;
@@ -99,7 +97,7 @@ impl Compose {
             .map_err(|error| StepError::for_good(format!("the output of {WHAT} is not as expected: {error}")))
     }
 
-    /// Looks at the stack until it is well or bad, or the limit is over.
+    /// Looks at the stack until it is well or bad, or `health_timeout` is over.
     fn watch(&self, plan: &Plan, timing: &Timing, limit: &Limit, log: &mut dyn Log) -> Result<Verdict, StepError> {
         let expected = Expected {
             services: &plan.services,
@@ -108,9 +106,12 @@ impl Compose {
             since: timing.since,
         };
         let (mut watch, mut pause, mut told) = (Watch::default(), FIRST_PAUSE, Vec::new());
-        let mut containers = self.containers(&plan.project, limit)?;
+        // However short the time to wait, what there is to wait for is known.
+        let mut containers =
+            self.containers(&plan.project, &limit.at_most(timing.health_timeout.max(DIAGNOSIS_LIMIT)))?;
+        let limit = &limit.at_most(timing.health_timeout);
         loop {
-            let verdict = watch.judge(&containers, &expected, Timestamp::now());
+            let verdict = watch.judge(&containers, &expected, Now::read());
             let Verdict::NotYet { waits_for, settles_in, .. } = &verdict else { return Ok(verdict) };
             if told != *waits_for {
                 log.line(LogLevel::Info, &format!("waiting: {}", waits_for.join(", ")));
@@ -120,12 +121,20 @@ impl Compose {
                 return Ok(verdict);
             }
             pause = (pause * 3 / 2).min(LONGEST_PAUSE);
-            let ids: Vec<&str> = containers.iter().map(|container| container.id.as_str()).collect();
-            let inspected = self.inspect(&ids, limit)?;
-            // Somebody else may have replaced one.
-            let all_are_there = !ids.is_empty() && inspected.len() == ids.len();
-            containers = if all_are_there { inspected } else { self.containers(&plan.project, limit)? };
+            containers = match self.look_again(&containers, &plan.project, limit) {
+                // What was seen before tells more than the question that was cut off.
+                Err(_) if limit.is_over() => return Ok(verdict),
+                seen => seen?,
+            };
         }
+    }
+
+    fn look_again(&self, before: &[Container], project: &str, limit: &Limit) -> Result<Vec<Container>, StepError> {
+        let ids: Vec<&str> = before.iter().map(|container| container.id.as_str()).collect();
+        let inspected = self.inspect(&ids, limit)?;
+        // Somebody else may have replaced one.
+        let all_are_there = !ids.is_empty() && inspected.len() == ids.len();
+        if all_are_there { Ok(inspected) } else { self.containers(project, limit) }
     }
 
     /// Puts the last log lines of containers into the deployment's log. Says so where that fails: it must not hide the failure itself.
@@ -174,7 +183,7 @@ impl Driver for Compose {
             .capture(limit, MAX_CONFIG_BYTES)
             .map_err(|error| explain::not_run(WHAT, &error, Chance::CanPass))?;
         if !captured.status.success() {
-            return Err(explain::failed(WHAT, &Tail::of(&captured.stderr), captured.status));
+            return Err(in_files(explain::failed(WHAT, &Tail::of(&captured.stderr), captured.status), &files));
         }
         let resolved = plan::parse(&captured.stdout).map_err(|why| StepError::for_good(format!("{WHAT}: {why}")))?;
         let (unset, warnings) = plan::warnings(&captured.stderr);
@@ -210,7 +219,7 @@ impl Driver for Compose {
     }
 
     fn wait(&self, plan: &Plan, timing: &Timing, limit: &Limit, log: &mut dyn Log) -> Result<(), StepError> {
-        let verdict = self.watch(plan, timing, &limit.at_most(timing.health_timeout), log)?;
+        let verdict = self.watch(plan, timing, limit, log)?;
         let (message, containers) = match verdict {
             Verdict::Well(warnings) => {
                 warnings.iter().for_each(|warning| log.line(LogLevel::Warning, warning));
@@ -228,6 +237,16 @@ impl Driver for Compose {
     fn prune_images(&self, limit: &Limit, log: &mut dyn Log) -> Result<(), StepError> {
         self.change("docker image prune", self.client.docker().args(["image", "prune", "-f"]), limit, log)
     }
+}
+
+/// Names the compose files in an error that does not: Compose 2.26 says in which line the YAML is wrong, and not of which file.
+fn in_files(error: StepError, files: &[PathBuf]) -> StepError {
+    let names = || files.iter().filter_map(|file| file.file_name()).map(|name| name.to_string_lossy());
+    if names().any(|name| error.message.contains(&*name)) {
+        return error;
+    }
+    let names: Vec<_> = names().collect();
+    StepError { message: format!("{} (in {})", error.message, names.join(", ")), ..error }
 }
 
 /// Names whose values steer Compose itself: it keeps Shiparr's, whatever the stack's variables say.
@@ -279,13 +298,12 @@ fn chosen_project(stack: &Stack, files: &[PathBuf]) -> Result<Option<String>, St
     if files::name_a_project(files)? {
         return Ok(None);
     }
-    match files::normalized(&stack.default_project) {
-        project if project.is_empty() => Err(StepError::for_good(format!(
-            "`{}` cannot be the name of a compose project: set `compose_project`",
-            stack.default_project
-        ))),
-        project => Ok(Some(project)),
+    if stack.default_project.is_empty() {
+        return Err(StepError::for_good(
+            "the repository's name has no letter and no digit, so no compose project can be called after it: set `compose_project`",
+        ));
     }
+    Ok(Some(stack.default_project.clone()))
 }
 
 fn refuse_unset_variables(unset: &BTreeSet<String>, stack: &Stack, log: &mut dyn Log) -> Result<(), StepError> {

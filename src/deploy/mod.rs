@@ -1,5 +1,6 @@
 //! From a pending row to a running stack: the pipeline, and the drivers that run stacks.
 
+mod claims;
 pub mod compose;
 pub mod containers;
 mod journal;
@@ -60,7 +61,7 @@ pub struct Stack {
     pub files: Vec<PathBuf>,
     /// `compose_project`; none: from the file, else `default_project`.
     pub project: Option<String>,
-    /// The repository's key, from which a project's name is made where nothing else gives one.
+    /// The project's name where nothing else gives one, made of the repository's key; may be empty.
     pub default_project: String,
     /// Profiles.
     pub profiles: Vec<String>,

@@ -8,9 +8,9 @@ use jiff::Timestamp;
 
 use super::journal::Journal;
 use super::variables::{self, Plaintext, Variables};
-use super::{Driver, Log, Plan, Stack, StepError, Timing, probe, remote, stack};
+use super::{Driver, Log, Plan, Stack, StepError, Timing, claims, probe, remote, stack};
 use crate::command::Limit;
-use crate::config::{Repository, Settings};
+use crate::config::{Catalog, Repository, Settings};
 use crate::git;
 use crate::model::{Asked, Chance, Commit, DeploymentRecord, LogLevel, RepositoryRecord};
 use crate::secrets::Scrubber;
@@ -39,6 +39,8 @@ pub struct Job {
     pub record: RepositoryRecord,
     /// Its repository as it is configured now.
     pub repository: Repository,
+    /// Everything that is configured now.
+    pub catalog: Arc<Catalog>,
     /// The keyed hash of that configuration, as `Store::start` wants it.
     pub config_hash: String,
 }
@@ -144,6 +146,8 @@ fn prepare(
     // 3. Ask Compose what it would run, and refuse before anything changes.
     let step = Instant::now();
     let plan = host.driver.plan(&stack, limit, journal)?;
+    let records = host.store.repositories(None).map_err(not_recorded)?;
+    claims::refuse_taken(&plan.project, &stack.folder, &job.repository.name, &records, &job.catalog)?;
     journal.step(&planned(&plan), step);
     Ok((stack, plan, plaintext))
 }
@@ -203,7 +207,7 @@ fn describe(
         folder,
         files,
         project: repository.compose_project.clone().or(defaults.project),
-        default_project: repository.name.name.clone(),
+        default_project: repository.default_compose_project(),
         profiles: if repository.profiles.is_empty() { defaults.profiles } else { repository.profiles.clone() },
         variables_file: plaintext.variables_file(),
         variables: variables.all,
@@ -238,8 +242,20 @@ fn known_secrets(host: &Host, job: &Job) -> Scrubber {
     job.repository.secret_urls(environment).iter().for_each(|url| scrubber.learn_url(url.expose()));
     // Children get the proxies as they are, and some quote them in their errors.
     let proxies = [&host.settings.proxies.https, &host.settings.proxies.http];
-    proxies.into_iter().flatten().filter(|proxy| proxy.contains('@')).for_each(|proxy| scrubber.learn_url(proxy));
+    proxies
+        .into_iter()
+        .flatten()
+        .filter(|proxy| proxy.contains('@'))
+        .for_each(|proxy| learn_proxy(&mut scrubber, proxy));
     scrubber
+}
+
+/// A proxy may be named without a scheme, which is http then.
+fn learn_proxy(scrubber: &mut Scrubber, proxy: &str) {
+    match proxy.contains("://") {
+        true => scrubber.learn_url(proxy),
+        false => scrubber.learn_url(&format!("http://{proxy}")),
+    }
 }
 
 fn not_recorded(error: StoreError) -> StepError {
@@ -249,4 +265,19 @@ fn not_recorded(error: StoreError) -> StepError {
 /// An error is one line, whatever a child said.
 fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proxys_password_is_known_with_and_without_a_scheme() {
+        for proxy in ["http://me:hush-hush@proxy.example:3128", "me:hush-hush@proxy.example:3128"] {
+            let mut scrubber = Scrubber::new();
+            learn_proxy(&mut scrubber, proxy);
+            assert_eq!(scrubber.scrub("refused for hush-hush"), "refused for ***", "{proxy}");
+            assert_eq!(scrubber.scrub(&format!("via {proxy}")).matches("hush").count(), 0, "{proxy}");
+        }
+    }
 }

@@ -9,6 +9,7 @@ use crate::config::project::Probe;
 use crate::http::{self, Proxies};
 use crate::model::LogLevel;
 use crate::secrets::Secret;
+use crate::secrets::url::{UrlParts, percent_decoded};
 
 /// For one request; a service that hangs is asked again.
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
@@ -48,37 +49,24 @@ pub fn wait(probe: &Probe, url: &str, proxies: &Proxies, limit: &Limit, log: &mu
 
 /// The request for `url`; user and password in it become Basic Auth, and no proxy stands before this host itself.
 fn request(url: &str, proxies: &Proxies) -> http::Request {
-    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
-    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
-    let (user, host) = authority.rsplit_once('@').map_or((None, authority), |(user, host)| (Some(user), host));
-    let (user, password) = user.map(|user| user.split_once(':').unwrap_or((user, ""))).unzip();
-    http::Request {
-        url: format!("{scheme}://{host}{path}"),
-        basic_auth: user.zip(password).map(|(user, password)| (decoded(user), Secret::new(decoded(password)))),
-        max_body_bytes: MAX_BODY_BYTES,
-        proxies: if is_this_host(host) { Proxies::default() } else { proxies.clone() },
-        ..http::Request::default()
-    }
-}
-
-fn is_this_host(host: &str) -> bool {
-    let name = match host.strip_prefix('[') {
-        Some(rest) => rest.split_once(']').map_or(rest, |(name, _)| name),
-        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
+    let request = http::Request { max_body_bytes: MAX_BODY_BYTES, ..http::Request::default() };
+    let Some(UrlParts { scheme, user, password, host, port, path_and_query, .. }) = UrlParts::of(url) else {
+        return http::Request { url: url.to_owned(), proxies: proxies.clone(), ..request };
     };
-    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    let has_credential = !user.is_empty() || password.is_some();
+    let credential = || (percent_decoded(user), Secret::new(percent_decoded(password.unwrap_or_default())));
+    http::Request {
+        url: format!("{scheme}://{host}{port}{path_and_query}"),
+        basic_auth: has_credential.then(credential),
+        proxies: if is_this_host(host) { Proxies::default() } else { proxies.clone() },
+        ..request
+    }
 }
 
-/// Percent-encoded text as it was; what does not decode stays.
-fn decoded(text: &str) -> String {
-    let (mut bytes, mut rest) = (Vec::new(), text.as_bytes());
-    while let [first, after @ ..] = rest {
-        let hex = if *first == b'%' { after.get(..2) } else { None };
-        let byte = hex.and_then(|hex| u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok());
-        bytes.push(byte.unwrap_or(*first));
-        rest = if byte.is_some() { &after[2..] } else { after };
-    }
-    String::from_utf8(bytes).unwrap_or_else(|_| text.to_owned())
+/// `host` is without its port, an IPv6 address in brackets.
+fn is_this_host(host: &str) -> bool {
+    let name = host.trim_start_matches('[').trim_end_matches(']');
+    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 #[cfg(test)]
@@ -145,18 +133,17 @@ mod tests {
         assert_eq!(request.url, "https://host.example:8443/x?y=a@b");
         let (user, password) = request.basic_auth.unwrap();
         assert_eq!((user.as_str(), password.expose()), ("user", "p@ss"));
-        for (text, expected) in [("a%", "a%"), ("%zz", "%zz"), ("%E2%9C%93", "✓"), ("%ff", "%ff")] {
-            assert_eq!(decoded(text), expected);
-        }
     }
 
     #[test]
-    fn knows_this_host() {
-        for host in ["localhost", "LOCALHOST:80", "127.0.0.1:8080", "127.1.2.3", "[::1]:80", "[::1]"] {
-            assert!(is_this_host(host), "{host}");
+    fn no_proxy_stands_before_this_host() {
+        let proxies = Proxies { http: Some("http://proxy.example".to_owned()), ..Proxies::default() };
+        let goes_direct = |address: &str| request(&format!("http://{address}/x"), &proxies).proxies.http.is_none();
+        for address in ["localhost", "LOCALHOST:80", "127.0.0.1:8080", "127.1.2.3", "me:word@[::1]:80", "[::1]"] {
+            assert!(goes_direct(address), "{address}");
         }
-        for host in ["localhost.example", "192.168.1.5:80", "[fe80::1]"] {
-            assert!(!is_this_host(host), "{host}");
+        for address in ["localhost.example", "192.168.1.5:80", "[fe80::1]", "localhost@example.com"] {
+            assert!(!goes_direct(address), "{address}");
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::command::Limit;
 pub const MAX_FILE_BYTES: usize = 1 << 20;
 
 /// What every value that sops encrypted begins with.
-const CIPHERTEXT: &str = "ENC[AES256_GCM,";
+pub const CIPHERTEXT: &str = "ENC[AES256_GCM,";
 
 /// An env file that was read.
 pub struct EnvFile {

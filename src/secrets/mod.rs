@@ -12,7 +12,7 @@ use std::fmt;
 
 use crate::model::Chance;
 
-pub use file::{EnvFile, MAX_FILE_BYTES, plain_name, read_env_file};
+pub use file::{CIPHERTEXT, EnvFile, MAX_FILE_BYTES, plain_name, read_env_file};
 
 pub use runtime::RuntimeFolder;
 pub use scrub::Scrubber;

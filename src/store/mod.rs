@@ -10,6 +10,7 @@ mod open;
 mod outbox;
 mod outcome;
 mod projects;
+mod prune;
 mod queue;
 #[cfg(test)]
 mod random;
@@ -28,6 +29,7 @@ use self::checks::Checks;
 use self::logs::Changes;
 use self::open::{Durability, Readers, Writers, lock};
 
+pub use self::checks::{CheckBegun, Found};
 pub use self::logs::{GRAVE_LINES_KEPT, LINE_BYTES_KEPT, LOG_BYTES_KEPT, LOG_LINES_KEPT};
 pub use self::open::DATABASE_FILE;
 pub use self::outbox::MessageKind;

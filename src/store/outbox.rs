@@ -24,20 +24,24 @@ pub enum MessageKind {
 
 impl Store {
     /// The oldest finished deployment that nobody was told of yet and that a message is due for (spec section 4, Messages). Those before it that no message is
-    /// due for are marked as told.
+    /// due for are marked as told. Those of the projects in `left` are left for later: whom to tell is not known as long as their files have a problem.
     ///
     /// # Errors
     /// SQLite's.
-    pub fn next_untold(&self) -> Result<Option<Untold>, StoreError> {
+    pub fn next_untold(&self, left: &[String]) -> Result<Option<Untold>, StoreError> {
         loop {
-            let Some(candidate) = self.read(oldest_untold)? else { return Ok(None) };
+            let Some(candidate) = self.read(|connection| oldest_untold(connection, left))? else { return Ok(None) };
             let deployment = candidate.deployment;
             let Some(kind) = message_for(&deployment, candidate.interruptions, &candidate.told) else {
                 let at = deployment.finished_at.unwrap_or(deployment.created_at);
                 self.told(deployment.id, false, at)?;
                 continue;
             };
-            let last_lines = self.last_lines(deployment.id)?;
+            let mut last_lines = self.last_lines(deployment.id)?;
+            if let Some(error) = &deployment.error {
+                // The message has it anyway.
+                last_lines.retain(|line| !line.strip_prefix("failed: ").is_some_and(|told| told.starts_with(error)));
+            }
             return Ok(Some(Untold { deployment, kind, last_lines }));
         }
     }
@@ -93,14 +97,17 @@ struct Told {
     commit: Option<CommitHash>,
 }
 
-fn oldest_untold(connection: &Connection) -> Result<Option<Candidate>, StoreError> {
+fn oldest_untold(connection: &Connection, left: &[String]) -> Result<Option<Candidate>, StoreError> {
+    let left = serde_json::to_string(left).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
     let found = connection
         .prepare_cached(
             "SELECT d.id, d.interruptions, r.notified_failure_at IS NOT NULL, r.notified_failure_commit \
              FROM deployments d INDEXED BY deployments_untold CROSS JOIN repositories r ON r.id = d.repository_id \
-             WHERE d.told_at IS NULL AND d.finished_at IS NOT NULL ORDER BY d.finished_at, d.id LIMIT 1",
+             CROSS JOIN projects p ON p.id = r.project_id \
+             WHERE d.told_at IS NULL AND d.finished_at IS NOT NULL AND p.name NOT IN (SELECT value FROM json_each(?1)) \
+             ORDER BY d.finished_at, d.id LIMIT 1",
         )?
-        .query_row([], |row| {
+        .query_row([left], |row| {
             let told = Told { failure: row.get(2)?, commit: optional_word(row, 3)? };
             Ok((row.get::<_, DeploymentId>(0)?, row.get(1)?, told))
         })
@@ -136,14 +143,14 @@ fn begins_with_word(error: &str, word: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::super::Outcome;
-    use super::super::testing::{NOTHING, Scene, at, can_pass, failed, scene};
+    use super::super::testing::{NOTHING, Scene, at, can_pass, failed, home, project, scene, scene_with};
     use super::*;
-    use crate::model::{LogLevel, Trigger};
+    use crate::model::{LogLevel, RepositoryName, Trigger};
 
     /// Tells all that is due, as the notifier does, and answers what it was.
     fn tell(scene: &Scene) -> Vec<(DeploymentId, MessageKind)> {
         let mut told = Vec::new();
-        while let Some(untold) = scene.store.next_untold().unwrap() {
+        while let Some(untold) = scene.store.next_untold(&[]).unwrap() {
             scene.store.told(untold.deployment.id, untold.kind == MessageKind::Failure, at(9999)).unwrap();
             told.push((untold.deployment.id, untold.kind));
         }
@@ -153,7 +160,7 @@ mod tests {
     #[test]
     fn each_success_is_told_once() {
         let scene = scene();
-        assert!(scene.store.next_untold().unwrap().is_none());
+        assert!(scene.store.next_untold(&[]).unwrap().is_none());
         let pending = scene.enqueue("web", Trigger::Api, NOTHING, 0);
         let first = scene.deploy("media", 1, &Outcome::Success, 1);
         assert_eq!(tell(&scene), [(first, MessageKind::Success)]);
@@ -253,13 +260,30 @@ mod tests {
     }
 
     #[test]
+    fn what_a_bad_project_file_hides_is_told_once_it_is_mended() {
+        let scene = scene_with(&[home(&["media"]), project("work", &["site"])], 200);
+        let hidden = scene.deploy("media", 1, &failed("unhealthy"), 1);
+        let site = RepositoryName { project: "work".to_owned(), name: "site".to_owned() };
+        let site = scene.store.repository_named(&site).unwrap().unwrap().id;
+        let other = scene.store.enqueue(site, Trigger::Api, NOTHING, at(2)).unwrap().deployment_id;
+        scene.start(other, 1, 3);
+        scene.finish(other, &Outcome::Success, 4);
+        let left = ["home".to_owned()];
+        assert_eq!(scene.store.next_untold(&left).unwrap().unwrap().deployment.id, other);
+        scene.store.told(other, false, at(5)).unwrap();
+        assert!(scene.store.next_untold(&left).unwrap().is_none());
+        assert_eq!(tell(&scene), [(hidden, MessageKind::Failure)]);
+    }
+
+    #[test]
     fn a_message_that_was_not_sent_before_a_kill_is_still_due() {
         let scene = scene();
         let id = scene.deploy("media", 1, &failed("unhealthy"), 1);
-        scene.store.log(id, LogLevel::Error, "web is unhealthy", at(1)).unwrap();
-        assert!(scene.store.next_untold().unwrap().is_some());
-        let untold = scene.killed().store.next_untold().unwrap().unwrap();
+        scene.store.log(id, LogLevel::Error, "failed: to bind its port", at(1)).unwrap();
+        scene.store.log(id, LogLevel::Error, "failed: unhealthy", at(1)).unwrap();
+        assert!(scene.store.next_untold(&[]).unwrap().is_some());
+        let untold = scene.killed().store.next_untold(&[]).unwrap().unwrap();
         assert_eq!((untold.deployment.id, untold.kind), (id, MessageKind::Failure));
-        assert_eq!(untold.last_lines, ["web is unhealthy"]);
+        assert_eq!(untold.last_lines, ["failed: to bind its port"], "the error is no line of its own");
     }
 }

@@ -426,7 +426,7 @@ mod tests {
         for number in 2..12 {
             let id = scene.deploy("media", number, &failed("unhealthy"), number.into());
             scene.store.log(id, LogLevel::Error, "unhealthy", at(0)).unwrap();
-            while let Some(untold) = scene.store.next_untold().unwrap() {
+            while let Some(untold) = scene.store.next_untold(&[]).unwrap() {
                 scene.store.told(untold.deployment.id, true, at(0)).unwrap();
             }
             ids.push(id);
@@ -445,9 +445,9 @@ mod tests {
         let scene = scene_with(&[home(&["media"])], 1);
         let first = scene.deploy("media", 1, &failed("unhealthy"), 1);
         let second = scene.deploy("media", 2, &failed("unhealthy"), 2);
-        assert_eq!(scene.store.next_untold().unwrap().unwrap().deployment.id, first);
+        assert_eq!(scene.store.next_untold(&[]).unwrap().unwrap().deployment.id, first);
         scene.store.told(first, true, at(3)).unwrap();
-        assert_eq!(scene.store.next_untold().unwrap().unwrap().deployment.id, second);
+        assert_eq!(scene.store.next_untold(&[]).unwrap().unwrap().deployment.id, second);
         scene.store.told(second, true, at(3)).unwrap();
         let third = scene.deploy("media", 3, &failed("unhealthy"), 4);
         let kept = scene.store.deployments(&DeploymentFilter::default()).unwrap();

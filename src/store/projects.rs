@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use jiff::Timestamp;
-use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+use rusqlite::{Connection, Row, Transaction, params};
 
 use super::rows::{DEPLOYMENT_COLUMNS, deployment, last_outcome_of, optional_time, optional_word, stored, time};
 use super::{ProjectSpec, RepositorySpec, Store, StoreError};
@@ -110,41 +110,6 @@ impl Store {
         })?;
         self.checks.complete(&mut records);
         Ok(records.pop())
-    }
-
-    /// Forgets orphans, with their history; answers the names of those that it forgot. One that is no orphan (any more), or whose deployment still
-    /// runs, is left. Records only.
-    ///
-    /// # Errors
-    /// SQLite's; nothing is forgotten then.
-    pub fn prune(&self, ids: &[RepositoryId]) -> Result<Vec<RepositoryName>, StoreError> {
-        let forgotten = self.promise(|transaction| {
-            let mut names = Vec::new();
-            for id in ids {
-                let name = transaction
-                    .query_row(
-                        "SELECT p.name, r.name FROM repositories r JOIN projects p ON p.id = r.project_id \
-                         WHERE r.id = ?1 AND r.orphaned_at IS NOT NULL AND NOT EXISTS \
-                         (SELECT 1 FROM deployments WHERE repository_id = r.id AND status = 'running')",
-                        [id],
-                        |row| Ok(RepositoryName { project: row.get(0)?, name: row.get(1)? }),
-                    )
-                    .optional()?;
-                if let Some(name) = name {
-                    transaction.execute("DELETE FROM repositories WHERE id = ?1", [id])?;
-                    names.push(name);
-                }
-            }
-            transaction.execute(
-                "DELETE FROM projects WHERE orphaned_at IS NOT NULL \
-                 AND NOT EXISTS (SELECT 1 FROM repositories WHERE project_id = projects.id)",
-                [],
-            )?;
-            Ok(names)
-        })?;
-        self.checks.forget(ids);
-        self.changes.happened();
-        Ok(forgotten)
     }
 }
 
@@ -472,15 +437,15 @@ mod tests {
     fn a_returning_orphan_is_checked_afresh() {
         let scene = scene();
         let id = scene.id("media");
-        scene.store.check_found(id, &hash(1), at(1)).unwrap().unwrap();
+        scene.check_found(id, &hash(1), at(1)).unwrap().unwrap();
         scene.store.sync(&[home(&["web"])], &[], at(2)).unwrap();
         scene.store.sync(&[home(&["web", "media"])], &[], at(3)).unwrap();
         let record = scene.record("media");
         assert_eq!((record.id, record.orphaned_at, record.observed_commit), (id, None, None));
-        assert!(scene.store.check_found(id, &hash(1), at(4)).unwrap().is_some(), "its commit was never deployed");
+        assert!(scene.check_found(id, &hash(1), at(4)).unwrap().is_some(), "its commit was never deployed");
         scene.store.sync(&[], &[], at(5)).unwrap();
         scene.store.sync(&[home(&["web", "media"])], &[], at(6)).unwrap();
-        assert_eq!(scene.store.prune(&[id]).unwrap(), []);
+        assert!(matches!(scene.store.prune(&[id]), Err(StoreError::Refused(_))));
         assert_eq!(scene.store.projects().unwrap()[0].repositories, 2);
     }
 
@@ -520,29 +485,6 @@ mod tests {
         assert!(scene.store.changed_configurations().unwrap().is_empty());
         scene.store.sync(&[home(&["web"])], &[], at(5)).unwrap();
         assert!(scene.store.changed_configurations().unwrap().is_empty());
-    }
-
-    #[test]
-    fn prune_forgets_orphans_that_do_not_run_and_their_project_with_the_last() {
-        let scene = scene_with(&[home(&["media", "web"]), project("work", &["site"])], 200);
-        let (media, web) = (scene.id("media"), scene.id("web"));
-        let deployment = scene.deploy("media", 1, &failed("unhealthy"), 1);
-        scene.store.log(deployment, crate::model::LogLevel::Info, "a line", at(1)).unwrap();
-        let running = scene.enqueue("web", Trigger::Api, NOTHING, 1);
-        scene.start(running, 1, 2);
-        assert!(scene.store.prune(&[media, web]).unwrap().is_empty());
-        scene.store.sync(&[project("work", &["site"])], &[], at(3)).unwrap();
-        let forgotten = scene.store.prune(&[media, web, 99]).unwrap();
-        assert_eq!(forgotten.iter().map(ToString::to_string).collect::<Vec<_>>(), ["home/media"]);
-        assert_eq!(scene.store.deployment(deployment).unwrap(), None);
-        assert!(scene.store.log_lines(deployment, 0, 9).unwrap().is_empty());
-        assert_eq!(scene.store.projects().unwrap().len(), 2);
-        scene.finish(running, &failed("unhealthy"), 4);
-        scene.store.prune(&[web]).unwrap();
-        assert_eq!(names(&scene, None), ["work/site"]);
-        assert_eq!(scene.store.projects().unwrap().len(), 1);
-        scene.store.sync(&[project("work", &["site"]), home(&["media"])], &[], at(5)).unwrap();
-        assert!(scene.id("media") > web, "an id never names another repository");
     }
 
     #[test]

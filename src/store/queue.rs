@@ -101,7 +101,11 @@ impl Store {
     /// # Errors
     /// A row that is not running is [`StoreError::Refused`].
     pub fn fetched(&self, id: DeploymentId, commit: &Commit) -> Result<(), StoreError> {
-        self.note(|transaction| write_commit(transaction, id, commit))?;
+        self.note(|transaction| {
+            let repository = write_commit(transaction, id, commit)?;
+            self.checks.fetched(repository);
+            Ok(())
+        })?;
         self.changes.happened();
         Ok(())
     }
@@ -246,7 +250,8 @@ fn running_only(id: DeploymentId, rows_written: usize) -> Result<(), StoreError>
     }
 }
 
-fn write_commit(transaction: &Transaction, id: DeploymentId, commit: &Commit) -> Result<(), StoreError> {
+/// Answers whose deployment it is.
+fn write_commit(transaction: &Transaction, id: DeploymentId, commit: &Commit) -> Result<RepositoryId, StoreError> {
     let written = transaction.execute(
         "UPDATE deployments SET commit_hash = ?2, commit_subject = ?3, commit_author = ?4 WHERE id = ?1 AND status = 'running'",
         params![
@@ -258,14 +263,15 @@ fn write_commit(transaction: &Transaction, id: DeploymentId, commit: &Commit) ->
     )?;
     running_only(id, written)?;
     // A row that is pending meanwhile stands for what a check saw after this one was fetched.
-    transaction.execute(
+    let repository = transaction.query_row(
         "UPDATE repositories SET observed_commit = CASE WHEN EXISTS \
          (SELECT 1 FROM deployments WHERE repository_id = repositories.id AND status = 'pending') \
          THEN ifnull(observed_commit, ?2) ELSE ?2 END \
-         WHERE id = (SELECT repository_id FROM deployments WHERE id = ?1)",
+         WHERE id = (SELECT repository_id FROM deployments WHERE id = ?1) RETURNING id",
         params![id, commit.hash.as_str()],
+        |row| row.get(0),
     )?;
-    Ok(())
+    Ok(repository)
 }
 
 #[cfg(test)]
@@ -389,7 +395,7 @@ mod tests {
         let scene = scene();
         let id = scene.enqueue("media", Trigger::Api, NOTHING, 1);
         scene.store.start(id, "configuration 1", at(2)).unwrap();
-        assert!(scene.store.check_found(scene.id("media"), &commit(2).hash, at(3)).unwrap().is_some());
+        assert!(scene.check_found(scene.id("media"), &commit(2).hash, at(3)).unwrap().is_some());
         scene.store.checked_out(id, &commit(1)).unwrap();
         assert_eq!(scene.record("media").observed_commit, Some(commit(2).hash));
         assert_eq!(scene.record("media").checked_out_commit, Some(commit(1).hash));

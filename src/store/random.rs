@@ -77,7 +77,7 @@ impl World {
             }
             3 => {
                 let tip = hash(self.random.below(4));
-                let queued: Option<Queued> = self.scene.store.check_found(id, &tip, now).unwrap();
+                let queued: Option<Queued> = self.scene.check_found(id, &tip, now).unwrap();
                 if queued.is_some() {
                     self.owed.get_mut(&id).unwrap().accept(Asked::default());
                 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use jiff::Timestamp;
 use tempfile::TempDir;
 
-use super::{Outcome, ProjectSpec, RepositorySpec, Store, open};
+use super::{Found, Outcome, ProjectSpec, Queued, RepositorySpec, Store, StoreError, open};
 use crate::model::{
     Asked, Chance, Commit, CommitHash, DeploymentId, DeploymentRecord, RepositoryId, RepositoryName, RepositoryRecord,
     Trigger,
@@ -49,6 +49,20 @@ impl Scene {
 
     pub(super) fn enqueue(&self, name: &str, trigger: Trigger, asked: Asked, seconds: i64) -> DeploymentId {
         self.store.enqueue(self.id(name), trigger, asked, at(seconds)).unwrap().deployment_id
+    }
+
+    /// A check from its question to its answer; what it queued.
+    pub(super) fn check_found(
+        &self,
+        id: RepositoryId,
+        tip: &CommitHash,
+        now: Timestamp,
+    ) -> Result<Option<Queued>, StoreError> {
+        match self.store.check_found(self.store.check_begins(id), tip, now)? {
+            Found::Queued(queued) => Ok(Some(queued)),
+            Found::Nothing => Ok(None),
+            Found::Outdated => panic!("nothing was fetched between question and answer"),
+        }
     }
 
     /// Starts a pending row, with the commit `number` checked out.

@@ -68,9 +68,9 @@ impl ListenerKind {
 /// What came of one notification URL that was tried.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct NotifyResult {
-    /// Which repository's, or none for a project's global ones.
-    pub repository: Option<String>,
-    /// The URL's kind (`discord`, `https`) and number: never the URL.
+    /// `project/name` of the repository it is for; of a URL that several have, the first.
+    pub repository: String,
+    /// The URL's kind (`discord`), for `http` and `https` with its host, never the URL; `notification` where the URL itself cannot be had.
     pub target: String,
     /// Why nothing was sent, in one line; none when it was.
     pub problem: Option<String>,
@@ -93,7 +93,7 @@ pub trait Daemon: Send + Sync {
     /// When the daemon started.
     fn started_at(&self) -> Instant;
 
-    /// Sends a test message to every notification URL of a repository, or to all. Takes as long as the notifiers do.
+    /// Sends a test message to every notification URL of a repository, or of all of them, each one once. Takes as long as the notifiers do.
     ///
     /// # Errors
     /// A repository that is not configured, in one line.

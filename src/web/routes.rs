@@ -10,9 +10,9 @@
 //!
 //! | route | body | answer |
 //! |---|---|---|
-//! | POST `/control/prune` | `{"ids": [3, 4]}`: repositories (`orphaned` in `GET /api/repositories`) | 200 `{"forgotten": ["project/name", …]}`; 409 for one that is no orphan |
+//! | POST `/control/prune` | `{"ids": [3, 4]}`: repositories (`orphaned` in `GET /api/repositories`) | 200 `{"forgotten": ["project/name", …]}`; 409, and nothing is forgotten, where one is no orphan or is still being deployed: the message names it |
 //! | POST `/control/check` | `{"id": 3}` | 204: the repository is checked now |
-//! | POST `/control/notify-test` | `{"repository": "project/name"}` or `{}` | 200 `{"results": [{"repository": "project/name" or null, "target": "discord", "problem": "…" or null}, …]}`; takes as long as the notifiers do; 404 for a repository that is not configured |
+//! | POST `/control/notify-test` | `{"repository": "project/name"}` or `{}` | 200 `{"results": [{"repository": "project/name", "target": "discord", "problem": "…" or null}, …]}`; takes as long as the notifiers do; 404 for a repository that is not configured |
 
 use std::sync::Arc;
 

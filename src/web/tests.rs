@@ -66,7 +66,7 @@ impl Daemon for FakeDaemon {
                 Ok(Vec::new())
             }
             name => Ok(vec![NotifyResult {
-                repository: name.map(RepositoryName::to_string),
+                repository: name.map_or("home/media".to_owned(), RepositoryName::to_string),
                 target: "discord".to_owned(),
                 problem: None,
             }]),

@@ -199,6 +199,9 @@ fn status_history_logs_and_deploy_tell_what_is() {
         assert!(history.status.success() && said(&history).contains(short), "{}", said(&history));
         assert!(json(&daemon.cli(&["history", name, "--json"])).to_string().contains(&repo.tip()));
     }
+    let text = |args: &[&str]| json(&daemon.cli(args))["logs"].as_str().expect("a text").to_owned();
+    assert!(text(&["logs", "web", "--json"]).contains("a line of the container"));
+    assert!(text(&["logs", "web", "--json", "--deployment", "last"]).contains(short));
     let logs = daemon.cli(&["logs", "web"]);
     assert!(logs.status.success() && said(&logs).contains("a line of the container"), "{}", said(&logs));
 
@@ -243,6 +246,12 @@ fn the_verbs_reach_a_daemon_by_url_too() {
     std::fs::remove_file(daemon.runtime().join("shiparr.sock")).expect("take the socket away");
     let output = daemon.cli(&["status"]);
     assert!(output.status.success(), "{}", said(&output));
+    assert!(!said(&output).contains("plain http"), "{}", said(&output));
+    // An address that only looks like another host's.
+    let elsewhere = format!("http://0.0.0.0:{}", daemon.port());
+    let output = daemon.cli(&["status", "--json", "--url", &elsewhere]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("the password goes over plain http"), "{}", said(&output));
+    json(&output);
 }
 
 #[test]
@@ -319,11 +328,16 @@ fn notify_test_sends_to_every_url_and_says_how_it_went() {
     let daemon = Daemon::with(&[entry.field("notifications", &notifications)]);
     let output = daemon.cli(&["notify-test", "web"]);
     assert!(output.status.success(), "{}", said(&output));
+    let sent = serde_json::json!({ "repository": "home/web", "target": "http://127.0.0.1", "problem": null });
+    assert_eq!(json(&daemon.cli(&["notify-test", "--json"]))["results"], serde_json::json!([sent, sent]));
     let asked = |path: &str| receiver.requests().iter().any(|request| request.target == path);
     wait_until(SHORT, "both messages", || (asked("/well") && asked("/bad")).then_some(()));
     receiver.answer(500);
-    let output = daemon.cli(&["notify-test"]);
-    assert_ne!(output.status.code(), Some(0), "{}", said(&output));
+    for args in [&["notify-test"][..], &["notify-test", "--json"]] {
+        let output = daemon.cli(args);
+        assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+        assert!(said(&output).contains("500"), "{}", said(&output));
+    }
 }
 
 #[test]

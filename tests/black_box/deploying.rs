@@ -520,3 +520,40 @@ fn the_history_is_trimmed_to_its_limit() {
     assert_eq!(kept, [ids[2], ids[1]]);
     assert_eq!(daemon.request("GET", &format!("/api/deployments/{}/logs", ids[0]), &[], b"").status, 404);
 }
+
+#[test]
+fn a_commit_that_names_another_ones_compose_project_is_refused_before_anything_changes() {
+    if missing(&[parts::DOCKER, parts::GIT]) {
+        return;
+    }
+    let (stack, own) = (Stack::new(), Stack::new());
+    let media = Repo::with(&[("compose.yaml", &Stack::compose("1"))]);
+    let daemon = Daemon::with(&[Entry::new("media", &media.url(), &stack)]);
+    daemon.wait_for_commit("media", &media.tip());
+
+    // Only the commit tells: by `name:` the first time, by `.env` the second.
+    let side = Stack::compose("9").replace("  web:", "  side:");
+    let web = Repo::with(&[("compose.yaml", &format!("name: {}\n{side}", stack.name))]);
+    let entry = Entry::new("web", &web.url(), &own).without("compose_project");
+    daemon.change_project("home", &[Entry::new("media", &media.url(), &stack), entry.clone()]);
+    let assert_refused = |deployment: &Json| {
+        let error = deployment["error"].as_str().unwrap_or_default();
+        assert!(error.contains("home/media") && error.contains("`compose_project: web`"), "{deployment}");
+    };
+    assert_refused(&daemon.ended_at("web", &web.tip()));
+    let commit = web.commit(&[("compose.yaml", &side), (".env", &format!("COMPOSE_PROJECT_NAME={}\n", stack.name))]);
+    assert_refused(&daemon.ended_at("web", &commit));
+    assert_eq!(stack.version().as_deref(), Some("1"), "the containers of the first are as they were");
+    assert!(stack.container("side").is_none());
+
+    // An orphan's containers run on, so its compose project is still its own.
+    daemon.change_project("home", std::slice::from_ref(&entry));
+    assert_refused(&daemon.failed(daemon.deploy("web")));
+    assert_eq!(stack.version().as_deref(), Some("1"));
+
+    // The way out that the message names.
+    daemon.change_project("home", &[entry.field("compose_project", &own.name)]);
+    daemon.wait_for_commit("web", &web.tip());
+    assert!(own.container("side").is_some());
+    assert_eq!(stack.version().as_deref(), Some("1"));
+}

@@ -53,13 +53,40 @@ fn a_compose_that_ignores_sigterm_is_killed_with_its_group() {
     let deployment = daemon.ended_at("web", &repo.tip());
     assert_eq!(deployment["status"], "failed");
     assert!(begin.elapsed() < Duration::from_secs(40), "{:?}", begin.elapsed());
+    assert_eq!(processes_of(&daemon, "86400"), 0, "no process of the group is left");
+}
+
+/// How many processes that a daemon started have this text in their command line.
+fn processes_of(daemon: &Daemon, text: &str) -> usize {
     let of_the_daemon = format!("HOME={}\0", daemon.home().display());
-    let left = std::fs::read_dir("/proc").expect("list the processes").flatten().filter(|process| {
+    let found = std::fs::read_dir("/proc").expect("list the processes").flatten().filter(|process| {
         let read = |name: &str| std::fs::read(process.path().join(name)).unwrap_or_default();
         String::from_utf8_lossy(&read("environ")).contains(&of_the_daemon)
-            && String::from_utf8_lossy(&read("cmdline")).contains("86400")
+            && String::from_utf8_lossy(&read("cmdline")).contains(text)
     });
-    assert_eq!(left.count(), 0, "no process of the group is left");
+    found.count()
+}
+
+#[test]
+fn a_kill_ends_compose_too() {
+    if missing(&[parts::DOCKER, parts::GIT]) {
+        return;
+    }
+    let (stack, fake) = (Stack::new(), Fake::new());
+    let repo = Repo::with(&[("compose.yaml", &Stack::compose("1"))]);
+    fake.rule("docker-compose", "* up *", "hang");
+    let mut daemon = one(&repo, &stack, &fake);
+    daemon.start();
+    let wait_for = |daemon: &Daemon, count: usize| {
+        wait_until(MINUTE, "the `up`, or its end", || (processes_of(daemon, "86400") == count).then_some(()));
+    };
+    wait_for(&daemon, 1);
+    daemon.kill_9();
+    wait_for(&daemon, 0);
+
+    fake.no_rules();
+    daemon.start();
+    daemon.wait_for_commit("web", &repo.tip());
 }
 
 #[test]

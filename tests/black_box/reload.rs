@@ -42,6 +42,10 @@ fn a_repository_that_is_added_is_deployed_and_one_that_is_removed_becomes_an_orp
     let said = String::from_utf8_lossy(&asked.stdout).into_owned() + &String::from_utf8_lossy(&asked.stderr);
     assert!(said.contains("home/two"), "it lists what it would forget: {said}");
     assert!(names(&daemon).contains(&"two".to_owned()), "without an answer nothing is forgotten");
+    let listed = daemon.cli(&["prune", "--json"]);
+    let listed: Json = serde_json::from_slice(&listed.stdout).expect("it prints JSON");
+    assert_eq!(listed["forgotten"], serde_json::json!([]), "nobody said yes: {listed}");
+    assert_eq!(listed["orphans"].as_array().map(Vec::len), Some(1), "{listed}");
     let pruned = daemon.cli(&["prune", "--yes"]);
     assert!(pruned.status.success(), "{}", String::from_utf8_lossy(&pruned.stderr));
     assert_eq!(names(&daemon), ["one"]);

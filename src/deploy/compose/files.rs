@@ -2,11 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::config::read_bounded;
 use crate::deploy::{StepError, stack};
 
 /// The names that are looked for, in this order: the first that is there counts. Compose itself prefers `docker-compose.yml` to
 /// `.yaml` too, but it climbs to parent folders, and that never does here.
 const NAMES: [&str; 4] = ["compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml"];
+
+/// A compose file that is larger is refused: it is no compose file.
+const MAX_FILE_BYTES: u64 = 4 << 20;
 
 /// The stack's own files in `folder`: the first of the names, with the override where there is one.
 ///
@@ -40,26 +44,16 @@ pub fn find(root: &Path, folder: &Path) -> Result<Vec<PathBuf>, StepError> {
 /// the beginning of a line, or, where the whole file is JSON, a field of it.
 ///
 /// # Errors
-/// A file that cannot be read.
+/// A file that cannot be read, or that is larger than 4 MiB.
 pub fn name_a_project(files: &[PathBuf]) -> Result<bool, StepError> {
     for file in files {
-        let text = std::fs::read_to_string(file)
+        let bytes = read_bounded(file, MAX_FILE_BYTES)
             .map_err(|error| StepError::for_good(format!("cannot read {}: {error}", file.display())))?;
-        if has_name(&text) {
+        if has_name(&String::from_utf8_lossy(&bytes)) {
             return Ok(true);
         }
     }
     Ok(false)
-}
-
-/// A text as Compose makes a project's name of a folder's: lower case, only letters, digits, `_` and `-`, a letter or digit first.
-pub fn normalized(name: &str) -> String {
-    let kept: String = name
-        .to_lowercase()
-        .chars()
-        .filter(|character| character.is_ascii_lowercase() || character.is_ascii_digit() || "_-".contains(*character))
-        .collect();
-    kept.trim_start_matches(['_', '-']).to_owned()
 }
 
 fn has_name(text: &str) -> bool {
@@ -101,6 +95,17 @@ mod tests {
     }
 
     #[test]
+    fn a_file_without_end_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("compose.yaml");
+        std::fs::write(&path, "services: {}").unwrap();
+        assert!(!name_a_project(std::slice::from_ref(&path)).unwrap());
+        std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(MAX_FILE_BYTES + 1).unwrap();
+        let error = name_a_project(&[path]).unwrap_err().message;
+        assert!(error.contains("compose.yaml: it is larger than"), "{error}");
+    }
+
+    #[test]
     fn sees_a_name_at_the_top_level_only() {
         for text in ["name: x\nservices: {}", "services: {}\n\"name\" : ${X}", "{\"name\": \"x\", \"services\": {}}"] {
             assert!(has_name(text), "{text}");
@@ -109,13 +114,6 @@ mod tests {
             ["services:\n  a:\n    name: x", "names: x", "# name: x", "{\"services\": {\"name\": {}}}", "x-name: y\n"]
         {
             assert!(!has_name(text), "{text}");
-        }
-    }
-
-    #[test]
-    fn makes_names_as_compose_does() {
-        for (name, expected) in [("Media-Stack", "media-stack"), ("_x", "x"), ("-_A.b c", "abc"), ("__", "")] {
-            assert_eq!(normalized(name), expected);
         }
     }
 }

@@ -6,9 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::explain::message_of;
-
-/// How every value begins that sops encrypted and nobody decrypted.
-const CIPHERTEXT: &str = "ENC[AES256_GCM,";
+use crate::secrets::CIPHERTEXT;
 
 /// What is read of the resolved configuration.
 #[derive(Debug, PartialEq)]

@@ -5,6 +5,8 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use jiff::Timestamp;
+
 use super::*;
 use crate::model::Asked;
 use crate::secrets::{Secret, env_file};
@@ -188,7 +190,7 @@ fn a_plain_stack_comes_up_and_is_well_once_it_has_settled() {
 fn the_project_is_named_by_the_repository_a_file_or_the_configuration() {
     Lab::run(&format!("services: {{a: {SLEEPER}}}"), |lab| {
         let default = lab.stack.default_project.clone();
-        lab.stack.default_project = "Media_Stack".to_owned();
+        lab.stack.default_project = "media_stack".to_owned();
         assert_eq!(lab.plan().unwrap().project, "media_stack");
         let named = lab.write("named.yaml", "name: ${STACK:-from-file}\n");
         lab.stack.files = vec![lab.folder.path().join("compose.yaml"), named.clone()];
@@ -200,7 +202,7 @@ fn the_project_is_named_by_the_repository_a_file_or_the_configuration() {
         assert_eq!((plan.project.as_str(), plan.files.len()), ("chosen", 2));
         lab.stack.project = None;
         lab.stack.files.clear();
-        lab.stack.default_project = "__".to_owned();
+        lab.stack.default_project = String::new();
         assert!(lab.plan().unwrap_err().message.contains("compose_project"));
         lab.stack.default_project = default;
     });
@@ -233,7 +235,7 @@ fn unset_variables_stop_it_unless_they_may_be_blank() {
 fn what_cannot_be_run_is_refused_before_anything_changes() {
     for (yaml, expected) in [
         ("services: {a: {image: x, environment: {P: 'ENC[AES256_GCM,data:x]'}}}", "services.a.environment.P"),
-        ("services: {a: {image: [x", "docker compose config: "),
+        ("services: {a: {image: [x", "compose.yaml"),
         ("services: {a: {imag: x}}", "imag"),
         ("services: {a: {image: x, profiles: [p]}}", "no active service"),
         ("services: {a: {image: 'x${A:?must be set}'}}", "set it in `env_file`"),

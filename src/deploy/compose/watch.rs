@@ -1,7 +1,7 @@
 //! Whether a stack is well: what Docker says of its containers, and the verdict on it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -74,10 +74,10 @@ impl Container {
         self.host_config.restart_policy.as_ref().is_some_and(|policy| !matches!(policy.name.as_str(), "" | "no"))
     }
 
-    /// How long it has been up; none when Docker's time cannot be read. Docker's clock is this host's.
-    fn up_for(&self, now: Timestamp) -> Option<Duration> {
-        let started: Timestamp = self.state.started_at.parse().ok()?;
-        Some(Duration::try_from(now.duration_since(started)).unwrap_or(Duration::ZERO))
+    /// How long it has been up; zero when Docker's time cannot be read. Docker's clock is this host's.
+    fn up_for(&self, now: Timestamp) -> Duration {
+        let started = self.state.started_at.parse::<Timestamp>();
+        started.map(|started| Duration::try_from(now.duration_since(started)).unwrap_or_default()).unwrap_or_default()
     }
 }
 
@@ -122,10 +122,26 @@ pub struct Failure {
     pub what: String,
 }
 
-/// Remembers how often each container had restarted before.
+/// When containers are looked at: on Docker's clock, which can be set, and on one that cannot.
+#[derive(Clone, Copy)]
+pub struct Now {
+    wall: Timestamp,
+    steady: Instant,
+}
+
+impl Now {
+    /// This moment.
+    pub fn read() -> Now {
+        Now { wall: Timestamp::now(), steady: Instant::now() }
+    }
+}
+
+/// Remembers how often each container had restarted before, and since when it is seen up.
 #[derive(Default)]
 pub struct Watch {
     restarts_before: HashMap<String, u64>,
+    /// By id and start.
+    first_seen: HashMap<(String, String), Instant>,
 }
 
 /// How one container stands.
@@ -138,7 +154,7 @@ enum Standing {
 
 impl Watch {
     /// The verdict on the containers as they are at `now`.
-    pub fn judge(&mut self, containers: &[Container], expected: &Expected<'_>, now: Timestamp) -> Verdict {
+    pub fn judge(&mut self, containers: &[Container], expected: &Expected<'_>, now: Now) -> Verdict {
         let (mut warnings, mut bad) = (Vec::new(), Vec::new());
         let (mut waits_for, mut waiting, mut settles_in) = (Vec::new(), Vec::new(), None::<Duration>);
         let mut seen: BTreeMap<&str, u32> = BTreeMap::new();
@@ -174,7 +190,7 @@ impl Watch {
         }
     }
 
-    fn standing(&mut self, container: &Container, service: &str, expected: &Expected<'_>, now: Timestamp) -> Standing {
+    fn standing(&mut self, container: &Container, service: &str, expected: &Expected<'_>, now: Now) -> Standing {
         let one_shot = expected.one_shots.contains(service);
         let state = &container.state;
         // A one-shot may be restarted until it ends with 0: only its end counts.
@@ -192,7 +208,7 @@ impl Watch {
                 Some("healthy") => Standing::Well,
                 Some("unhealthy") => Standing::Bad("is unhealthy".to_owned()),
                 Some("starting") => Standing::NotYet("is starting (health check)", None),
-                _ => settled(container, expected.settle_time, now),
+                _ => self.settled(container, expected.settle_time, now),
             },
             _ if one_shot => Standing::NotYet("has not ended", None),
             _ => Standing::NotYet("does not run", None),
@@ -205,12 +221,14 @@ impl Watch {
         let before = if made_since { 0 } else { container.restart_count };
         container.restart_count > *self.restarts_before.entry(container.id.clone()).or_insert(before)
     }
-}
-
-fn settled(container: &Container, settle_time: Duration, now: Timestamp) -> Standing {
-    match container.up_for(now).map(|up_for| settle_time.saturating_sub(up_for)) {
-        Some(Duration::ZERO) => Standing::Well,
-        left => Standing::NotYet("has just started", left),
+    /// Up for long enough: by Docker's clock, or, where that was set back, since it was first seen up.
+    fn settled(&mut self, container: &Container, settle_time: Duration, now: Now) -> Standing {
+        let start = (container.id.clone(), container.state.started_at.clone());
+        let seen_for = now.steady.saturating_duration_since(*self.first_seen.entry(start).or_insert(now.steady));
+        match settle_time.saturating_sub(container.up_for(now.wall).max(seen_for)) {
+            Duration::ZERO => Standing::Well,
+            left => Standing::NotYet("has just started", Some(left)),
+        }
     }
 }
 
@@ -244,6 +262,16 @@ mod tests {
     }
 
     fn judge_with(watch: &mut Watch, containers: &[Container], services: &[&str], one_shots: &[&str]) -> Verdict {
+        judge_at(Instant::now(), watch, containers, services, one_shots)
+    }
+
+    fn judge_at(
+        steady: Instant,
+        watch: &mut Watch,
+        containers: &[Container],
+        services: &[&str],
+        one_shots: &[&str],
+    ) -> Verdict {
         let services = services.iter().map(|name| ((*name).to_owned(), 1)).collect();
         let one_shots = one_shots.iter().map(|name| (*name).to_owned()).collect();
         let expected = Expected {
@@ -252,7 +280,7 @@ mod tests {
             settle_time: Duration::from_secs(3),
             since: SINCE.parse().unwrap(),
         };
-        watch.judge(containers, &expected, NOW.parse().unwrap())
+        watch.judge(containers, &expected, Now { wall: NOW.parse().unwrap(), steady })
     }
 
     fn judge(changes: Value, one_shots: &[&str]) -> Verdict {
@@ -279,6 +307,22 @@ mod tests {
         let young = judge(json!({"State": {"StartedAt": "2026-01-01T00:00:59Z"}}), &[]);
         assert_eq!(waits(&young), "x-a-1 has just started");
         assert!(matches!(young, Verdict::NotYet { settles_in: Some(left), .. } if left == Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_does_not_put_the_verdict_off() {
+        let started = |time: &str| [container("a", json!({"State": {"StartedAt": time}}))];
+        let (mut watch, begin) = (Watch::default(), Instant::now());
+        let mut after = |seconds: u64, time: &str| {
+            judge_at(begin + Duration::from_secs(seconds), &mut watch, &started(time), &["a"], &[])
+        };
+        let (ahead, later) = ("2026-01-01T00:59:00Z", "2026-01-01T00:59:09Z");
+        assert_eq!(waits(&after(0, ahead)), "x-a-1 has just started");
+        assert!(
+            matches!(after(2, ahead), Verdict::NotYet { settles_in: Some(left), .. } if left == Duration::from_secs(1))
+        );
+        assert_eq!(waits(&after(3, later)), "x-a-1 has just started", "it was started anew");
+        assert_eq!(after(3, ahead), Verdict::Well(vec![]));
     }
 
     #[test]

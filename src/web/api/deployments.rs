@@ -12,7 +12,7 @@ const LIMIT_DEFAULT: u32 = 50;
 /// Deployments of a list at most.
 const LIMIT_MAX: u32 = 500;
 
-/// GET `/api/deployments`.
+/// GET `/api/deployments`: a page of those of all repositories, newest first.
 pub fn deployments(call: &Call<'_>) -> Result<Answer, Failure> {
     let status = match call.request.query("status") {
         None => None,
@@ -22,18 +22,18 @@ pub fn deployments(call: &Call<'_>) -> Result<Answer, Failure> {
     page(call, DeploymentFilter { status, project, ..DeploymentFilter::default() })
 }
 
-/// GET `/api/repositories/{id}/deployments`.
+/// GET `/api/repositories/{id}/deployments`: a page of those of one repository, newest first.
 pub fn of_repository(call: &Call<'_>) -> Result<Answer, Failure> {
     let id = find_repository(call)?.id;
     page(call, DeploymentFilter { repository_id: Some(id), ..DeploymentFilter::default() })
 }
 
-/// GET `/api/deployments/{id}`.
+/// GET `/api/deployments/{id}`: one, without its log.
 pub fn deployment(call: &Call<'_>) -> Result<Answer, Failure> {
     Ok(Answer::json(&json::Deployment::from(&find(call)?)))
 }
 
-/// GET `/api/deployments/{id}/logs`.
+/// GET `/api/deployments/{id}/logs`: its log in JSON or as text, or as it comes with `follow=1`.
 pub fn logs(call: &Call<'_>) -> Result<Reply, Failure> {
     let deployment = find(call)?.id;
     let follow = call.request.query_switch("follow")?;

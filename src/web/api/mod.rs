@@ -11,14 +11,14 @@ use super::answer::{Answer, Failure};
 use super::routes::Call;
 use crate::model::{ProjectRecord, RepositoryName, RepositoryRecord};
 
-/// GET `/api/projects`.
+/// GET `/api/projects`: all of them by name, each with the number of its repositories.
 pub fn projects(call: &Call<'_>) -> Result<Answer, Failure> {
     let records = call.context.store.projects()?;
     let projects: Vec<_> = records.iter().map(|record| json::Project::new(record, record.repositories)).collect();
     Ok(Answer::json(&projects))
 }
 
-/// GET `/api/projects/{project}`.
+/// GET `/api/projects/{project}`: one, with its repositories.
 pub fn project(call: &Call<'_>) -> Result<Answer, Failure> {
     let record = find_project(call.context, call.param("project"))?;
     let repositories = call.context.store.repositories(Some(&record.name))?;
@@ -26,13 +26,13 @@ pub fn project(call: &Call<'_>) -> Result<Answer, Failure> {
     Ok(Answer::json(&json::Project::new(&record, repositories)))
 }
 
-/// GET `/api/projects/{project}/repositories`.
+/// GET `/api/projects/{project}/repositories`: those of one project, by name.
 pub fn repositories_of_project(call: &Call<'_>) -> Result<Answer, Failure> {
     let record = find_project(call.context, call.param("project"))?;
     list(&call.context.store.repositories(Some(&record.name))?)
 }
 
-/// GET `/api/repositories`.
+/// GET `/api/repositories`: those of all projects, by name.
 pub fn all_repositories(call: &Call<'_>) -> Result<Answer, Failure> {
     list(&call.context.store.repositories(None)?)
 }

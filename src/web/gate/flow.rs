@@ -9,8 +9,9 @@ use rustix::net::{AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketTy
 use super::connection::{Client, Exchange, Incoming, Phase};
 use super::head::{self, HEAD_MAX_BYTES, Origin};
 use super::limits::{
-    ANSWER_LIMIT, BODIES_MAX_BYTES, BODY_LIMIT, CONNECT_PAUSE, DESCRIPTORS_PER_UPSTREAM, GREETING_LIMIT, HEAD_LIMIT,
-    LINGER_LIMIT, OUTPUT_MAX_BYTES, OUTPUTS_MAX_BYTES, QUEUE_LIMIT, UPSTREAM_IDLE_LIMIT, UPSTREAMS_KEPT, WRITE_LIMIT,
+    ANSWER_LIMIT, BODIES_MAX_BYTES, BODY_LIMIT, CONNECT_PAUSE, DESCRIPTORS_PER_UPSTREAM, GREETING_LIMIT,
+    GREETING_PAUSE, HEAD_LIMIT, LINGER_LIMIT, OUTPUT_MAX_BYTES, OUTPUTS_MAX_BYTES, UPSTREAM_IDLE_LIMIT, UPSTREAMS_KEPT,
+    WRITE_LIMIT,
 };
 use super::refusal::Refusal;
 use super::slots::Key;
@@ -190,7 +191,7 @@ impl Gate {
         let message = incoming.into_message();
         self.body_bytes += message.len();
         client.phase = Phase::Queued(exchange, message);
-        let deadline = self.now + QUEUE_LIMIT;
+        let deadline = self.now + self.limits.queue;
         client.deadline = Some(deadline);
         self.wake_at(deadline);
         self.queue.push_back(key);
@@ -238,6 +239,9 @@ impl Gate {
         }
         let busy = self.upstreams.len();
         if self.greeting.is_some() || busy >= self.limits.upstreams || busy - self.streams >= self.limits.short {
+            return Ok(None);
+        }
+        if self.greet_again_at.is_some_and(|at| self.now < at) {
             return Ok(None);
         }
         self.greet_upstream()?;
@@ -387,6 +391,9 @@ impl Gate {
 
     /// tiny_http broke off: without an answer the client gets one of ours, within one it is cut off.
     fn upstream_failed(&mut self, key: Key) {
+        if self.greeting == Some(key) {
+            self.greet_again_at = Some(self.now + GREETING_PAUSE);
+        }
         let Some(client) = self.remove_upstream(key) else { return };
         self.refuse(client, Refusal::unavailable("the request was not answered"));
     }

@@ -10,8 +10,6 @@ pub const HEAD_LIMIT: Duration = Duration::from_secs(10);
 pub const BODY_LIMIT: Duration = Duration::from_secs(30);
 /// A connection on which nothing is asked.
 pub const IDLE_LIMIT: Duration = Duration::from_secs(75);
-/// A complete request until a connection to tiny_http is free.
-pub const QUEUE_LIMIT: Duration = Duration::from_secs(30);
 /// A request until the first byte of its answer.
 pub const ANSWER_LIMIT: Duration = Duration::from_secs(120);
 /// A client that takes nothing of its answer.
@@ -22,6 +20,8 @@ pub const LINGER_LIMIT: Duration = Duration::from_secs(2);
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Pause before another connection to tiny_http is tried.
 pub const CONNECT_PAUSE: Duration = Duration::from_millis(20);
+/// Pause before another connection to tiny_http is greeted after one that broke off instead of an answer: the next one may do the same.
+pub const GREETING_PAUSE: Duration = Duration::from_millis(100);
 /// A new connection to tiny_http until its greeting is answered.
 pub const GREETING_LIMIT: Duration = Duration::from_secs(10);
 /// Deadlines are looked at no more often than this.
@@ -45,10 +45,12 @@ pub const DESCRIPTORS_PER_UPSTREAM: usize = 3;
 const DESCRIPTORS_MAX: usize = 1024;
 /// Most connections to tiny_http that carry something other than a stream.
 const SHORT_MAX: usize = 16;
+/// A complete request until a connection to tiny_http is free.
+const QUEUE_LIMIT: Duration = Duration::from_secs(30);
 /// Requests in flight when the gate is stopped.
 const STOP_LIMIT: Duration = Duration::from_secs(3);
 
-/// Limits that depend on the process's own.
+/// Limits that depend on the process's own, and those that tests set.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Connections of clients at once.
@@ -57,6 +59,8 @@ pub struct Limits {
     pub short: usize,
     /// Connections to tiny_http in all.
     pub upstreams: usize,
+    /// A complete request waits this long for a connection to tiny_http.
+    pub queue: Duration,
     /// Requests in flight when the gate is stopped have this long.
     pub stop: Duration,
 }
@@ -77,6 +81,7 @@ impl Limits {
             connections: (descriptors - left).max(8),
             short: upstreams.min(SHORT_MAX),
             upstreams,
+            queue: QUEUE_LIMIT,
             stop: STOP_LIMIT,
         }
     }

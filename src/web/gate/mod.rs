@@ -121,6 +121,8 @@ pub struct Gate {
     idle: Vec<Key>,
     /// The connection to tiny_http that was just opened.
     greeting: Option<Key>,
+    /// No other connection to tiny_http is opened before this: one broke off while it was greeted.
+    greet_again_at: Option<Instant>,
     /// Connections to tiny_http that carry a stream.
     streams: usize,
     /// Clients whose request waits for a connection to tiny_http, oldest first; some may be gone.
@@ -170,6 +172,7 @@ impl Gate {
             upstreams: Slots::new(),
             idle: Vec::new(),
             greeting: None,
+            greet_again_at: None,
             streams: 0,
             queue: VecDeque::new(),
             waiting: VecDeque::new(),

@@ -25,7 +25,8 @@ struct Running {
     _folder: tempfile::TempDir,
 }
 
-const LIMITS: Limits = Limits { connections: 3000, short: 4, upstreams: 8, stop: Duration::from_millis(500) };
+const LIMITS: Limits =
+    Limits { connections: 3000, short: 4, upstreams: 8, queue: PATIENCE, stop: Duration::from_millis(500) };
 
 impl Running {
     fn start(limits: Limits) -> Running {
@@ -425,6 +426,46 @@ fn a_half_closed_client_gets_its_answers() {
     let mut answers = String::new();
     stream.read_to_string(&mut answers).unwrap();
     assert_eq!(answers.matches("HTTP/1.1 200 ").count(), 3, "{answers}");
+}
+
+/// A tiny_http that is out of threads or descriptors does this.
+#[test]
+fn an_http_server_that_closes_every_connection_is_not_asked_without_a_pause() {
+    const QUEUE_LIMIT: Duration = Duration::from_secs(1);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("http.sock");
+    let server = UnixListener::bind(&path).unwrap();
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut client = TcpStream::connect(tcp.local_addr().unwrap()).unwrap();
+    let limits = Limits { queue: QUEUE_LIMIT, ..LIMITS };
+    let gate = Gate::new(vec![Listener::Tcp(tcp)], path.clone(), limits, Arc::default()).unwrap();
+    let stop = gate.stop_handle();
+    let gate = std::thread::spawn(move || gate.run());
+    let connections = std::thread::spawn(move || {
+        let mut connections: u32 = 0;
+        // A byte that is no part of a greeting ends it.
+        while let Ok((mut stream, _)) = server.accept() {
+            let mut first = [0];
+            if stream.read(&mut first).unwrap() == 1 && first == [0] {
+                break;
+            }
+            connections += 1;
+        }
+        connections
+    });
+
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    let started = Instant::now();
+    client.write_all(HEAD.as_bytes()).unwrap();
+    let mut answer = String::new();
+    let _ = client.read_to_string(&mut answer);
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert!(started.elapsed() >= QUEUE_LIMIT, "{:?}", started.elapsed());
+    UnixStream::connect(&path).unwrap().write_all(&[0]).unwrap();
+    let connections = connections.join().unwrap();
+    assert!((2..=11).contains(&connections), "{connections} connections in one second");
+    stop.stop();
+    gate.join().unwrap().unwrap();
 }
 
 /// Runs in a process of its own: the limit of descriptors is the process's.

@@ -59,6 +59,9 @@ fn an_orphan_is_not_deployed_and_is_forgotten_over_the_control_socket_only() {
     assert_eq!(scene.ask("POST", "/control/prune", &[], &body).status, 404);
     assert_eq!(scene.control("POST", "/control/prune", "{\"ids\": \"x\"}").status, 400);
     assert_eq!(scene.control("GET", "/control/prune", "").status, 405);
+    let answer = scene.control("POST", "/control/prune", &json!({ "ids": [media, web] }).to_string());
+    assert_eq!((answer.status, &answer.json()["error"]), (409, &json!("conflict")));
+    assert!(answer.json()["message"].as_str().unwrap().contains("home/web is no orphan"), "{}", answer.body);
     let answer = scene.control("POST", "/control/prune", &body);
     assert_eq!(answer.json(), json!({ "forgotten": ["home/media"] }));
     assert_eq!(scene.get(&format!("/api/repositories/{media}")).status, 404);
@@ -76,7 +79,7 @@ fn notifications_are_tried_over_the_control_socket() {
         answer.json(),
         json!({ "results": [{ "repository": "home/web", "target": "discord", "problem": null }] })
     );
-    assert_eq!(scene.control("POST", "/control/notify-test", "{}").json()["results"][0]["repository"], Value::Null);
+    assert_eq!(scene.control("POST", "/control/notify-test", "{}").json()["results"][0]["repository"], "home/media");
     assert_eq!(scene.control("POST", "/control/notify-test", r#"{"repository": "home/nobody"}"#).status, 404);
     assert_eq!(scene.control("POST", "/control/notify-test", r#"{"repository": "web"}"#).status, 400);
     assert_eq!(scene.ask("POST", "/control/notify-test", &[], "{}").status, 404);

@@ -206,7 +206,7 @@ impl Daemon {
         kill_process(pid, signal).expect("send a signal");
     }
 
-    /// Kills it without a chance to clean up; its children live on.
+    /// Kills it without a chance to clean up.
     pub fn kill_9(&mut self) {
         self.signal(Signal::KILL);
         let mut child = self.child.take().expect("it runs");

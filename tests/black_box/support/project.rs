@@ -31,6 +31,13 @@ impl Entry {
         self
     }
 
+    /// Takes a field away.
+    #[must_use]
+    pub fn without(mut self, name: &str) -> Entry {
+        self.fields.retain(|(key, _)| key != name);
+        self
+    }
+
     /// Sets where its working tree lies.
     #[must_use]
     pub fn local_path(self, folder: &Path) -> Entry {
