@@ -1,4 +1,5 @@
-//! The only place that starts a process: its own process group, a time limit, an environment listed in code, bounded output.
+//! The only place that starts a process: its own process group, a time limit, an environment listed in code, bounded
+//! output.
 
 mod child;
 mod limit;
@@ -177,9 +178,9 @@ impl Command {
         Ok(Captured { status, stdout, stderr: stderr.into_text() })
     }
 
-    /// Runs it to its end and hands over each line as it comes, without its line break (`\n` or `\r`); a line longer than
-    /// [`MAX_LINE_BYTES`] comes in pieces, with [`CUT`] at both sides of each cut. While `on_line` works nothing is read, so
-    /// a child that floods is slowed down and no memory grows.
+    /// Runs it to its end and hands over each line as it comes, without its line break (`\n` or `\r`); a line longer
+    /// than [`MAX_LINE_BYTES`] comes in pieces, with [`CUT`] at both sides of each cut. While `on_line` works nothing
+    /// is read, so a child that floods is slowed down and no memory grows.
     ///
     /// # Errors
     /// See [`CommandError`]; an exit code other than 0 is none.
@@ -235,7 +236,8 @@ impl Command {
         let parent = rustix::process::getpid();
         // SAFETY: between fork and exec the closure makes two system calls and allocates nothing.
         unsafe {
-            // The kernel sends the signal when the thread that started the command ends: each waits for its commands, so only a death ends it first.
+            // The kernel sends the signal when the thread that started the command ends: each waits for its commands,
+            // so only a death ends it first.
             command.pre_exec(move || {
                 rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
                 // The parent may have died before the call above.

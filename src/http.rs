@@ -208,7 +208,8 @@ fn prepare(request: &Request, limit: &Limit) -> Result<Easy, curl::Error> {
     Ok(easy)
 }
 
-/// Takes over one line of an answer's head; a new status line (after `100 Continue`, or a proxy's answer) begins a new head.
+/// Takes over one line of an answer's head; a new status line (after `100 Continue`, or a proxy's answer) begins a new
+/// head.
 fn read_head_line(head: &mut Response, line: &str) {
     let line = line.trim_end();
     if let Some(rest) = line.strip_prefix("HTTP/") {

@@ -33,14 +33,19 @@
 //! # Invariants
 //!
 //! 1. The web never runs a deployment: it reads the store, or writes a pending row and wakes the worker.
-//! 2. Only [`command`] spawns, only [`daemon`] starts long-lived threads, only [`config`] and [`cli`] read the environment. `.clippy.toml` holds that.
+//! 2. Only [`command`] spawns, only [`daemon`] starts long-lived threads, only [`config`] and [`cli`] read the
+//!    environment. `.clippy.toml` holds that.
 //! 3. The queue is the table; the channel is only a bell. A finished row that nobody was told of is the outbox.
 //! 4. A deployment is never half recorded: its row, commit and status change in one transaction.
-//! 5. Everything that waits has a time limit, everything that grows has a bound, and each is a named constant or a setting with its unit in its name.
-//! 6. A long-lived thread that dies takes the process down with a non-zero exit, and who supervises it starts it again. A failed reload changes nothing.
-//! 7. A secret is a type that does not print, and the log of a command passes through a scrubber that knows the secrets handed to it.
+//! 5. Everything that waits has a time limit, everything that grows has a bound, and each is a named constant or a
+//!    setting with its unit in its name.
+//! 6. A long-lived thread that dies takes the process down with a non-zero exit, and who supervises it starts it again.
+//!    A failed reload changes nothing.
+//! 7. A secret is a type that does not print, and the log of a command passes through a scrubber that knows the secrets
+//!    handed to it.
 //! 8. `last_commit_hash` moves only after a success.
-//! 9. No untracked file is written, moved or deleted; no command line contains `down`, `rm`, `-v`, `-V`, `-y` unless a person typed it.
+//! 9. No untracked file is written, moved or deleted; no command line contains `down`, `rm`, `-v`, `-V`, `-y` unless a
+//!    person typed it.
 
 pub mod cli;
 pub mod command;

@@ -300,8 +300,8 @@ pub struct RepositoryRecord {
     pub created_at: Timestamp,
     /// The newest deployment, skipped ones included.
     pub last_deployment: Option<DeploymentRecord>,
-    /// Where it stands (spec section 5): a pending or running deployment's status, else that of the last one that was not
-    /// skipped, else none.
+    /// Where it stands (spec section 5): a pending or running deployment's status, else that of the last one that was
+    /// not skipped, else none.
     pub status: Option<Status>,
 }
 
@@ -309,8 +309,9 @@ pub struct RepositoryRecord {
 const FAILING_LONG: SignedDuration = SignedDuration::from_hours(1);
 
 impl RepositoryRecord {
-    /// Whether its checks have failed for so long that somebody should look: from the first that failed to the last. A single failure is none, whatever
-    /// the interval, and neither is a clock that was set between a failure and now (boards without one of their own start in the past).
+    /// Whether its checks have failed for so long that somebody should look: from the first that failed to the last. A
+    /// single failure is none, whatever the interval, and neither is a clock that was set between a failure and now
+    /// (boards without one of their own start in the past).
     pub fn has_failed_long(&self) -> bool {
         let failing = self.failing_since.zip(self.last_checked_at);
         self.orphaned_at.is_none() && failing.is_some_and(|(first, last)| last.duration_since(first) >= FAILING_LONG)

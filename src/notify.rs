@@ -77,8 +77,8 @@ impl Notifier {
         self
     }
 
-    /// Sends a message to a URL: `https://` and `http://` get a POST of [`Message::json`], all others go through shoutrrr.
-    /// What could not be sent is tried again, three times in all.
+    /// Sends a message to a URL: `https://` and `http://` get a POST of [`Message::json`], all others go through
+    /// shoutrrr. What could not be sent is tried again, three times in all.
     ///
     /// # Errors
     /// See [`Problem`].
@@ -178,7 +178,8 @@ fn not_run(error: CommandError) -> Problem {
     }
 }
 
-/// Why `verify` refused. Its error is on standard output, where a good URL is printed taken apart: no other line may be quoted.
+/// Why `verify` refused. Its error is on standard output, where a good URL is printed taken apart: no other line may be
+/// quoted.
 fn refusal(captured: &Captured) -> String {
     let printed = String::from_utf8_lossy(&captured.stdout);
     let error = printed.lines().rev().find_map(|line| line.trim().strip_prefix("error verifying URL: "));

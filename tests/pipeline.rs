@@ -1,5 +1,5 @@
-//! The pipeline on real parts: a Git repository, sops with an age key, Docker with Compose; and with a driver of its own for the order of
-//! the steps.
+//! The pipeline on real parts: a Git repository, sops with an age key, Docker with Compose; and with a driver of its
+//! own for the order of the steps.
 #![allow(clippy::disallowed_methods, reason = "tests start programs and threads")]
 
 use std::path::{Path, PathBuf};

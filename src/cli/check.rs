@@ -79,7 +79,8 @@ fn service_environment(
             let file = Environment::from_file(installed).map_err(anyhow::Error::msg)?;
             Ok((file.with(process), Severity::Error))
         }
-        // Where nothing is installed, this process's own environment is all there is; a folder that was named need not belong to this machine.
+        // Where nothing is installed, this process's own environment is all there is; a folder that was named need not
+        // belong to this machine.
         Err(error) if error.kind() == ErrorKind::NotFound => {
             Ok((process.clone(), if args.dir.is_none() { Severity::Error } else { Severity::Warning }))
         }

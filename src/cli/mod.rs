@@ -16,8 +16,8 @@ use client::Client;
 
 /// GitOps for Docker Compose hosts: a push becomes a running stack.
 ///
-/// Without a verb it runs the daemon. Settings come from the environment (Shiparr_PORT, Shiparr_CONFIG_PATH and others, see the README); projects from YAML
-/// files in Shiparr_CONFIG_PATH.
+/// Without a verb it runs the daemon. Settings come from the environment (Shiparr_PORT, Shiparr_CONFIG_PATH and others,
+/// see the README); projects from YAML files in Shiparr_CONFIG_PATH.
 #[derive(Parser)]
 #[command(name = "shiparr", version, max_term_width = 100)]
 struct CommandLine {
@@ -30,7 +30,8 @@ struct CommandLine {
 /// How the daemon is reached.
 #[derive(Args)]
 struct Reach {
-    /// Talk to a daemon over HTTP instead of its control socket [env: SHIPARR_URL, with SHIPARR_USERNAME and SHIPARR_PASSWORD]
+    /// Talk to a daemon over HTTP instead of its control socket [env: SHIPARR_URL, with SHIPARR_USERNAME and
+    /// SHIPARR_PASSWORD]
     #[arg(long, global = true, value_name = "URL")]
     url: Option<String>,
 }

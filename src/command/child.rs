@@ -89,7 +89,8 @@ impl Running {
         Ok(running)
     }
 
-    /// Runs the child to its end, or ends it: SIGTERM to the child when the limit is over, and after `grace` SIGKILL to its group.
+    /// Runs the child to its end, or ends it: SIGTERM to the child when the limit is over, and after `grace` SIGKILL to
+    /// its group.
     pub(super) fn finish(
         mut self,
         limit: &Limit,
@@ -135,7 +136,8 @@ impl Running {
                 self.signal_group(Signal::KILL);
                 Stage::Killed { until: now + DRAIN, cancelled }
             }
-            // A child that did not pass the signal on (an old docker client does not tell its plugin) leaves that to us.
+            // A child that did not pass the signal on (an old docker client does not tell its plugin) leaves that to
+            // us.
             Stage::Terminated { until, cancelled, group_told: false } if self.exited => {
                 self.signal_group(Signal::TERM);
                 Stage::Terminated { until, cancelled, group_told: true }

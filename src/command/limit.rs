@@ -8,7 +8,8 @@ const FAR: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// How long something may take, and whether somebody ended it before.
 ///
-/// One `Limit` goes through a whole deployment: every child, request and wait of it ends with it. Clones share the cancellation.
+/// One `Limit` goes through a whole deployment: every child, request and wait of it ends with it. Clones share the
+/// cancellation.
 #[derive(Clone, Debug)]
 pub struct Limit {
     deadline: Instant,

@@ -8,7 +8,8 @@ pub const MAX_LINE_BYTES: usize = 8 * 1024;
 /// The scrubber reads it, for a secret may lie across a cut.
 pub const CUT: char = '…';
 
-/// Collects bytes until they are a line. `\n`, `\r\n` and `\r` (a progress bar's) end one; bytes that are not UTF-8 become `U+FFFD`.
+/// Collects bytes until they are a line. `\n`, `\r\n` and `\r` (a progress bar's) end one; bytes that are not UTF-8
+/// become `U+FFFD`.
 #[derive(Default)]
 pub(super) struct Lines {
     pending: Vec<u8>,
@@ -67,7 +68,8 @@ impl Lines {
             Err(error) if error.error_len().is_none() => error.valid_up_to(),
             _ => self.pending.len(),
         };
-        // A character has at most four bytes: an incomplete one never fills the buffer alone, except after bytes that are invalid.
+        // A character has at most four bytes: an incomplete one never fills the buffer alone, except after bytes that
+        // are invalid.
         let cut = if self.pending.len() - cut < 4 { cut } else { self.pending.len() };
         let rest = self.pending.split_off(cut);
         let piece = std::mem::replace(&mut self.pending, rest);

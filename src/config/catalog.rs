@@ -30,7 +30,8 @@ pub struct Catalog {
     pub untouched: Vec<String>,
 }
 
-/// What the database knows of projects and repositories that were accepted before this start. Orphans do not belong in here.
+/// What the database knows of projects and repositories that were accepted before this start. Orphans do not belong in
+/// here.
 #[derive(Clone, Debug, Default)]
 pub struct Accepted {
     /// The file that each project was last loaded from, by the project's name.
@@ -56,15 +57,15 @@ pub struct Basis<'a> {
     pub previous: &'a Catalog,
     /// What was accepted before this start.
     pub accepted: &'a Accepted,
-    /// How grave a name is that is not set and has no default: an error for the daemon, a warning for a `check` that cannot see the
-    /// service's environment. What cannot be known is then left out of the catalog.
+    /// How grave a name is that is not set and has no default: an error for the daemon, a warning for a `check` that
+    /// cannot see the service's environment. What cannot be known is then left out of the catalog.
     pub unset_names: Severity,
 }
 
 impl Catalog {
-    /// Reads every `*.yaml` and `*.yml` of a folder, in the order of their names. It never fails: what is wrong is among the problems.
-    /// A file with an error keeps the version that `previous` has of it, or has no project; a folder that cannot be read changes
-    /// nothing.
+    /// Reads every `*.yaml` and `*.yml` of a folder, in the order of their names. It never fails: what is wrong is
+    /// among the problems. A file with an error keeps the version that `previous` has of it, or has no project; a
+    /// folder that cannot be read changes nothing.
     pub fn load(folder: &Path, basis: &Basis<'_>) -> Catalog {
         let files = match project_files(folder) {
             Ok(files) => files,

@@ -1,5 +1,5 @@
-//! Projects and repositories that claim the same name, folder or compose project: the one accepted first goes on, and the file of the
-//! other falls back to its last good version.
+//! Projects and repositories that claim the same name, folder or compose project: the one accepted first goes on, and
+//! the file of the other falls back to its last good version.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -89,7 +89,8 @@ struct Collision {
     problem: Problem,
 }
 
-/// Who goes on: the smaller. Held already, then accepted before this start, then the older record, then the earlier file and place.
+/// Who goes on: the smaller. Held already, then accepted before this start, then the older record, then the earlier
+/// file and place.
 type Rank = (u8, RepositoryId, usize, usize);
 
 const HELD_NOW: u8 = 0;

@@ -60,8 +60,8 @@ impl Environment {
         Environment { variables: pairs.into_iter().map(|(key, value)| (key.into(), value.into())).collect() }
     }
 
-    /// An environment file as systemd's `EnvironmentFile=` reads it: `NAME=value`, quotes, `#` and `;` comments, a backslash at
-    /// the end of a line that goes on.
+    /// An environment file as systemd's `EnvironmentFile=` reads it: `NAME=value`, quotes, `#` and `;` comments, a
+    /// backslash at the end of a line that goes on.
     ///
     /// # Errors
     /// A file that cannot be read, or the first line that is no assignment, in one line.
@@ -91,8 +91,9 @@ impl Environment {
     }
 
     /// A value that may be secret: the variable, else the file that `NAME_FILE` names, else the systemd credential
-    /// (`$CREDENTIALS_DIRECTORY/name`, lower case, without the prefix `Shiparr_`). A name with that prefix is also looked up with
-    /// `SHIPARR_`. Line breaks at the end of a file do not belong to the value; an empty file counts as unset.
+    /// (`$CREDENTIALS_DIRECTORY/name`, lower case, without the prefix `Shiparr_`). A name with that prefix is also
+    /// looked up with `SHIPARR_`. Line breaks at the end of a file do not belong to the value; an empty file counts as
+    /// unset.
     ///
     /// # Errors
     /// A file that is named and cannot be read, in one line that names variable and file.
@@ -124,8 +125,8 @@ impl Environment {
         }
     }
 
-    /// What git, compose and notifiers may see: PATH, HOME, `LC_ALL=C.UTF-8`, TZ, `DOCKER_*`, `COMPOSE_PARALLEL_LIMIT`, proxies,
-    /// SSH_AUTH_SOCK.
+    /// What git, compose and notifiers may see: PATH, HOME, `LC_ALL=C.UTF-8`, TZ, `DOCKER_*`, `COMPOSE_PARALLEL_LIMIT`,
+    /// proxies, SSH_AUTH_SOCK.
     pub fn for_children(&self) -> Vec<(OsString, OsString)> {
         let mut listed = self.listed(CHILDREN_NAMES, CHILDREN_PREFIXES);
         if self.get("PATH").is_none() {
@@ -135,8 +136,9 @@ impl Environment {
         listed
     }
 
-    /// The same, and what sops needs: `SOPS_*`, GNUPGHOME, `AWS_*`, `VAULT_*`. Where no variable names an age key and there is a
-    /// systemd credential `age_key`, `SOPS_AGE_KEY_FILE` is its path, so that the key itself stays out of any environment.
+    /// The same, and what sops needs: `SOPS_*`, GNUPGHOME, `AWS_*`, `VAULT_*`. Where no variable names an age key and
+    /// there is a systemd credential `age_key`, `SOPS_AGE_KEY_FILE` is its path, so that the key itself stays out of
+    /// any environment.
     pub fn for_sops(&self) -> Vec<(OsString, OsString)> {
         let mut listed = self.for_children();
         listed.extend(self.listed(SOPS_NAMES, SOPS_PREFIXES));

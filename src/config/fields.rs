@@ -1,4 +1,5 @@
-//! The fields of a repository, each read as its type, none required yet: what a repository says, or what `defaults` says for all.
+//! The fields of a repository, each read as its type, none required yet: what a repository says, or what `defaults`
+//! says for all.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -207,8 +208,8 @@ impl<'r, 'a, 'n> Get<'r, 'a, 'n> {
     }
 }
 
-/// The hosts that a project or repository is for; none where it does not say, or where one of them is no host name. It is read
-/// before anything else, as what is for other hosts is not looked at.
+/// The hosts that a project or repository is for; none where it does not say, or where one of them is no host name. It
+/// is read before anything else, as what is for other hosts is not looked at.
 pub(super) fn hosts(reader: &mut Reader<'_>, at: &At<'_>) -> Option<Vec<String>> {
     let Value::Map(map) = &at.node.value else {
         return None;

@@ -59,7 +59,8 @@ pub(super) fn read(path: &Path, text: &str, settings: &Settings, unset_names: Se
     contents
 }
 
-/// Whether a list of hosts names this one: by its full name, or by the part before the first dot where a name has no more.
+/// Whether a list of hosts names this one: by its full name, or by the part before the first dot where a name has no
+/// more.
 fn names_host(hosts: &[String], hostname: &str) -> bool {
     let short = |name: &str| name.split('.').next().unwrap_or_default().to_lowercase();
     hosts.iter().any(|host| {

@@ -16,9 +16,9 @@ use super::{Environment, Template};
 const KEY_FILE: &str = "config-hash.key";
 const KEY_BYTES: usize = 32;
 
-/// The key that configurations are hashed with: read from the data folder, or made there (mode 0600). It exists so that nobody who
-/// reads the database can try out values that the hash was made from. A damaged one is made anew, which deploys every repository
-/// once more.
+/// The key that configurations are hashed with: read from the data folder, or made there (mode 0600). It exists so that
+/// nobody who reads the database can try out values that the hash was made from. A damaged one is made anew, which
+/// deploys every repository once more.
 ///
 /// # Errors
 /// The system's, with the file's name.
@@ -48,8 +48,8 @@ pub fn hash_key(data_path: &Path) -> io::Result<[u8; 32]> {
 }
 
 impl Repository {
-    /// HMAC-SHA256, in hexadecimal digits, of the fields that spec section 4 lists for the trigger `config`, with the values of
-    /// `environment` as they are now.
+    /// HMAC-SHA256, in hexadecimal digits, of the fields that spec section 4 lists for the trigger `config`, with the
+    /// values of `environment` as they are now.
     pub fn config_hash(&self, key: &[u8; 32], environment: &Environment) -> String {
         // Spelt out, because both traits that HMAC implements have a constructor of this name.
         let mut hash = <Hmac<Sha256> as Mac>::new_from_slice(key).expect("HMAC takes a key of any length");

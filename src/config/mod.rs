@@ -1,8 +1,8 @@
 //! Configuration: settings from the environment, project files, and what changed between two loads.
 //!
-//! A project file goes through three forms: `yaml` keeps every value with its line, `fields` reads each one as its type and
-//! collects all problems, `project` is what the rest of the program sees, every default applied. `catalog` puts the files
-//! together and decides which of two that collide goes on.
+//! A project file goes through three forms: `yaml` keeps every value with its line, `fields` reads each one as its type
+//! and collects all problems, `project` is what the rest of the program sees, every default applied. `catalog` puts the
+//! files together and decides which of two that collide goes on.
 
 pub mod catalog;
 mod collisions;

@@ -83,7 +83,8 @@ pub struct Repository {
     pub url: RemoteUrl,
     /// A branch, or a full reference.
     pub branch: String,
-    /// Folder of the stack, relative, inside the repository, without `..`; `.` for its top. Links are followed at deployment.
+    /// Folder of the stack, relative, inside the repository, without `..`; `.` for its top. Links are followed at
+    /// deployment.
     pub path: PathBuf,
     /// Where the working tree lives, absolute.
     pub local_path: PathBuf,
@@ -107,7 +108,8 @@ pub struct Repository {
     pub pull: Pull,
     /// Higher goes first.
     pub priority: i64,
-    /// Names of repositories of the same project that go first; those that `hosts` excludes here are left out, as they count as met.
+    /// Names of repositories of the same project that go first; those that `hosts` excludes here are left out, as they
+    /// count as met.
     pub depends_on: Vec<String>,
     /// Time until everything must be healthy.
     pub health_timeout: Duration,
@@ -117,10 +119,11 @@ pub struct Repository {
     pub probe: Option<Probe>,
     /// Time for the whole deployment.
     pub timeout: Duration,
-    /// The token of this repository: its own, else the project's for its host, else the provider's default. None for ssh and files.
+    /// The token of this repository: its own, else the project's for its host, else the provider's default. None for
+    /// ssh and files.
     pub token: Option<Template>,
-    /// Where the token comes from, for messages: "`token` of the repository", "`tokens.github` of the project", "GITHUB_TOKEN"; where
-    /// there is none, the place that should have had one, or nothing.
+    /// Where the token comes from, for messages: "`token` of the repository", "`tokens.github` of the project",
+    /// "GITHUB_TOKEN"; where there is none, the place that should have had one, or nothing.
     pub token_source: String,
     /// Sends the token over plain http to this host too.
     pub insecure_http: bool,
@@ -134,7 +137,8 @@ pub struct Repository {
     pub notifications: Notifications,
 }
 
-/// A text as Compose makes a project's name of a folder's: lower case, only letters, digits, `_` and `-`, a letter or digit first.
+/// A text as Compose makes a project's name of a folder's: lower case, only letters, digits, `_` and `-`, a letter or
+/// digit first.
 pub fn compose_project_name(text: &str) -> String {
     let kept: String = text
         .to_lowercase()
@@ -145,14 +149,14 @@ pub fn compose_project_name(text: &str) -> String {
 }
 
 impl Repository {
-    /// The compose project where neither `compose_project` nor the compose file names one: made of the repository's key. Empty where that has no
-    /// letter and no digit.
+    /// The compose project where neither `compose_project` nor the compose file names one: made of the repository's
+    /// key. Empty where that has no letter and no digit.
     pub fn default_compose_project(&self) -> String {
         compose_project_name(&self.name.name)
     }
 
-    /// What is sent to the remote when it asks who is there, as it is now: `user:secret` gives both, a bare token goes as the password
-    /// of `oauth2` (`x-token-auth` for bitbucket.org).
+    /// What is sent to the remote when it asks who is there, as it is now: `user:secret` gives both, a bare token goes
+    /// as the password of `oauth2` (`x-token-auth` for bitbucket.org).
     ///
     /// # Errors
     /// A token that cannot be had now, in one line that says where it should come from.
@@ -175,8 +179,8 @@ impl Repository {
         Ok(Some(Credential { user, secret: Secret::new(secret), source: self.token_source.clone() }))
     }
 
-    /// Every value that no log may hold, as it is now: `environment`, the token and its parts, the passphrase, and the URLs of
-    /// [`Repository::secret_urls`]. What cannot be had now is left out.
+    /// Every value that no log may hold, as it is now: `environment`, the token and its parts, the passphrase, and the
+    /// URLs of [`Repository::secret_urls`]. What cannot be had now is left out.
     pub fn secrets(&self, environment: &Environment) -> Vec<Secret> {
         let single = self.environment.values().chain(&self.token).chain(&self.ssh_key_passphrase);
         let mut secrets: Vec<Secret> = single.filter_map(|template| template.resolve(environment).ok()).collect();

@@ -62,7 +62,8 @@ pub struct Settings {
     pub enable_image_prune: bool,
     /// Deployments kept per repository.
     pub history_limit: u32,
-    /// Known-hosts files of ssh remotes, in order. Those of the default need not exist: one that is made later counts at once.
+    /// Known-hosts files of ssh remotes, in order. Those of the default need not exist: one that is made later counts
+    /// at once.
     pub ssh_known_hosts: Vec<PathBuf>,
     /// The docker client, by absolute path or by name.
     pub docker_bin: PathBuf,
@@ -151,8 +152,8 @@ impl Settings {
         }
     }
 
-    /// The secret that a provider's webhooks are signed with, as it is now: for `gitea` `GITEA_WEBHOOK_SECRET` where it is set, else
-    /// `Shiparr_WEBHOOK_SECRET`.
+    /// The secret that a provider's webhooks are signed with, as it is now: for `gitea` `GITEA_WEBHOOK_SECRET` where it
+    /// is set, else `Shiparr_WEBHOOK_SECRET`.
     ///
     /// # Errors
     /// A file behind it that cannot be read, in one line.
@@ -171,7 +172,8 @@ impl Settings {
     }
 }
 
-/// What the verbs that ask a daemon take from the environment. A setting of the daemon that cannot be used does not keep them from asking it.
+/// What the verbs that ask a daemon take from the environment. A setting of the daemon that cannot be used does not
+/// keep them from asking it.
 pub struct ClientSettings {
     /// Where the control socket may be.
     pub runtime_path: PathBuf,

@@ -22,8 +22,8 @@ impl Template {
         Template(text.into())
     }
 
-    /// The value: `${NAME}`, `${ENV.NAME}` and `${NAME:-default}` replaced, `$${` made `${`; every other `$` stays. What a name
-    /// stands for is looked up by [`Environment::secret`]; `${HOSTNAME}` always exists.
+    /// The value: `${NAME}`, `${ENV.NAME}` and `${NAME:-default}` replaced, `$${` made `${`; every other `$` stays.
+    /// What a name stands for is looked up by [`Environment::secret`]; `${HOSTNAME}` always exists.
     ///
     /// # Errors
     /// The name that is not set and has no default, or a file behind it that cannot be read.
@@ -51,7 +51,8 @@ impl Template {
         &self.0
     }
 
-    /// The first `${…}` that looks like a name to be replaced and is none of the accepted forms, so that it stays as it is.
+    /// The first `${…}` that looks like a name to be replaced and is none of the accepted forms, so that it stays as it
+    /// is.
     pub(super) fn unfit(&self) -> Option<&str> {
         pieces(&self.0).find_map(|piece| match piece {
             Piece::Unfit(text) => Some(text),

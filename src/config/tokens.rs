@@ -5,7 +5,8 @@ use super::suggest::did_you_mean;
 use super::template::Template;
 use super::variables::is_host_name;
 
-/// A host that is known by name: the keys of `tokens` that are for it, the nearer one first, and the environment's default.
+/// A host that is known by name: the keys of `tokens` that are for it, the nearer one first, and the environment's
+/// default.
 struct Provider {
     host: &'static str,
     keys: &'static [&'static str],
@@ -51,8 +52,8 @@ impl ProjectTokens {
         ProjectTokens(tokens)
     }
 
-    /// The token for a host, and where it comes from: by the host's own name first, then by its provider's. The inner none: there is
-    /// a key for it whose name is not set.
+    /// The token for a host, and where it comes from: by the host's own name first, then by its provider's. The inner
+    /// none: there is a key for it whose name is not set.
     pub(super) fn for_host(&self, host: &str) -> Option<(Option<Template>, String)> {
         let keys = provider(host).map(|provider| provider.keys).unwrap_or_default();
         std::iter::once(host).chain(keys.iter().copied()).find_map(|wanted| {

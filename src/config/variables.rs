@@ -341,7 +341,8 @@ pub(super) fn password_problem(password: &str) -> Option<&'static str> {
     )
 }
 
-/// An env_logger filter from a level's name or a filter; `WARNING` is what env_logger calls `warn`. None where it is neither.
+/// An env_logger filter from a level's name or a filter; `WARNING` is what env_logger calls `warn`. None where it is
+/// neither.
 fn log_filter(text: &str) -> Option<String> {
     let (directives, pattern) = match text.split_once('/') {
         Some((directives, pattern)) => (directives, Some(pattern)),

@@ -1,4 +1,5 @@
-//! YAML with the line of every key and value: anchors and `<<` resolved, bounded against files that grow when they are read.
+//! YAML with the line of every key and value: anchors and `<<` resolved, bounded against files that grow when they are
+//! read.
 
 use std::collections::HashMap;
 

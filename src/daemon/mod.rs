@@ -1,7 +1,7 @@
 //! The daemon: start and stop order, signals, supervision.
 //!
-//! Started in this order: lock, database, configuration, listeners, threads. Stopped in this order: timers and gate (nothing new comes in), the worker
-//! (a running deployment may end), the database.
+//! Started in this order: lock, database, configuration, listeners, threads. Stopped in this order: timers and gate
+//! (nothing new comes in), the worker (a running deployment may end), the database.
 
 mod docker;
 mod lock;
@@ -51,7 +51,8 @@ pub enum Event {
 
 /// After a running deployment was cancelled, its children get SIGTERM and 15 s later SIGKILL; then it must have ended.
 const CANCELLED_LIMIT: Duration = Duration::from_secs(20);
-/// Project files that could not be loaded (the database refused, or there was no room for a thread) are loaded again after this.
+/// Project files that could not be loaded (the database refused, or there was no room for a thread) are loaded again
+/// after this.
 const RELOAD_AGAIN: Duration = Duration::from_secs(10);
 /// Messages that are under way at a stop may still go out for this long; the rest is told at the next start.
 const TELL_LIMIT: Duration = Duration::from_secs(2);
@@ -161,8 +162,8 @@ impl Daemon {
                 Event::Reload => is_loaded = self.reload(),
                 Event::Stop => break,
                 Event::ThreadDied(name) => {
-                    // Nothing is lost: the queue is in the database, and whoever supervises us starts us again. Compose and what lies in plain text
-                    // must not be left to that start, though.
+                    // Nothing is lost: the queue is in the database, and whoever supervises us starts us again. Compose
+                    // and what lies in plain text must not be left to that start, though.
                     self.threads.stopping();
                     interrupt(&self.start.shared, &self.worker);
                     bail!("the thread `{name}` ended unexpectedly; the process ends so that it is started again whole");
@@ -227,8 +228,8 @@ fn next_event(events: &Receiver<Event>, is_loaded: bool) -> anyhow::Result<Event
     if is_other(&event) { Ok(event) } else { Ok(events.try_iter().find(is_other).unwrap_or(event)) }
 }
 
-/// Cancels the running deployment and waits until the worker has put away what belongs to it. The worker takes no other row once the threads
-/// are stopping; one that died itself is not waited for.
+/// Cancels the running deployment and waits until the worker has put away what belongs to it. The worker takes no other
+/// row once the threads are stopping; one that died itself is not waited for.
 fn interrupt(shared: &Shared, worker: &JoinHandle<()>) {
     shared.cancel_running();
     shared.wake_worker();

@@ -72,8 +72,9 @@ pub fn record(settings: &Settings, store: &Store, hash_key: &[u8; 32], catalog: 
     Ok(())
 }
 
-/// Queues what differs from the configuration of its last started deployment. It comes after the new catalog is in place: a row that the worker
-/// starts later has the new configuration, and one that it started before is seen here. One that starts just now is the worker's to compare.
+/// Queues what differs from the configuration of its last started deployment. It comes after the new catalog is in
+/// place: a row that the worker starts later has the new configuration, and one that it started before is seen here.
+/// One that starts just now is the worker's to compare.
 ///
 /// # Errors
 /// The database's.

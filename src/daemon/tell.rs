@@ -1,4 +1,5 @@
-//! The teller's thread: finished deployments that nobody was told of are its outbox; checks that fail for long and a Docker that is away are told too.
+//! The teller's thread: finished deployments that nobody was told of are its outbox; checks that fail for long and a
+//! Docker that is away are told too.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -37,7 +37,8 @@ impl Threads {
         self.stopping.load(Ordering::SeqCst)
     }
 
-    /// Starts a thread that lives as long as the daemon: where its body returns or panics before the daemon stops, the daemon ends with an error.
+    /// Starts a thread that lives as long as the daemon: where its body returns or panics before the daemon stops, the
+    /// daemon ends with an error.
     ///
     /// # Errors
     /// The system's, when it has no room for another thread.

@@ -27,7 +27,8 @@ const SPREAD_DIVISOR: u32 = 10;
 /// … but never by more than this.
 const SPREAD_AT_MOST: Duration = Duration::from_secs(30);
 
-/// While checks go on failing, another error than the last one is logged no more often than this: some forges put a number of their own into each.
+/// While checks go on failing, another error than the last one is logged no more often than this: some forges put a
+/// number of their own into each.
 const FAILURE_LOGGED_EVERY: Duration = Duration::from_secs(600);
 
 /// The timers of all accepted repositories.
@@ -236,7 +237,8 @@ pub fn tip(shared: &Shared, repository: &Repository, limit: &Limit) -> Result<Co
     git::check(&remote, &shared.host.git, limit).map_err(|error| error.message)
 }
 
-/// Whether a check would ask somebody else, or with other rights: whoever mends a token wants to see at once that it is well.
+/// Whether a check would ask somebody else, or with other rights: whoever mends a token wants to see at once that it is
+/// well.
 fn asks_otherwise(one: &Repository, other: &Repository) -> bool {
     one.url != other.url
         || one.branch != other.branch

@@ -75,7 +75,8 @@ impl Worker {
     pub fn look(&self) -> Result<Look, StoreError> {
         let store = &self.shared.host.store;
         if self.unrecorded.load(Ordering::Relaxed) {
-            // The outcome could not be stored, on a full disk say: nobody knows it now, so the deployment counts as interrupted.
+            // The outcome could not be stored, on a full disk say: nobody knows it now, so the deployment counts as
+            // interrupted.
             store.recover(Timestamp::now())?;
             self.unrecorded.store(false, Ordering::Relaxed);
         }
@@ -169,7 +170,8 @@ impl Worker {
         self.queue_newer_configuration(&job)
     }
 
-    /// A reload between the look at the catalog and the start of the row joined a row that then ran with what was configured before.
+    /// A reload between the look at the catalog and the start of the row joined a row that then ran with what was
+    /// configured before.
     fn queue_newer_configuration(&self, job: &Job) -> Result<(), StoreError> {
         let (catalog, environment) = (self.shared.catalog(), &self.shared.host.settings.environment);
         let Some(now) = catalog.repository(&job.repository.name) else { return Ok(()) };
@@ -221,7 +223,8 @@ mod tests {
     use crate::git;
     use crate::store::Store;
 
-    /// Does something when it is asked whether Docker answers: that is between the look at the queue and the start of the row.
+    /// Does something when it is asked whether Docker answers: that is between the look at the queue and the start of
+    /// the row.
     #[derive(Clone, Default)]
     struct Meanwhile(Arc<Mutex<Option<Action>>>);
 

@@ -1,4 +1,5 @@
-//! No two repositories end in one compose project: the `up --remove-orphans` of the second would remove the containers of the first.
+//! No two repositories end in one compose project: the `up --remove-orphans` of the second would remove the containers
+//! of the first.
 
 use std::path::Path;
 
@@ -7,9 +8,9 @@ use crate::config::Catalog;
 use crate::config::project::compose_project_name;
 use crate::model::{RepositoryName, RepositoryRecord};
 
-/// Refuses a compose project that another repository has: the one that its last `up` ran under, or else the one that its `compose_project`
-/// names, unless `own` holds it already. An orphan has its project too, for its containers may still run; only one whose
-/// `up` ran in the same folder is this very stack under an earlier name.
+/// Refuses a compose project that another repository has: the one that its last `up` ran under, or else the one that
+/// its `compose_project` names, unless `own` holds it already. An orphan has its project too, for its containers may
+/// still run; only one whose `up` ran in the same folder is this very stack under an earlier name.
 ///
 /// # Errors
 /// It is taken: by whom, and the line to write.

@@ -137,7 +137,8 @@ impl Compose {
         if all_are_there { Ok(inspected) } else { self.containers(project, limit) }
     }
 
-    /// Puts the last log lines of containers into the deployment's log. Says so where that fails: it must not hide the failure itself.
+    /// Puts the last log lines of containers into the deployment's log. Says so where that fails: it must not hide the
+    /// failure itself.
     fn log_tails(&self, containers: &[(String, String)], limit: &Limit, log: &mut dyn Log) {
         for (id, name) in containers.iter().take(MAX_LOGGED_CONTAINERS) {
             log.line(LogLevel::Error, &format!("last log lines of {name}:"));
@@ -239,7 +240,8 @@ impl Driver for Compose {
     }
 }
 
-/// Names the compose files in an error that does not: Compose 2.26 says in which line the YAML is wrong, and not of which file.
+/// Names the compose files in an error that does not: Compose 2.26 says in which line the YAML is wrong, and not of
+/// which file.
 fn in_files(error: StepError, files: &[PathBuf]) -> StepError {
     let names = || files.iter().filter_map(|file| file.file_name()).map(|name| name.to_string_lossy());
     if names().any(|name| error.message.contains(&*name)) {

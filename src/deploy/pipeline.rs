@@ -50,12 +50,13 @@ pub struct Job {
 pub enum Run {
     /// It ended, and that is recorded.
     Finished(Outcome),
-    /// Its limit was cancelled because Shiparr stops: the row stays `running`, and `Store::recover` queues it again at the next start.
+    /// Its limit was cancelled because Shiparr stops: the row stays `running`, and `Store::recover` queues it again at
+    /// the next start.
     LeftRunning,
 }
 
-/// Runs a pending deployment from its start to its recorded outcome. `limit` is the time for the whole deployment (`timeout` of the
-/// repository); cancelling it means that Shiparr stops.
+/// Runs a pending deployment from its start to its recorded outcome. `limit` is the time for the whole deployment
+/// (`timeout` of the repository); cancelling it means that Shiparr stops.
 ///
 /// # Errors
 /// The database does not take the start or the outcome. A failed deployment is none: it is recorded.
@@ -118,7 +119,8 @@ fn deploy(host: &Host, job: &Job, limit: &Limit, journal: &mut Journal<'_>) -> R
     Ok(())
 }
 
-/// Steps 1 to 3, which change no container. What lies in plain text goes with the `Plaintext`, however the deployment ends.
+/// Steps 1 to 3, which change no container. What lies in plain text goes with the `Plaintext`, however the deployment
+/// ends.
 fn prepare(
     host: &Host,
     job: &Job,
@@ -234,7 +236,8 @@ fn prune_images(host: &Host, limit: &Limit, journal: &mut Journal<'_>) {
     }
 }
 
-/// What must never stand in a log of this deployment: as far as it can be had; what cannot is reported by the step that needs it.
+/// What must never stand in a log of this deployment: as far as it can be had; what cannot is reported by the step that
+/// needs it.
 fn known_secrets(host: &Host, job: &Job) -> Scrubber {
     let mut scrubber = Scrubber::new();
     let environment = &host.settings.environment;

@@ -1,4 +1,5 @@
-//! From a configured repository and its working tree to the stack that a driver runs: its folder, its files, its variables.
+//! From a configured repository and its working tree to the stack that a driver runs: its folder, its files, its
+//! variables.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -21,8 +22,8 @@ pub fn folder(repository: &Repository) -> Result<PathBuf, StepError> {
     }
 }
 
-/// A file that the configuration names (`what` is the field): absolute as it stands, else relative to the stack's folder and inside the
-/// repository, also after links are followed.
+/// A file that the configuration names (`what` is the field): absolute as it stands, else relative to the stack's
+/// folder and inside the repository, also after links are followed.
 ///
 /// # Errors
 /// It is not there, or outside.
@@ -72,7 +73,8 @@ pub fn stay_inside(root: &Path, path: &Path, what: &str) -> Result<(), StepError
     )))
 }
 
-/// What the stack's own `.env` says about Compose itself: the defaults of `compose_files`, `compose_project` and `profiles`.
+/// What the stack's own `.env` says about Compose itself: the defaults of `compose_files`, `compose_project` and
+/// `profiles`.
 #[derive(Debug, Default, PartialEq)]
 pub struct Defaults {
     /// `COMPOSE_FILE`.

@@ -37,11 +37,12 @@ impl Plaintext {
     }
 }
 
-/// Reads, decrypts and writes down the variables of the stack in `folder`. The journal learns every value that was decrypted.
-/// `runtime_name` is the name of the private folder, unique among the deployments that run.
+/// Reads, decrypts and writes down the variables of the stack in `folder`. The journal learns every value that was
+/// decrypted. `runtime_name` is the name of the private folder, unique among the deployments that run.
 ///
 /// # Errors
-/// Whatever is wrong with one of the files: no sops, no key, damaged, outside the repository; in one line that names the file.
+/// Whatever is wrong with one of the files: no sops, no key, damaged, outside the repository; in one line that names
+/// the file.
 pub fn gather(
     repository: &Repository,
     folder: &Path,

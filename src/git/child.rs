@@ -119,11 +119,12 @@ impl Run<'_> {
         Ok(CheckedOut { commit, changed_files, notes: std::mem::take(&mut self.notes) })
     }
 
-    /// Everything that may be compared with the working tree: the new commit, the one whose files lie there, and those of runs that did not
-    /// end.
+    /// Everything that may be compared with the working tree: the new commit, the one whose files lie there, and those
+    /// of runs that did not end.
     ///
-    /// The store keeps the commit whose files lie there: where it is gone, the store is damaged. From a store that was made anew it is gone for
-    /// good when the remote has rewritten its history, and what lies there then counts as untracked.
+    /// The store keeps the commit whose files lie there: where it is gone, the store is damaged. From a store that was
+    /// made anew it is gone for good when the remote has rewritten its history, and what lies there then counts as
+    /// untracked.
     fn collect_trees(&mut self, repository: Repository, journal: &Journal, tip: Oid) -> Result<Trees, Failed> {
         let mut sources = Sources::new(repository);
         let new = sources.fetch_and_flatten(tip, self.remote, self.limit, &mut self.notes)?;
@@ -154,7 +155,8 @@ fn describe(repository: &Repository, commit: Oid) -> Result<Commit, Failed> {
     Ok(Commit { hash, subject: clean(found.message_bytes()), author: clean(found.author().name_bytes()) })
 }
 
-/// Makes `git status` and `git log` work in the tree: a gitfile where nothing lies there, and HEAD and an index in the store.
+/// Makes `git status` and `git log` work in the tree: a gitfile where nothing lies there, and HEAD and an index in the
+/// store.
 fn for_people(repository: &Repository, store: &Path, local_path: &Path, commit: Oid) -> Result<(), git2::Error> {
     let io = |error: std::io::Error| git2::Error::from_str(&error.to_string());
     let gitfile = local_path.join(".git");

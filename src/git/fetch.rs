@@ -9,8 +9,8 @@ use crate::command::Limit;
 
 /// The tip that was fetched last.
 const TIP: &str = "refs/shiparr/tip";
-/// Commits that the server is told of, so that it sends only what is new. More of them would cost each fetch, fewer would cost a rewritten
-/// history.
+/// Commits that the server is told of, so that it sends only what is new. More of them would cost each fetch, fewer
+/// would cost a rewritten history.
 const MAX_HAVES: usize = 256;
 
 /// Fetches the followed reference and nothing else; its commit.

@@ -109,7 +109,8 @@ fn kind_of(key: &[u8]) -> String {
     String::from_utf8_lossy(kind).into_owned()
 }
 
-/// The keys that a file lists for a host. Certificate authorities are left out: libssh2 does not know host certificates.
+/// The keys that a file lists for a host. Certificate authorities are left out: libssh2 does not know host
+/// certificates.
 fn keys_for(host: &str, text: &str, file: &Path) -> Vec<KnownKey> {
     let line_of = |(number, line): (usize, &str)| {
         let line = line.trim();
@@ -128,7 +129,8 @@ fn keys_for(host: &str, text: &str, file: &Path) -> Vec<KnownKey> {
     text.lines().enumerate().filter_map(line_of).collect()
 }
 
-/// Whether a line's first field is about the host: a list of patterns, of which one with `!` excludes, or one hashed name.
+/// Whether a line's first field is about the host: a list of patterns, of which one with `!` excludes, or one hashed
+/// name.
 fn names_match(names: &str, host: &str) -> bool {
     if let Some(hashed) = names.strip_prefix("|1|") {
         return hashed_name_matches(hashed, host);

@@ -22,15 +22,15 @@ const SSH_USER: &str = "git";
 /// Where libgit2 keeps what was fetched last.
 const FETCHED: &str = "refs/shiparr/fetched";
 
-/// Sets what libgit2 keeps for the whole process. Nothing of this host's Git configuration counts: it could redirect a URL, or hold a
-/// credential.
+/// Sets what libgit2 keeps for the whole process. Nothing of this host's Git configuration counts: it could redirect a
+/// URL, or hold a credential.
 ///
 /// # Errors
 /// libgit2's own.
 pub(super) fn configure_process(ca_file: Option<&Path>) -> Result<(), git2::Error> {
-    // At its start libgit2 reads all certificate authorities of the system, which takes 20 ms, and it hardly ever speaks TLS here:
-    // `Connection::new` names them where it does. Nobody else may see the variable: libcurl goes by it too.
-    // SAFETY: the child has one thread here.
+    // At its start libgit2 reads all certificate authorities of the system, which takes 20 ms, and it hardly ever
+    // speaks TLS here: `Connection::new` names them where it does. Nobody else may see the variable: libcurl goes by it
+    // too. SAFETY: the child has one thread here.
     unsafe { std::env::set_var("SSL_CERT_FILE", "/dev/null") };
     let levels = [ConfigLevel::System, ConfigLevel::Global, ConfigLevel::XDG, ConfigLevel::ProgramData];
     for level in levels {
@@ -39,7 +39,8 @@ pub(super) fn configure_process(ca_file: Option<&Path>) -> Result<(), git2::Erro
     }
     // SAFETY: as above.
     unsafe { std::env::remove_var("SSL_CERT_FILE") };
-    // SAFETY: as above. Trees and remotes of other owners are normal, and none of their configuration or hooks is ever run.
+    // SAFETY: as above. Trees and remotes of other owners are normal, and none of their configuration or hooks is ever
+    // run.
     unsafe { git2::opts::set_verify_owner_validation(false)? };
     if let Some(ca_file) = ca_file {
         // SAFETY: as above.
@@ -280,7 +281,8 @@ impl<'a> Connection<'a> {
         }
         let is_about_keys = error.code() == ErrorCode::Auth || error.message().contains("failed to authenticate");
         if url.scheme() == Scheme::Ssh && is_about_keys {
-            // A key that cannot be read, or for which the passphrase is wrong, is not told apart from one that is refused.
+            // A key that cannot be read, or for which the passphrase is wrong, is not told apart from one that is
+            // refused.
             return self.ssh_refusal(url.user().unwrap_or(SSH_USER));
         }
         let status = error.message().rsplit_once("status code: ").and_then(|(_, status)| status.trim().parse().ok());
@@ -333,10 +335,12 @@ fn is_asked_directly(url: &RemoteUrl, no_proxy: Option<&str>) -> bool {
     no_proxy.is_some_and(|list| list.split([',', ' ']).any(matches))
 }
 
-/// A home folder of this process's own for libgit2, which reads the kinds of key that it asks an ssh host for from `~/.ssh/known_hosts` and
-/// from nowhere else. Without it a host would show a key of a kind that is not among the known ones.
+/// A home folder of this process's own for libgit2, which reads the kinds of key that it asks an ssh host for from
+/// `~/.ssh/known_hosts` and from nowhere else. Without it a host would show a key of a kind that is not among the known
+/// ones.
 ///
-/// Everybody can write where it lies: its name is one that nobody can foresee, and it is used only where this process made it.
+/// Everybody can write where it lies: its name is one that nobody can foresee, and it is used only where this process
+/// made it.
 #[derive(Debug)]
 pub(super) struct Home;
 

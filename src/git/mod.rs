@@ -1,11 +1,12 @@
 //! Git: the check of a remote (one HTTP request), and the child process that fetches and checks out.
 //!
-//! libgit2 runs only in the child, `shiparr git`: its own time limits are per read, and a thread inside it cannot be stopped; a process can.
-//! The child gets its request with the credentials on standard input and writes one JSON object to standard output.
+//! libgit2 runs only in the child, `shiparr git`: its own time limits are per read, and a thread inside it cannot be
+//! stopped; a process can. The child gets its request with the credentials on standard input and writes one JSON object
+//! to standard output.
 //!
-//! http(s) remotes are spoken to in protocol v2 over `http.rs`, for the check and for the fetch: one place holds what is said about
-//! redirects, credentials, proxies and time limits, and the cost does not grow with the remote's references. ssh, local paths and servers
-//! that do not know v2 go through libgit2.
+//! http(s) remotes are spoken to in protocol v2 over `http.rs`, for the check and for the fetch: one place holds what
+//! is said about redirects, credentials, proxies and time limits, and the cost does not grow with the remote's
+//! references. ssh, local paths and servers that do not know v2 go through libgit2.
 
 mod checkout;
 mod child;
@@ -98,7 +99,8 @@ impl GitError {
     }
 }
 
-/// Names in a message come from remotes and from trees, and may hold anything: escaped, they neither break a line nor steer a terminal.
+/// Names in a message come from remotes and from trees, and may hold anything: escaped, they neither break a line nor
+/// steer a terminal.
 fn one_line(message: String) -> String {
     if !message.contains(char::is_control) {
         return message;
@@ -141,7 +143,8 @@ pub struct Checkout {
     pub local_path: PathBuf,
     /// The commit whose files lie there, as the database knows it.
     pub checked_out: Option<CommitHash>,
-    /// Where tracked files that were changed on the host are kept: `DATA/saved/PROJECT/REPO`; a folder per time is made below it.
+    /// Where tracked files that were changed on the host are kept: `DATA/saved/PROJECT/REPO`; a folder per time is made
+    /// below it.
     pub saved: PathBuf,
     /// `PROJECT/REPO`, for messages.
     pub name: String,
@@ -158,11 +161,12 @@ pub struct CheckedOut {
     pub notes: Vec<String>,
 }
 
-/// Fetches the branch into the object store and checks its tip out in place (spec section 4, step 1), in a child process.
+/// Fetches the branch into the object store and checks its tip out in place (spec section 4, step 1), in a child
+/// process.
 ///
 /// # Errors
-/// See [`GitError`]. A refusal (a file in the way, one that cannot be written) leaves the working tree as it was; whatever ends
-/// the writing itself leaves a tree that the next checkout completes.
+/// See [`GitError`]. A refusal (a file in the way, one that cannot be written) leaves the working tree as it was;
+/// whatever ends the writing itself leaves a tree that the next checkout completes.
 pub fn fetch_and_checkout(
     remote: &Remote,
     checkout: &Checkout,

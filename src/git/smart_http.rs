@@ -1,7 +1,7 @@
 //! http(s) remotes in protocol v2: one POST lists the branch, one more fetches it.
 //!
-//! This is the one place that decides where a credential goes: only to the scheme, host and port of the configured URL, over TLS, to a
-//! loopback address, or with `insecure_http`; a redirect to any other place is followed without it.
+//! This is the one place that decides where a credential goes: only to the scheme, host and port of the configured URL,
+//! over TLS, to a loopback address, or with `insecure_http`; a redirect to any other place is followed without it.
 
 use std::io;
 use std::net::IpAddr;

@@ -103,8 +103,8 @@ fn names_in(folder: &Path) -> Vec<String> {
     entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
-/// Makes one pack of many, without the objects that no reference reaches any more. Where it cannot, or takes too long, the store stays as
-/// it is.
+/// Makes one pack of many, without the objects that no reference reaches any more. Where it cannot, or takes too long,
+/// the store stays as it is.
 pub(super) fn tidy(repository: &Repository, left: Duration) {
     let packs = packs_of(repository);
     let largest = packs.iter().map(|(_, size)| *size).max().unwrap_or(0);

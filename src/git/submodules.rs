@@ -1,7 +1,8 @@
 //! A commit as one flat list of files, with those of its submodules in their places.
 //!
-//! A submodule's objects lie beside its parent's, in `modules/` of the parent's store. Its URL comes from the commit, so it is not trusted:
-//! https and ssh only, relative ones under the parent's host, and the parent's credential only for the parent's scheme, host and port.
+//! A submodule's objects lie beside its parent's, in `modules/` of the parent's store. Its URL comes from the commit,
+//! so it is not trusted: https and ssh only, relative ones under the parent's host, and the parent's credential only
+//! for the parent's scheme, host and port.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,7 +19,8 @@ use crate::command::Limit;
 const MAX_DEPTH: usize = 5;
 /// How many submodules one commit may have, nested ones included.
 const MAX_SUBMODULES: usize = 100;
-/// How many files and folders one commit may have; a tree can name the same trees again and again until nothing holds them.
+/// How many files and folders one commit may have; a tree can name the same trees again and again until nothing holds
+/// them.
 const MAX_FILES: usize = 500_000;
 /// Longest path that the kernel takes.
 const MAX_PATH_BYTES: usize = 4096;
@@ -147,7 +149,8 @@ impl Sources {
         let remote = match missing {
             Missing::Fetch(..) => submodule_remote(&parent.remote, &declared.url)
                 .map_err(|why| GitError::lasting(format!("the submodule {shown}: {why}")))?,
-            // Nobody is asked, so it does not matter whether the URL, seen from where the parent is by now, would be allowed.
+            // Nobody is asked, so it does not matter whether the URL, seen from where the parent is by now, would be
+            // allowed.
             Missing::Skip => parent.remote.clone(),
         };
         let name = Oid::hash_object(ObjectType::Blob, declared.name.as_bytes())?.to_string();
@@ -253,8 +256,8 @@ fn declared_submodules(repository: &Repository, commit: Oid) -> Result<BTreeMap<
     Ok(read_gitmodules(&text))
 }
 
-/// Reads the sections `[submodule "NAME"]` with `path` and `url`. Read here and not by libgit2, whose `include.path` would read files of
-/// this host.
+/// Reads the sections `[submodule "NAME"]` with `path` and `url`. Read here and not by libgit2, whose `include.path`
+/// would read files of this host.
 fn read_gitmodules(text: &str) -> BTreeMap<Vec<u8>, Declared> {
     let mut sections: Vec<(Option<String>, Declared)> = Vec::new();
     for line in text.lines().map(str::trim) {

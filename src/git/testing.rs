@@ -1,4 +1,5 @@
-//! What the tests of this module share: real repositories made by the `git` program, and a web server in front of `git http-backend`.
+//! What the tests of this module share: real repositories made by the `git` program, and a web server in front of `git
+//! http-backend`.
 #![allow(clippy::disallowed_methods, reason = "tests make their fixtures with real programs")]
 
 use std::cell::RefCell;

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 /// A remote's URL, normalized: a scheme, a host in lower case, no default port, no credential.
 ///
-/// `git@host:path` stays in that form, for its path is another one than that of `ssh://git@host/path`: it is relative to the user's home
-/// folder on the host. Forges take both for the same; plain servers do not.
+/// `git@host:path` stays in that form, for its path is another one than that of `ssh://git@host/path`: it is relative
+/// to the user's home folder on the host. Forges take both for the same; plain servers do not.
 ///
 /// It reads again as what it is: parsing its own text changes nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -79,7 +79,8 @@ impl RemoteUrl {
         named.or(self.scheme.default_port())
     }
 
-    /// The path on the host, with its leading slash. That of a `file://` URL is taken as it stands, without percent-decoding.
+    /// The path on the host, with its leading slash. That of a `file://` URL is taken as it stands, without
+    /// percent-decoding.
     pub fn path(&self) -> &str {
         &self.text[self.path..]
     }
@@ -171,8 +172,9 @@ const ACCEPTED: &str =
 impl FromStr for RemoteUrl {
     type Err = String;
 
-    /// Accepts https, http, ssh, `git@host:path` (with a port `git@[host:port]:path`), `file://`, an absolute path, and `host/path`
-    /// (https). `.git` stays as it is written. The error never holds the text, which may carry a credential.
+    /// Accepts https, http, ssh, `git@host:path` (with a port `git@[host:port]:path`), `file://`, an absolute path, and
+    /// `host/path` (https). `.git` stays as it is written. The error never holds the text, which may carry a
+    /// credential.
     fn from_str(text: &str) -> Result<Self, String> {
         let text = text.trim();
         if text.is_empty() {

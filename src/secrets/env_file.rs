@@ -1,4 +1,5 @@
-//! Variables from env files: dotenv as Compose reads it, or flat YAML or JSON; and the env file that Compose reads them from.
+//! Variables from env files: dotenv as Compose reads it, or flat YAML or JSON; and the env file that Compose reads them
+//! from.
 
 mod dotenv;
 mod expand;
@@ -65,8 +66,9 @@ pub fn parse(text: &str, syntax: Syntax, surroundings: Surroundings<'_>) -> Resu
     }
 }
 
-/// An env file from which every Compose v2 reads back exactly these values, whatever is in them: one line a variable, double
-/// quotes, and an escape for each character that means something there. (Single quotes cannot hold a backslash at the end.)
+/// An env file from which every Compose v2 reads back exactly these values, whatever is in them: one line a variable,
+/// double quotes, and an escape for each character that means something there. (Single quotes cannot hold a backslash
+/// at the end.)
 pub fn render<'a>(variables: impl IntoIterator<Item = (&'a str, &'a Secret)>) -> String {
     let mut text = String::new();
     for (name, value) in variables {

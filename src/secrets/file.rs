@@ -26,7 +26,8 @@ pub struct EnvFile {
     pub decrypted: Option<Secret>,
 }
 
-/// The name without its `.enc` or `.sops`: `.env.enc` is `.env`, `secrets.enc.yaml` is `secrets.yaml`; none where it has neither.
+/// The name without its `.enc` or `.sops`: `.env.enc` is `.env`, `secrets.enc.yaml` is `secrets.yaml`; none where it
+/// has neither.
 pub fn plain_name(name: &str) -> Option<String> {
     let mut parts: Vec<&str> = name.split('.').collect();
     let index = parts.iter().rposition(|part| matches!(*part, "enc" | "sops")).filter(|index| *index > 0)?;
@@ -39,8 +40,8 @@ pub fn plain_name(name: &str) -> Option<String> {
 /// followed; `shown` is its name in messages.
 ///
 /// # Errors
-/// A file that is not there, not readable, too large or outside; one that is named as encrypted and is not; what sops and
-/// the parser say.
+/// A file that is not there, not readable, too large or outside; one that is named as encrypted and is not; what sops
+/// and the parser say.
 pub fn read_env_file(
     path: &Path,
     shown: &str,

@@ -6,8 +6,8 @@
 //! DATA/links/NAME.json      the links that were made beside encrypted files, written before they are
 //! ```
 //!
-//! After a reboot the runtime folder is empty while the links are still there: that is why their list lies with the data. It
-//! holds paths, nothing secret, and exists only while there are links.
+//! After a reboot the runtime folder is empty while the links are still there: that is why their list lies with the
+//! data. It holds paths, nothing secret, and exists only while there are links.
 
 use std::ffi::OsString;
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -43,7 +43,8 @@ pub enum Linked {
     NotNeeded,
 }
 
-/// A deployment's private folder in memory. Dropped, it goes with all that lies in it and with the links that lead to it.
+/// A deployment's private folder in memory. Dropped, it goes with all that lies in it and with the links that lead to
+/// it.
 #[derive(Debug)]
 pub struct RuntimeFolder {
     folder: PathBuf,
@@ -87,8 +88,8 @@ impl RuntimeFolder {
         Ok(path)
     }
 
-    /// Makes a link to `target`, a file of this folder, beside `encrypted`, under its name without `.enc` or `.sops`. The
-    /// folder that it lies in must belong to `within`, also after links are followed.
+    /// Makes a link to `target`, a file of this folder, beside `encrypted`, under its name without `.enc` or `.sops`.
+    /// The folder that it lies in must belong to `within`, also after links are followed.
     ///
     /// # Errors
     /// A folder that leads out of `within`, or that cannot be written; a list of links that cannot be.
@@ -125,8 +126,8 @@ impl RuntimeFolder {
         }
     }
 
-    /// Removes what deployments of a process that was killed have left: their folders below `runtime` and the links that
-    /// `data` lists. Nothing else may be using them. Gives what could not be removed, for the log.
+    /// Removes what deployments of a process that was killed have left: their folders below `runtime` and the links
+    /// that `data` lists. Nothing else may be using them. Gives what could not be removed, for the log.
     pub fn clean_leftovers(runtime: &Path, data: &Path) -> Vec<String> {
         let mut problems = Vec::new();
         for record in entries(&data.join("links"), &mut problems) {

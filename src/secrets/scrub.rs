@@ -20,8 +20,8 @@ const MASK: &str = "***";
 
 /// Knows secrets and takes them out of lines.
 ///
-/// It finds a secret as it stands, percent-encoded, with the escapes of JSON and of Go's quoted strings, with Compose's `$$`,
-/// and inside anything that is base64 (a Basic Auth header).
+/// It finds a secret as it stands, percent-encoded, with the escapes of JSON and of Go's quoted strings, with Compose's
+/// `$$`, and inside anything that is base64 (a Basic Auth header).
 #[derive(Clone, Default)]
 pub struct Scrubber {
     needles: HashMap<[u8; KEY_BYTES], Vec<Needle>>,
@@ -77,8 +77,8 @@ impl Scrubber {
         }
     }
 
-    /// The line with every known secret replaced by `***`. Where the line was cut (see [`CUT`]), what may be a part of a
-    /// secret goes too.
+    /// The line with every known secret replaced by `***`. Where the line was cut (see [`CUT`]), what may be a part of
+    /// a secret goes too.
     pub fn scrub<'a>(&self, line: &'a str) -> Cow<'a, str> {
         if self.needles.is_empty() {
             return Cow::Borrowed(line);
@@ -108,8 +108,8 @@ impl Scrubber {
         }
     }
 
-    /// Adds what base64 makes of the secret, at each of the three places that it can have in a group of three bytes, without
-    /// the characters that its neighbours have a part in.
+    /// Adds what base64 makes of the secret, at each of the three places that it can have in a group of three bytes,
+    /// without the characters that its neighbours have a part in.
     fn add_base64(&mut self, secret: &[u8]) {
         for before in 0..3 {
             let mut bytes = vec![0; before];
@@ -246,8 +246,8 @@ fn mask(line: &str, mut ranges: Vec<Range<usize>>) -> String {
     let mut done = 0;
     let mut open = false;
     for range in ranges {
-        // A match in a view ends with an escape; that is a border of characters, and so is each end of the others, but a
-        // slip here must not panic.
+        // A match in a view ends with an escape; that is a border of characters, and so is each end of the others, but
+        // a slip here must not panic.
         let start = (0..=range.start).rev().find(|index| line.is_char_boundary(*index)).unwrap_or(0);
         let end = (range.end..=line.len()).find(|index| line.is_char_boundary(*index)).unwrap_or(line.len());
         if start > done || !open {

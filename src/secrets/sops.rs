@@ -85,8 +85,8 @@ impl Sops {
     /// # Errors
     /// Each of its own: no sops, no key, a key that does not fit, a damaged file, the limit.
     pub fn decrypt(&self, shown: &str, text: &str, format: Format, limit: &Limit) -> Result<Vec<u8>, SecretsError> {
-        // From standard input, so that what was looked at is what is decrypted; and in `/`, so that no `.sops.yaml` of the
-        // repository has a say.
+        // From standard input, so that what was looked at is what is decrypted; and in `/`, so that no `.sops.yaml` of
+        // the repository has a say.
         let result = Command::new(&self.program, &self.environment)
             .args(["-d", "--input-type", format.as_str(), "--output-type", format.as_str(), "/dev/stdin"])
             .folder("/")

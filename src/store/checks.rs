@@ -14,7 +14,8 @@ use super::rows::{one_line, optional_word, stored};
 use super::{Queued, Store, StoreError};
 use crate::model::{Asked, CommitHash, RepositoryId, RepositoryRecord, Trigger};
 
-/// While checks go on failing, another text of their error is written no more often than this: some forges put a number of their own into each.
+/// While checks go on failing, another text of their error is written no more often than this: some forges put a number
+/// of their own into each.
 const ERROR_WRITTEN_EVERY: Duration = Duration::from_secs(600);
 
 /// A check that is under way.
@@ -32,7 +33,8 @@ pub enum Found {
     Nothing,
     /// A deployment.
     Queued(Queued),
-    /// A deployment fetched while the remote was asked, and another commit: which of the two is newer only another check can tell. Neither was recorded by this one.
+    /// A deployment fetched while the remote was asked, and another commit: which of the two is newer only another
+    /// check can tell. Neither was recorded by this one.
     Outdated,
 }
 
@@ -47,8 +49,9 @@ impl Store {
         self.checks.change(id, |check| check.next_at = Some(at));
     }
 
-    /// A check found `tip`. In one transaction, where there is something to write: a new commit is recorded as observed and queued (trigger `poll`), unless
-    /// it is running, or is `last_commit_hash` with no later deployment started (spec section 4, Queue). Clears `last_error`. Where nothing is new, only memory changes.
+    /// A check found `tip`. In one transaction, where there is something to write: a new commit is recorded as observed
+    /// and queued (trigger `poll`), unless it is running, or is `last_commit_hash` with no later deployment started
+    /// (spec section 4, Queue). Clears `last_error`. Where nothing is new, only memory changes.
     ///
     /// # Errors
     /// SQLite's.
@@ -92,8 +95,8 @@ impl Store {
         Ok(found)
     }
 
-    /// A check failed. Written is only that it began to, and another error than before at most once in ten minutes; in between memory has the newest.
-    /// Answers whether it was written.
+    /// A check failed. Written is only that it began to, and another error than before at most once in ten minutes; in
+    /// between memory has the newest. Answers whether it was written.
     ///
     /// # Errors
     /// SQLite's.
@@ -124,8 +127,9 @@ impl Store {
         Ok(true)
     }
 
-    /// Repositories whose checks have failed for long ([`RepositoryRecord::has_failed_long`]) and whose failure nobody was told of; marks them as told. Those of
-    /// the projects in `left` are left for later, as by [`Store::next_untold`].
+    /// Repositories whose checks have failed for long ([`RepositoryRecord::has_failed_long`]) and whose failure nobody
+    /// was told of; marks them as told. Those of the projects in `left` are left for later, as by
+    /// [`Store::next_untold`].
     ///
     /// # Errors
     /// SQLite's.
@@ -213,7 +217,8 @@ impl Checks {
         Ok(())
     }
 
-    /// A deployment records what it fetched, in a transaction that is under way: what a check asked before may be older.
+    /// A deployment records what it fetched, in a transaction that is under way: what a check asked before may be
+    /// older.
     pub(super) fn fetched(&self, id: RepositoryId) {
         self.change(id, |check| check.fetches += 1);
     }

@@ -6,7 +6,8 @@ use super::rows::{DEPLOYMENT_COLUMNS, deployment, last_outcome_of};
 use super::{DeploymentFilter, PAGE_LIMIT, Store, StoreError};
 use crate::model::{DeploymentId, DeploymentRecord, RepositoryId};
 
-/// How many old deployments go with each that ends: more than one, so that a lowered limit is reached, but a bounded number.
+/// How many old deployments go with each that ends: more than one, so that a lowered limit is reached, but a bounded
+/// number.
 const TRIMMED_AT_ONCE: u32 = 20;
 
 impl Store {
@@ -63,8 +64,9 @@ struct Page {
 }
 
 impl Page {
-    /// A statement for exactly this combination: one for all of them could use no index. Parameter 1 is the id before which the page begins, 2 its length, and
-    /// then come the values that there are. The index is named, so that a schema without it fails in the tests rather than in a large history.
+    /// A statement for exactly this combination: one for all of them could use no index. Parameter 1 is the id before
+    /// which the page begins, 2 its length, and then come the values that there are. The index is named, so that a
+    /// schema without it fails in the tests rather than in a large history.
     fn sql(&self) -> String {
         let index = match (self.repository_id, self.project_id, self.status) {
             (Some(_), _, None) => "INDEXED BY deployments_by_repository",
@@ -90,8 +92,8 @@ impl Page {
     }
 }
 
-/// Removes what a repository has beyond its newest `limit` deployments, with the logs: never one that is pending or running, the last successful one, one
-/// that people have still to be told of, or `ended` itself.
+/// Removes what a repository has beyond its newest `limit` deployments, with the logs: never one that is pending or
+/// running, the last successful one, one that people have still to be told of, or `ended` itself.
 pub(super) fn trim(
     transaction: &Transaction,
     repository_id: RepositoryId,

@@ -16,7 +16,8 @@ use crate::model::{DeploymentId, LogLevel, LogLine, Status};
 pub const LOG_LINES_KEPT: u64 = 10_000;
 /// Bytes kept of a deployment's log, within its lines.
 pub const LOG_BYTES_KEPT: u64 = 4 << 20;
-/// Warnings and errors that are kept beyond [`LOG_LINES_KEPT`], so that a flood does not hide why the deployment failed.
+/// Warnings and errors that are kept beyond [`LOG_LINES_KEPT`], so that a flood does not hide why the deployment
+/// failed.
 pub const GRAVE_LINES_KEPT: u64 = 200;
 /// Bytes kept of one line.
 pub const LINE_BYTES_KEPT: usize = 8 << 10;
@@ -49,8 +50,8 @@ struct Cut {
 }
 
 impl Store {
-    /// Adds a line to a deployment's log and wakes those who follow it; past the bound the line is counted and not kept, and the log says where it was cut.
-    /// A message of several lines becomes several lines.
+    /// Adds a line to a deployment's log and wakes those who follow it; past the bound the line is counted and not
+    /// kept, and the log says where it was cut. A message of several lines becomes several lines.
     ///
     /// # Errors
     /// SQLite's. The log goes on with the next line that can be written.
@@ -95,12 +96,14 @@ impl Store {
         })
     }
 
-    /// The number of changes so far, for [`Store::wait_for_change`]: take it, read, then wait; a change in between ends the wait at once.
+    /// The number of changes so far, for [`Store::wait_for_change`]: take it, read, then wait; a change in between ends
+    /// the wait at once.
     pub fn change_seen(&self) -> u64 {
         *lock(&self.changes.count)
     }
 
-    /// Waits until something changed after `seen` (a log line, a status, a record), at most `limit`; answers the new number of changes.
+    /// Waits until something changed after `seen` (a log line, a status, a record), at most `limit`; answers the new
+    /// number of changes.
     pub fn wait_for_change(&self, seen: u64, limit: Duration) -> u64 {
         let until = Instant::now() + limit;
         let mut count = lock(&self.changes.count);

@@ -19,8 +19,9 @@ pub(super) struct Migration {
 
 /// All steps, oldest first.
 ///
-/// Times are milliseconds since the epoch. An index ends with the row's id of itself, so `(status)` also gives the order by id.
-/// `deployments.project_id` repeats what its repository says: only so a project's page needs neither a sort nor a scan.
+/// Times are milliseconds since the epoch. An index ends with the row's id of itself, so `(status)` also gives the
+/// order by id. `deployments.project_id` repeats what its repository says: only so a project's page needs neither a
+/// sort nor a scan.
 pub(super) const MIGRATIONS: &[Migration] = &[Migration {
     name: "projects, repositories, deployments and their logs",
     sql: "

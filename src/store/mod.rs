@@ -166,7 +166,8 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens or makes `Shiparr.db` in `data_path`, migrates it after a copy (`Shiparr.db.vN`). Of each repository `history_limit` deployments are kept.
+    /// Opens or makes `Shiparr.db` in `data_path`, migrates it after a copy (`Shiparr.db.vN`). Of each repository
+    /// `history_limit` deployments are kept.
     ///
     /// # Errors
     /// A database of a newer version, one that cannot be opened or is damaged.
@@ -181,8 +182,8 @@ impl Store {
         })
     }
 
-    /// Answers whether the database can be read and written (for health). Writes nothing, unless the last write failed: then it tries, at most once
-    /// a second, whether the cause has gone.
+    /// Answers whether the database can be read and written (for health). Writes nothing, unless the last write failed:
+    /// then it tries, at most once a second, whether the cause has gone.
     ///
     /// # Errors
     /// SQLite's.

@@ -177,8 +177,8 @@ impl Drop for Borrowed<'_> {
     }
 }
 
-/// Locks, also after a thread panicked in it: what the locks of the store guard is whole again then, because a transaction
-/// is rolled back on the way out.
+/// Locks, also after a thread panicked in it: what the locks of the store guard is whole again then, because a
+/// transaction is rolled back on the way out.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -211,7 +211,8 @@ pub(super) fn describe(error: &rusqlite::Error) -> String {
     }
 }
 
-/// Makes an empty file that only its owner can read, where there is none; SQLite gives the same mode to the files beside it.
+/// Makes an empty file that only its owner can read, where there is none; SQLite gives the same mode to the files
+/// beside it.
 fn create(data_path: &Path, path: &Path) -> Result<(), StoreError> {
     let refused = |error: io::Error| {
         let problem = match error.kind() {

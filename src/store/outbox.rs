@@ -23,8 +23,9 @@ pub enum MessageKind {
 }
 
 impl Store {
-    /// The oldest finished deployment that nobody was told of yet and that a message is due for (spec section 4, Messages). Those before it that no message is
-    /// due for are marked as told. Those of the projects in `left` are left for later: whom to tell is not known as long as their files have a problem.
+    /// The oldest finished deployment that nobody was told of yet and that a message is due for (spec section 4,
+    /// Messages). Those before it that no message is due for are marked as told. Those of the projects in `left` are
+    /// left for later: whom to tell is not known as long as their files have a problem.
     ///
     /// # Errors
     /// SQLite's.
@@ -46,7 +47,8 @@ impl Store {
         }
     }
 
-    /// People were told of it, or there was nobody to tell. `as_failure`: a failure message went out for its repository; a later success is then "well again".
+    /// People were told of it, or there was nobody to tell. `as_failure`: a failure message went out for its
+    /// repository; a later success is then "well again".
     ///
     /// # Errors
     /// SQLite's.

@@ -13,12 +13,13 @@ use crate::model::{Asked, Chance, DeploymentId, DeploymentRecord, RepositoryId, 
 /// Seconds until the second, the third and every later try of what can pass (spec section 4, Again).
 pub const RETRY_PAUSES_SECONDS: [i64; 3] = [60, 5 * 60, 15 * 60];
 
-/// The error of a deployment that was running when the daemon ended. Its first word is the one of spec section 4, Statuses.
+/// The error of a deployment that was running when the daemon ended. Its first word is the one of spec section 4,
+/// Statuses.
 const INTERRUPTED: &str = "interrupted: Shiparr ended while this deployment was running";
 
 impl Store {
-    /// Ends a running deployment: status, error, times, `last_commit_hash` after a success, the next retry after a failure that can pass (1, 5 and
-    /// every 15 minutes), and the trimmed history, in one durable transaction.
+    /// Ends a running deployment: status, error, times, `last_commit_hash` after a success, the next retry after a
+    /// failure that can pass (1, 5 and every 15 minutes), and the trimmed history, in one durable transaction.
     ///
     /// # Errors
     /// A transition that is not allowed, or a success without a commit, is [`StoreError::Refused`].
@@ -52,8 +53,9 @@ impl Store {
         Ok(())
     }
 
-    /// What is `running` becomes `failed: interrupted` and is queued again with all that was asked of it: at once the first time, then with the
-    /// pauses of a retry. Answers the interrupted ones. For the start, and for what did not end in time when the daemon stops.
+    /// What is `running` becomes `failed: interrupted` and is queued again with all that was asked of it: at once the
+    /// first time, then with the pauses of a retry. Answers the interrupted ones. For the start, and for what did not
+    /// end in time when the daemon stops.
     ///
     /// # Errors
     /// SQLite's; nothing is changed then.
@@ -79,7 +81,8 @@ impl Store {
     /// # Errors
     /// SQLite's.
     pub fn enqueue_due_retries(&self, now: Timestamp) -> Result<Vec<Queued>, StoreError> {
-        // One that is due later than the longest pause was written before the clock was set back: it has waited long enough.
+        // One that is due later than the longest pause was written before the clock was set back: it has waited long
+        // enough.
         let longest = RETRY_PAUSES_SECONDS.into_iter().max().unwrap_or_default();
         let too_far = stored(now) + longest * 1000;
         let due: Vec<RepositoryId> = self.read(|connection| {
@@ -431,7 +434,8 @@ mod tests {
             }
             ids.push(id);
         }
-        // The last three, the success, and the one that was over the limit when nobody had been told of its successor yet.
+        // The last three, the success, and the one that was over the limit when nobody had been told of its successor
+        // yet.
         let kept: Vec<_> = scene.store.deployments(&DeploymentFilter::default()).unwrap();
         let kept: Vec<_> = kept.iter().map(|row| row.id).collect();
         assert_eq!(kept, [ids[10], ids[9], ids[8], good, other]);

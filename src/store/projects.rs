@@ -10,9 +10,10 @@ use super::{ProjectSpec, RepositorySpec, Store, StoreError};
 use crate::model::{ProjectRecord, RepositoryId, RepositoryName, RepositoryRecord};
 
 impl Store {
-    /// Makes the records agree with the accepted projects, in one transaction: new ones are made, changed ones updated, ones that no file
-    /// names any more become orphans (their pending rows end `failed: orphaned`), returning ones stop being orphans. Projects in
-    /// `untouched` (their file has a problem and no good version is known) keep their records as they are. Writes nothing when nothing changed.
+    /// Makes the records agree with the accepted projects, in one transaction: new ones are made, changed ones updated,
+    /// ones that no file names any more become orphans (their pending rows end `failed: orphaned`), returning ones stop
+    /// being orphans. Projects in `untouched` (their file has a problem and no good version is known) keep their
+    /// records as they are. Writes nothing when nothing changed.
     ///
     /// # Errors
     /// SQLite's; nothing is changed then.
@@ -36,7 +37,8 @@ impl Store {
         Ok(())
     }
 
-    /// Repositories whose configuration differs from the one that their last started deployment had (keyed hash); never-deployed ones are not among them.
+    /// Repositories whose configuration differs from the one that their last started deployment had (keyed hash);
+    /// never-deployed ones are not among them.
     ///
     /// # Errors
     /// SQLite's.
@@ -113,8 +115,8 @@ impl Store {
     }
 }
 
-/// The repositories that `rest` selects, with their newest deployment. A pending row is always the newest of its repository, because no other can be
-/// made while it is there: so only a running one needs a look of its own.
+/// The repositories that `rest` selects, with their newest deployment. A pending row is always the newest of its
+/// repository, because no other can be made while it is there: so only a running one needs a look of its own.
 pub(super) fn select_repositories(
     connection: &Connection,
     rest: &str,
@@ -307,7 +309,8 @@ fn update_repository(
             spec.check_interval_seconds,
             spec.config_hash
         ])?;
-    // What the checks found is about another branch, or about a row that was dropped when the repository became an orphan: the next check looks afresh.
+    // What the checks found is about another branch, or about a row that was dropped when the repository became an
+    // orphan: the next check looks afresh.
     if known.is_orphan || known.spec.git_url != spec.git_url || known.spec.branch != spec.branch {
         transaction.execute(
             "UPDATE repositories SET observed_commit = NULL, last_error = NULL, failing_since = NULL, \

@@ -6,10 +6,12 @@ use super::{Store, StoreError};
 use crate::model::{RepositoryId, RepositoryName};
 
 impl Store {
-    /// Forgets orphans, with their history; answers the names of those that it forgot. An id that is not there any more is passed over. Records only.
+    /// Forgets orphans, with their history; answers the names of those that it forgot. An id that is not there any more
+    /// is passed over. Records only.
     ///
     /// # Errors
-    /// One that is no orphan (any more), or whose deployment still runs, is [`StoreError::Refused`]; SQLite's. Nothing is forgotten then.
+    /// One that is no orphan (any more), or whose deployment still runs, is [`StoreError::Refused`]; SQLite's. Nothing
+    /// is forgotten then.
     pub fn prune(&self, ids: &[RepositoryId]) -> Result<Vec<RepositoryName>, StoreError> {
         let forgotten = self.promise(|transaction| {
             let mut names = Vec::new();

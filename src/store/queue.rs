@@ -13,8 +13,8 @@ use crate::model::{Asked, Commit, DeploymentId, DeploymentRecord, RepositoryId, 
 pub(super) const TEXT_BYTES_KEPT: usize = 2000;
 
 impl Store {
-    /// Accepts a trigger: makes the pending row, or joins the one that is there. Durable (fsync) when it returns. Clears a retry that waits, and takes over
-    /// what was asked of it.
+    /// Accepts a trigger: makes the pending row, or joins the one that is there. Durable (fsync) when it returns.
+    /// Clears a retry that waits, and takes over what was asked of it.
     ///
     /// # Errors
     /// An orphan, or a repository that is not there, is [`StoreError::Refused`].
@@ -74,7 +74,8 @@ impl Store {
         Ok(())
     }
 
-    /// Pending becomes running, with the configuration that it runs with. Durable: a deployment that brings the host down must be known at the next start.
+    /// Pending becomes running, with the configuration that it runs with. Durable: a deployment that brings the host
+    /// down must be known at the next start.
     ///
     /// # Errors
     /// A row that is not pending any more, or whose repository has another one running, is [`StoreError::Refused`].
@@ -96,7 +97,8 @@ impl Store {
         Ok(())
     }
 
-    /// The commit that the deployment is about, fetched and not yet checked out: written to the deployment and the repository (`observed_commit`).
+    /// The commit that the deployment is about, fetched and not yet checked out: written to the deployment and the
+    /// repository (`observed_commit`).
     ///
     /// # Errors
     /// A row that is not running is [`StoreError::Refused`].
@@ -110,7 +112,8 @@ impl Store {
         Ok(())
     }
 
-    /// The working tree now is at this commit: written to the deployment and the repository (`checked_out_commit`, `observed_commit`).
+    /// The working tree now is at this commit: written to the deployment and the repository (`checked_out_commit`,
+    /// `observed_commit`).
     ///
     /// # Errors
     /// A row that is not running is [`StoreError::Refused`].

@@ -1,4 +1,5 @@
-//! Random sequences of all that happens to the queue, kills included, against what was promised: no accepted trigger is lost, nor what it asked for.
+//! Random sequences of all that happens to the queue, kills included, against what was promised: no accepted trigger is
+//! lost, nor what it asked for.
 
 use std::collections::HashMap;
 

@@ -38,7 +38,8 @@ pub(super) fn deployment(row: &Row, first: usize) -> rusqlite::Result<Deployment
     })
 }
 
-/// The id, in SQL, of the last deployment that ended and was not skipped, of the repository that `repository_id` (SQL too) is.
+/// The id, in SQL, of the last deployment that ended and was not skipped, of the repository that `repository_id` (SQL
+/// too) is.
 pub(super) fn last_outcome_of(repository_id: &str) -> String {
     let last = |status: &str| {
         format!(

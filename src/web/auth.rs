@@ -1,4 +1,5 @@
-//! Basic Auth: a password or its hash, compared in constant time, remembered once it was right, and bounded in how often it may be wrong.
+//! Basic Auth: a password or its hash, compared in constant time, remembered once it was right, and bounded in how
+//! often it may be wrong.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -31,7 +32,8 @@ pub struct Guard {
     /// Under the key: the stored password together with the one that was right for it.
     remembered: Mutex<Option<Mark>>,
     failures: Mutex<HashMap<IpAddr, Failures>>,
-    /// What is being compared at the moment, by address and mark: a browser sends the same password with several requests at once, and that is one attempt.
+    /// What is being compared at the moment, by address and mark: a browser sends the same password with several
+    /// requests at once, and that is one attempt.
     compared: Mutex<HashMap<(IpAddr, Mark), Weak<Outcome>>>,
     /// A hash may take 64 MiB: one at a time.
     hashing: Mutex<()>,
@@ -137,7 +139,8 @@ impl Guard {
         self.conclude(attempt, is_right)
     }
 
-    /// Where the outcome of an attempt will be, and whether it was counted as a failure for now: one that is made already, and not known to be wrong, is not made twice.
+    /// Where the outcome of an attempt will be, and whether it was counted as a failure for now: one that is made
+    /// already, and not known to be wrong, is not made twice.
     fn begin(&self, address: IpAddr, mark: Mark, now: Instant) -> Result<(Arc<Outcome>, bool), Failure> {
         let mut compared = lock(&self.compared);
         compared.retain(|_, outcome| outcome.strong_count() > 0);

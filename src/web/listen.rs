@@ -43,7 +43,8 @@ pub fn listen_tcp(host: &str, port: u16) -> Result<TcpListener, ListenError> {
     })
 }
 
-/// Listens on the control socket, which the group `shiparr` may use where it exists. The socket of a daemon that is gone is replaced.
+/// Listens on the control socket, which the group `shiparr` may use where it exists. The socket of a daemon that is
+/// gone is replaced.
 ///
 /// # Errors
 /// A daemon that listens there, or the folder's.
@@ -79,7 +80,8 @@ pub fn listen_control(path: &Path) -> Result<UnixListener, ListenError> {
     Ok(listener)
 }
 
-/// Makes the folder for the socket between gate and tiny_http, which only this user can look into, and answers the socket's path in it.
+/// Makes the folder for the socket between gate and tiny_http, which only this user can look into, and answers the
+/// socket's path in it.
 ///
 /// # Errors
 /// The file system's, or a folder of somebody else.

@@ -5,8 +5,9 @@
 //!                                                  └─▶ a thread of a pool, for what streams or takes its time
 //! ```
 //!
-//! The web never runs a deployment: it reads the store, or writes a pending row and wakes the worker. It spawns nothing: [`start`] hands its long-lived threads to
-//! the daemon as functions, and asks it ([`Daemon::spawn`]) for a thread where an answer streams or takes its time.
+//! The web never runs a deployment: it reads the store, or writes a pending row and wakes the worker. It spawns
+//! nothing: [`start`] hands its long-lived threads to the daemon as functions, and asks it ([`Daemon::spawn`]) for a
+//! thread where an answer streams or takes its time.
 
 mod answer;
 mod api;
@@ -70,7 +71,8 @@ impl ListenerKind {
 pub struct NotifyResult {
     /// `project/name` of the repository it is for; of a URL that several have, the first.
     pub repository: String,
-    /// The URL's kind (`discord`), for `http` and `https` with its host, never the URL; `notification` where the URL itself cannot be had.
+    /// The URL's kind (`discord`), for `http` and `https` with its host, never the URL; `notification` where the URL
+    /// itself cannot be had.
     pub target: String,
     /// Why nothing was sent, in one line; none when it was.
     pub problem: Option<String>,
@@ -93,7 +95,8 @@ pub trait Daemon: Send + Sync {
     /// When the daemon started.
     fn started_at(&self) -> Instant;
 
-    /// Sends a test message to every notification URL of a repository, or of all of them, each one once. Takes as long as the notifiers do.
+    /// Sends a test message to every notification URL of a repository, or of all of them, each one once. Takes as long
+    /// as the notifiers do.
     ///
     /// # Errors
     /// A repository that is not configured, in one line.

@@ -1,4 +1,5 @@
-//! Rules against pages on the web that use a browser inside the network: DNS rebinding and cross-site writes (spec section 5).
+//! Rules against pages on the web that use a browser inside the network: DNS rebinding and cross-site writes (spec
+//! section 5).
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 

@@ -1,12 +1,12 @@
 //! Which function answers which route.
 //!
-//! Everything of spec section 5 is in [`ROUTES`]. A repository's routes exist twice, under its id and under project and name. HEAD is GET without a body; a wrong
-//! method is answered 405 with what the table has.
+//! Everything of spec section 5 is in [`ROUTES`]. A repository's routes exist twice, under its id and under project and
+//! name. HEAD is GET without a body; a wrong method is answered 405 with what the table has.
 //!
 //! # The control socket
 //!
-//! Over the control socket everything is served that TCP serves, without authentication; a deployment that is asked for there has the trigger `cli`. Beside that,
-//! with bodies and answers in JSON:
+//! Over the control socket everything is served that TCP serves, without authentication; a deployment that is asked for
+//! there has the trigger `cli`. Beside that, with bodies and answers in JSON:
 //!
 //! | route | body | answer |
 //! |---|---|---|

@@ -19,11 +19,13 @@ use super::{Context, ListenerKind, STREAMS_MAX, origin, routes};
 const HANDLERS: usize = 4;
 /// Answers at once that wait for somebody else: Docker, a notifier.
 const SLOW_MAX: usize = 8;
-/// Requests at once that wait for a password hash: as many as a browser sends. Others than the slow answers, so that neither a Docker that hangs keeps people from
-/// logging in nor those who guess keep them from the logs; together they leave some of the gate's connections to those who are known.
+/// Requests at once that wait for a password hash: as many as a browser sends. Others than the slow answers, so that
+/// neither a Docker that hangs keeps people from logging in nor those who guess keep them from the logs; together they
+/// leave some of the gate's connections to those who are known.
 const PASSWORDS_MAX: usize = 6;
 
-/// A long-lived thread that the daemon runs; the web has ended when one of them has, and an error is a reason to start the process anew.
+/// A long-lived thread that the daemon runs; the web has ended when one of them has, and an error is a reason to start
+/// the process anew.
 pub struct Thread {
     /// Its name.
     pub name: String,

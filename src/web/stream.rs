@@ -67,7 +67,8 @@ impl LogStream {
         )
     }
 
-    /// Writes it all, flushed at each page (where the log is followed: at each line that comes), until it ends or the client is gone.
+    /// Writes it all, flushed at each page (where the log is followed: at each line that comes), until it ends or the
+    /// client is gone.
     ///
     /// # Errors
     /// The client's, or the database's.

@@ -1,4 +1,5 @@
-//! The whole web, from the socket to the store: a real store, a real gate, a daemon that only remembers what was asked of it.
+//! The whole web, from the socket to the store: a real store, a real gate, a daemon that only remembers what was asked
+//! of it.
 #![allow(clippy::disallowed_methods, reason = "tests are the daemon here: they run the web's threads")]
 
 mod access;

@@ -9,7 +9,8 @@ use crate::support::*;
 
 const HASH_OF_NOTHING: &str = "0000000000000000000000000000000000000000";
 
-/// A daemon whose repository `home/web` could be asked for, but whose remote does not exist: no deployment is ever made by itself.
+/// A daemon whose repository `home/web` could be asked for, but whose remote does not exist: no deployment is ever made
+/// by itself.
 fn idle() -> Daemon {
     Daemon::with(&[Entry::new("web", "/nowhere/stack.git", &Stack::new()).rarely_checked()])
 }

@@ -35,7 +35,8 @@ impl Deployed {
         Deployed { stack, repo, daemon, tree }
     }
 
-    /// Commits, and expects a failure whose error names `path`, with the old version running and nothing of the tree written.
+    /// Commits, and expects a failure whose error names `path`, with the old version running and nothing of the tree
+    /// written.
     fn refuses(&self, files: &[(&str, &str)], path: &str) {
         let before = snapshot(&self.tree);
         let commit = self.repo.commit(files);

@@ -1,5 +1,5 @@
-//! Shiparr from outside: the built binary on real parts. Each test has folders, a port, a remote and a compose project of its own, and
-//! needs no order.
+//! Shiparr from outside: the built binary on real parts. Each test has folders, a port, a remote and a compose project
+//! of its own, and needs no order.
 //!
 //! What a machine lacks is said and left out; `SHIPARR_TESTS_REQUIRE_ALL=1` makes that a failure.
 

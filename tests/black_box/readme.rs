@@ -1,13 +1,14 @@
 //! Every example of README.md is run, from its first line to its last, as a new user would.
 //!
-//! The commands run word for word, as root, in namespaces of their own: `/etc`, `/usr/local/bin`, `/var/lib` and `/run` are copies that go at the end, and the
-//! network is empty. Docker, Compose, sops, age, git and curl are the real ones. What stands in for something else:
+//! The commands run word for word, as root, in namespaces of their own: `/etc`, `/usr/local/bin`, `/var/lib` and `/run`
+//! are copies that go at the end, and the network is empty. Docker, Compose, sops, age, git and curl are the real ones.
+//! What stands in for something else:
 //!
-//! - `github.com` is, by `/etc/hosts`, an nginx on loopback with a certificate of its own authority (which is added to the system's), in front of a real Git
-//!   remote that wants the example's token;
+//! - `github.com` is, by `/etc/hosts`, an nginx on loopback with a certificate of its own authority (which is added to
+//!   the system's), in front of a real Git remote that wants the example's token;
 //! - the key that `age-keygen` prints takes the place of `age1replace_with_your_public_key`;
-//! - `apt-get` and `cargo` do nothing, and the binary under test lies where `cargo build` would put it: `tests/run` installs and builds with the same packages,
-//!   and runs `packaging/quickstart`;
+//! - `apt-get` and `cargo` do nothing, and the binary under test lies where `cargo build` would put it: `tests/run`
+//!   installs and builds with the same packages, and runs `packaging/quickstart`;
 //! - `sudo` only runs its arguments.
 
 use std::collections::BTreeSet;

@@ -254,7 +254,8 @@ fn what_the_hosts_own_git_configuration_says_is_not_followed() {
     assert!(other.requests().is_empty(), "nothing went elsewhere");
 }
 
-/// An address of this machine that is not loopback: the one that a connection to the outside would have. Nothing is sent.
+/// An address of this machine that is not loopback: the one that a connection to the outside would have. Nothing is
+/// sent.
 fn address_of_this_host() -> Option<String> {
     let socket = std::net::UdpSocket::bind(("0.0.0.0", 0)).ok()?;
     socket.connect(("192.0.2.1", 9)).ok()?;

@@ -260,8 +260,8 @@ fn sops_sees_its_own_variables_and_nobody_elses() {
     }
 }
 
-/// Looks at the process list until it is told to stop, as another user does: every command line, and every environment that
-/// user `nobody` can read.
+/// Looks at the process list until it is told to stop, as another user does: every command line, and every environment
+/// that user `nobody` can read.
 struct Spy {
     stop: Arc<AtomicBool>,
     looking: JoinHandle<(usize, BTreeSet<String>)>,
@@ -376,7 +376,8 @@ fn no_secret_is_anywhere_after_successes_and_failures() {
     let spy = Spy::start(&needles);
     daemon.start();
     daemon.wait_for_commit("web", &repo.tip());
-    // One whose Compose prints the value in its error, and one whose container does: the daemon shows the last lines of what fails.
+    // One whose Compose prints the value in its error, and one whose container does: the daemon shows the last lines of
+    // what fails.
     let printing =
         repo.commit(&[("compose.yaml", &service("2", "sleep 86400").replace(IMAGE, "localhost:9/${SECRET}:1"))]);
     assert_eq!(daemon.ended_at("web", &printing)["status"], "failed");

@@ -112,7 +112,8 @@ impl Client {
         Ok(())
     }
 
-    /// The plugin's executable, asked of the client once. Somebody who chose another client wants it to be called for everything.
+    /// The plugin's executable, asked of the client once. Somebody who chose another client wants it to be called for
+    /// everything.
     fn plugin(&self, limit: &Limit) -> Option<PathBuf> {
         if self.docker != Path::new(DEFAULT_CLIENT) {
             return None;

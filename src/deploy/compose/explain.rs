@@ -8,7 +8,8 @@ use crate::command::CommandError;
 use crate::deploy::StepError;
 use crate::model::Chance;
 
-/// The longest error that is made of a child's line, in bytes; a deployment's error is one line that people read in a table.
+/// The longest error that is made of a child's line, in bytes; a deployment's error is one line that people read in a
+/// table.
 const MAX_ERROR_BYTES: usize = 600;
 
 /// What a telling line holds (compared in lower case), whether it can pass, and the way out.
@@ -115,7 +116,8 @@ impl Tail {
         tail
     }
 
-    /// The line that says why it failed: the last one that is neither progress nor a warning. Compose and Docker say it last.
+    /// The line that says why it failed: the last one that is neither progress nor a warning. Compose and Docker say it
+    /// last.
     fn telling_line(&self) -> Option<String> {
         let telling = self.lines.iter().rev().find(|line| !is_noise(line)).or(self.lines.back())?;
         Some(message_of(telling).1.trim().to_owned())
@@ -157,7 +159,8 @@ pub fn not_run(what: &str, error: &CommandError, chance_of_timeout: Chance) -> S
     }
 }
 
-/// Level and message of a line that Compose's logger wrote (`time="…" level=warning msg="…"`); every other line is its own message.
+/// Level and message of a line that Compose's logger wrote (`time="…" level=warning msg="…"`); every other line is its
+/// own message.
 pub fn message_of(line: &str) -> (Option<&str>, Cow<'_, str>) {
     let parsed = line.starts_with("time=").then(|| {
         let (_, rest) = line.split_once("level=")?;

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use crate::config::read_bounded;
 use crate::deploy::{StepError, stack};
 
-/// The names that are looked for, in this order: the first that is there counts. Compose itself prefers `docker-compose.yml` to
-/// `.yaml` too, but it climbs to parent folders, and that never does here.
+/// The names that are looked for, in this order: the first that is there counts. Compose itself prefers
+/// `docker-compose.yml` to `.yaml` too, but it climbs to parent folders, and that never does here.
 const NAMES: [&str; 4] = ["compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml"];
 
 /// A compose file that is larger is refused: it is no compose file.
@@ -40,8 +40,8 @@ pub fn find(root: &Path, folder: &Path) -> Result<Vec<PathBuf>, StepError> {
 
 /// Whether one of the files has a `name:` at its top level, which then is the compose project's name.
 ///
-/// Compose prints a project's name without saying whether it comes from a file or from the folder, so the text is looked at: a key at
-/// the beginning of a line, or, where the whole file is JSON, a field of it.
+/// Compose prints a project's name without saying whether it comes from a file or from the folder, so the text is
+/// looked at: a key at the beginning of a line, or, where the whole file is JSON, a field of it.
 ///
 /// # Errors
 /// A file that cannot be read, or that is larger than 4 MiB.

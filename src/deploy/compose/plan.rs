@@ -54,7 +54,8 @@ pub fn parse(json: &[u8]) -> Result<Resolved, String> {
     })
 }
 
-/// Variables of which Compose warned that nobody sets them, and its other warnings; each once and sorted, for Compose has no order.
+/// Variables of which Compose warned that nobody sets them, and its other warnings; each once and sorted, for Compose
+/// has no order.
 pub fn warnings(stderr: &str) -> (BTreeSet<String>, BTreeSet<String>) {
     let (mut unset, mut others) = (BTreeSet::new(), BTreeSet::new());
     for line in stderr.lines() {

@@ -1,5 +1,5 @@
-//! The driver on real Docker: the default Compose, and a second version where `SHIPARR_TEST_COMPOSE_5` names its executable
-//! (`FOLDER/cli-plugins/docker-compose`, so that FOLDER can be a `DOCKER_CONFIG`).
+//! The driver on real Docker: the default Compose, and a second version where `SHIPARR_TEST_COMPOSE_5` names its
+//! executable (`FOLDER/cli-plugins/docker-compose`, so that FOLDER can be a `DOCKER_CONFIG`).
 #![allow(clippy::disallowed_methods, reason = "tests read the environment that they run in")]
 
 use std::collections::BTreeMap;

@@ -17,7 +17,8 @@ use super::plan::{Plan, Seen, Write, describe_collisions};
 use super::worktree::{Above, Found, OPEN_FOLDER, Stamp, WorkTree};
 use super::{Entry, Kind, MAX_NAMED_PATHS, Trees, folders_above, io_failed, show, split};
 
-/// Contents up to this size are read once before anything is written: a damaged one shows while the tree is still whole.
+/// Contents up to this size are read once before anything is written: a damaged one shows while the tree is still
+/// whole.
 const MAX_PROBED_BYTES: u64 = 16 * 1024 * 1024;
 
 impl Plan {
@@ -97,7 +98,8 @@ impl Plan {
     }
 }
 
-/// Whether files can be made and removed where a path lies, or where its nearest folder that is there does; else that folder.
+/// Whether files can be made and removed where a path lies, or where its nearest folder that is there does; else that
+/// folder.
 fn may_change_folder(tree: &WorkTree, path: &[u8]) -> Result<(), (Vec<u8>, Errno)> {
     for folder in folders_above(path).chain(std::iter::once(&b""[..])) {
         let refused = |error| (folder.to_vec(), error);
@@ -385,7 +387,8 @@ impl Writer<'_> {
     }
 }
 
-/// Starts writing a file to the disk without waiting: this advice does it as a side effect, and pages that are not written yet stay in memory.
+/// Starts writing a file to the disk without waiting: this advice does it as a side effect, and pages that are not
+/// written yet stay in memory.
 fn begin_writing_out(file: &File) {
     let _ = fadvise(file, 0, None, Advice::DontNeed);
 }

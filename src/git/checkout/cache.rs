@@ -1,7 +1,7 @@
 //! Contents of files that were read before, so that a checkout reads only what changed since.
 //!
-//! A file's stamp holds the time of its last change (ctime), which no one can set back. It is trusted only where it lay well in the past when
-//! the file was read: a second change within the same tick of a clock would not show.
+//! A file's stamp holds the time of its last change (ctime), which no one can set back. It is trusted only where it lay
+//! well in the past when the file was read: a second change within the same tick of a clock would not show.
 
 use std::collections::BTreeMap;
 use std::io::Write;

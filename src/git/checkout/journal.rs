@@ -1,4 +1,5 @@
-//! What is known of a working tree between two runs: the commit that lies there whole, and those that a killed run may have begun.
+//! What is known of a working tree between two runs: the commit that lies there whole, and those that a killed run may
+//! have begun.
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -45,8 +46,8 @@ impl Journal {
         Journal { path: path.to_owned(), kept, is_of_other_tree }
     }
 
-    /// The commit whose files lie in the tree: as the last run that ended left it, else as the database knows it. In a folder that is new to
-    /// us lies nothing of ours.
+    /// The commit whose files lie in the tree: as the last run that ended left it, else as the database knows it. In a
+    /// folder that is new to us lies nothing of ours.
     pub fn base(&self, database: Option<&CommitHash>) -> Option<Oid> {
         let database = database.map(CommitHash::as_str).filter(|_| !self.is_of_other_tree);
         self.kept.finished.as_deref().or(database).and_then(|hash| Oid::from_str(hash).ok())

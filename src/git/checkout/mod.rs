@@ -1,8 +1,9 @@
 //! The checkout in place (spec section 4, step 1): everything is planned first, then written.
 //!
-//! Three kinds of trees are compared with what lies in the working tree: the new commit's, that of the commit whose files lie there, and
-//! those of runs that were killed before their end. A file is *ours* when its content is that of one of them; *changed* when the commit
-//! tracks it and its content is another; everything else is *foreign*: somebody's data, never written, moved or removed.
+//! Three kinds of trees are compared with what lies in the working tree: the new commit's, that of the commit whose
+//! files lie there, and those of runs that were killed before their end. A file is *ours* when its content is that of
+//! one of them; *changed* when the commit tracks it and its content is another; everything else is *foreign*:
+//! somebody's data, never written, moved or removed.
 
 mod apply;
 mod cache;

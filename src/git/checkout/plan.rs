@@ -220,7 +220,8 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// A path that the new commit does not have. Where only a run that did not end may have made it, it goes with exactly that run's content.
+    /// A path that the new commit does not have. Where only a run that did not end may have made it, it goes with
+    /// exactly that run's content.
     fn plan_gone(&mut self, path: &[u8], only_perhaps: bool) -> Result<(), Failed> {
         let Some(found) = self.look(path)? else { return Ok(()) };
         if !matches!(found, Found::File(_) | Found::Link(_)) {
@@ -237,8 +238,8 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// Adds the folders that the new commit does not have any more. A run that was killed may have emptied one, or made it, and not come to
-    /// remove it: so it does not matter whether a file is removed from it now.
+    /// Adds the folders that the new commit does not have any more. A run that was killed may have emptied one, or made
+    /// it, and not come to remove it: so it does not matter whether a file is removed from it now.
     fn finish(mut self) -> Plan {
         let trees = self.trees;
         let known = std::iter::once(&trees.base).chain(&trees.perhaps).flat_map(Files::keys);
@@ -360,7 +361,8 @@ impl Planner<'_> {
         Ok((bytes, Stamp::of(&fstat(&file)?)))
     }
 
-    /// Whether a file is what a killed run left of rewriting one commit's content with another's: it begins as the one and ends as the other.
+    /// Whether a file is what a killed run left of rewriting one commit's content with another's: it begins as the one
+    /// and ends as the other.
     fn is_torn(&self, path: &[u8], stamp: &Stamp, known: &[Entry]) -> Result<bool, Failed> {
         if stamp.size == 0 && self.trees.perhaps.iter().any(|files| files.contains_key(path)) {
             // A power failure can leave a new file without its content; an empty one is no loss.

@@ -26,7 +26,8 @@ pub(super) struct Stamp {
     pub changed_nanoseconds: i128,
     pub mode: u32,
     pub owner: u32,
-    /// Whether the file has other names (hard links): what they show is somebody's, so it is replaced and never rewritten in place.
+    /// Whether the file has other names (hard links): what they show is somebody's, so it is replaced and never
+    /// rewritten in place.
     pub has_other_names: bool,
 }
 

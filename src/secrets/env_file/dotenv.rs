@@ -4,10 +4,12 @@ use super::expand::Expansion;
 use super::{EnvFileError, Surroundings, Variable, line_of, set};
 
 /// Reads a dotenv file as Compose v2 does: `export`, `NAME=value` or `NAME: value`, comments, single and double quotes,
-/// escapes, and `$NAME`, `${NAME:-default}` and the like outside single quotes, which find the file's own variables first.
+/// escapes, and `$NAME`, `${NAME:-default}` and the like outside single quotes, which find the file's own variables
+/// first.
 ///
 /// # Errors
-/// The first problem: among others a variable that is used and that nobody sets, which Compose makes blank with a warning.
+/// The first problem: among others a variable that is used and that nobody sets, which Compose makes blank with a
+/// warning.
 pub fn parse_dotenv(text: &str, surroundings: Surroundings<'_>) -> Result<Vec<Variable>, EnvFileError> {
     let mut parser = Parser { text, position: 0, variables: Vec::new(), surroundings };
     if text.starts_with('\u{feff}') {

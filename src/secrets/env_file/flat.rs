@@ -7,7 +7,8 @@ use serde_json::value::RawValue;
 
 use super::{EnvFileError, Variable, line_of, set};
 
-/// Reads a YAML mapping of names to scalars. Numbers and booleans keep their spelling (`1.10` stays that), null is blank.
+/// Reads a YAML mapping of names to scalars. Numbers and booleans keep their spelling (`1.10` stays that), null is
+/// blank.
 ///
 /// # Errors
 /// YAML that does not parse, a name that is none, and the first name whose value is not a scalar.

@@ -43,8 +43,8 @@ impl Gate {
         }
     }
 
-    /// A client sends, or ends its side, while its request is in flight: it has to wait. One that ends its side while it gets a stream has hung up; before that it
-    /// may be one that sends everything and then waits for the answer.
+    /// A client sends, or ends its side, while its request is in flight: it has to wait. One that ends its side while
+    /// it gets a stream has hung up; before that it may be one that sends everything and then waits for the answer.
     fn hold_back(&mut self, key: Key, flags: EventFlags) {
         let Some(client) = self.clients.get_mut(key) else { return };
         let mut interest = client.interest.difference(EventFlags::IN);
@@ -248,8 +248,8 @@ impl Gate {
         Ok(None)
     }
 
-    /// Opens one more connection to tiny_http and greets it. One at a time: of several that come at once, tiny_http may leave one without a thread until another
-    /// connection ends; one whose greeting was answered has its thread.
+    /// Opens one more connection to tiny_http and greets it. One at a time: of several that come at once, tiny_http may
+    /// leave one without a thread until another connection ends; one whose greeting was answered has its thread.
     fn greet_upstream(&mut self) -> io::Result<()> {
         let Some(key) = self.connect_upstream()? else { return Ok(()) };
         self.greeting = Some(key);
@@ -440,7 +440,8 @@ impl Gate {
         let is_full = client.output.len() > OUTPUT_MAX_BYTES;
         self.wake_at(self.now + WRITE_LIMIT);
         self.watch_client(key, interest | EventFlags::OUT);
-        // The thread that writes a stream can wait. One that answers at once is needed by others, so its answer is taken whole.
+        // The thread that writes a stream can wait. One that answers at once is needed by others, so its answer is
+        // taken whole.
         let stream = answering.filter(|key| is_full && self.upstreams.get_mut(*key).is_some_and(|one| one.is_stream));
         if let Some(upstream) = stream {
             self.let_upstream_talk(upstream, false);

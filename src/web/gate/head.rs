@@ -62,7 +62,8 @@ pub struct RequestHead {
     pub expects_continue: bool,
 }
 
-/// The length of the head in `buffer` with its empty line, if it is complete; `scanned` remembers what was looked at before.
+/// The length of the head in `buffer` with its empty line, if it is complete; `scanned` remembers what was looked at
+/// before.
 pub fn end_of_head(buffer: &[u8], scanned: &mut usize) -> Option<usize> {
     // A line break at the end of what was looked at may be the first of two.
     let mut position = scanned.saturating_sub(2);
@@ -138,7 +139,8 @@ fn add_origin(to: &mut Vec<u8>, origin: Origin) {
     }
 }
 
-/// tiny_http reads ASCII only: a header line with other bytes (somebody's cookie) is left out; `Host` was judged before.
+/// tiny_http reads ASCII only: a header line with other bytes (somebody's cookie) is left out; `Host` was judged
+/// before.
 fn is_passed_on(header: &httparse::Header<'_>) -> bool {
     let name = header.name.as_bytes();
     let is_ours = name.len() >= OURS_PREFIX.len() && name[..OURS_PREFIX.len()].eq_ignore_ascii_case(OURS_PREFIX);

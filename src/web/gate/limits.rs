@@ -20,7 +20,8 @@ pub const LINGER_LIMIT: Duration = Duration::from_secs(2);
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Pause before another connection to tiny_http is tried.
 pub const CONNECT_PAUSE: Duration = Duration::from_millis(20);
-/// Pause before another connection to tiny_http is greeted after one that broke off instead of an answer: the next one may do the same.
+/// Pause before another connection to tiny_http is greeted after one that broke off instead of an answer: the next one
+/// may do the same.
 pub const GREETING_PAUSE: Duration = Duration::from_millis(100);
 /// A new connection to tiny_http until its greeting is answered.
 pub const GREETING_LIMIT: Duration = Duration::from_secs(10);
@@ -40,8 +41,8 @@ pub const BODIES_MAX_BYTES: usize = 64 * 1024 * 1024;
 /// Descriptors that one connection to tiny_http takes: ours, and two of tiny_http.
 pub const DESCRIPTORS_PER_UPSTREAM: usize = 3;
 
-/// Descriptors that this process uses at most: the built-in libcurl waits with `select`, which refuses a descriptor of `FD_SETSIZE` and above, so that beyond it
-/// neither Docker nor a remote could be asked.
+/// Descriptors that this process uses at most: the built-in libcurl waits with `select`, which refuses a descriptor of
+/// `FD_SETSIZE` and above, so that beyond it neither Docker nor a remote could be asked.
 const DESCRIPTORS_MAX: usize = 1024;
 /// Most connections to tiny_http that carry something other than a stream.
 const SHORT_MAX: usize = 16;

@@ -1,10 +1,13 @@
 //! The gate: one thread that owns every client's socket, so that tiny_http sees clean requests only.
 //!
-//! tiny_http 0.12 trusts its clients: an endless header line, a body length of petabytes, a client that pipelines and never reads, or an `accept` that fails each end
-//! it or take its memory. The gate accepts, reads heads and bodies within their limits, refuses what two readers could understand differently, and passes one
-//! complete request at a time over a unix socket in a private folder. It passes the answer back as it comes, and knows when the client hung up.
+//! tiny_http 0.12 trusts its clients: an endless header line, a body length of petabytes, a client that pipelines and
+//! never reads, or an `accept` that fails each end it or take its memory. The gate accepts, reads heads and bodies
+//! within their limits, refuses what two readers could understand differently, and passes one complete request at a
+//! time over a unix socket in a private folder. It passes the answer back as it comes, and knows when the client hung
+//! up.
 //!
-//! A connection's life is [`connection::Phase`]; the moves between phases are in `flow.rs`, the loop around them is here.
+//! A connection's life is [`connection::Phase`]; the moves between phases are in `flow.rs`, the loop around them is
+//! here.
 
 mod chunked;
 mod connection;
@@ -127,7 +130,8 @@ pub struct Gate {
     streams: usize,
     /// Clients whose request waits for a connection to tiny_http, oldest first; some may be gone.
     queue: VecDeque<Key>,
-    /// Clients by the time since which they owe a request, or have had their last answer, oldest first; an entry whose number is not the client's any more is void.
+    /// Clients by the time since which they owe a request, or have had their last answer, oldest first; an entry whose
+    /// number is not the client's any more is void.
     waiting: VecDeque<(Key, u32)>,
     /// Bytes of request bodies in memory.
     body_bytes: usize,
@@ -367,7 +371,8 @@ impl Gate {
         }
     }
 
-    /// Makes room: the client that has waited longest for its request goes, or, where none owes one, the one that has not read for longest. `false` if all are served.
+    /// Makes room: the client that has waited longest for its request goes, or, where none owes one, the one that has
+    /// not read for longest. `false` if all are served.
     fn drop_longest_waiting(&mut self) -> bool {
         while let Some((key, waits)) = self.waiting.pop_front() {
             let Some(client) = self.clients.get_mut(key).filter(|client| is_waiting(client, waits)) else { continue };

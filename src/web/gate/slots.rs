@@ -1,4 +1,5 @@
-//! Numbered places for connections. A key carries a generation, so an event for a connection that is gone finds nothing.
+//! Numbered places for connections. A key carries a generation, so an event for a connection that is gone finds
+//! nothing.
 
 /// Generations count up to 30 bits: two more say what kind of thing an epoll token means.
 const GENERATION_MASK: u32 = (1 << 30) - 1;

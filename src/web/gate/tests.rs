@@ -13,7 +13,8 @@ use crate::web::HEADER_REQUEST;
 /// Nothing in these tests takes longer, unless it is broken.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A running gate; tiny_http behind it answers `/echo` with what it was asked, `/large` with a mebibyte, and streams `/stream` until its client is gone.
+/// A running gate; tiny_http behind it answers `/echo` with what it was asked, `/large` with a mebibyte, and streams
+/// `/stream` until its client is gone.
 struct Running {
     address: SocketAddr,
     control: PathBuf,

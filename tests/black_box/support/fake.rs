@@ -63,9 +63,9 @@ impl Fake {
         self.folder.path().join("docker-config")
     }
 
-    /// From now on `program` does `action` where its arguments, each with a blank around it, match the shell pattern; earlier rules go
-    /// first. Actions: `real`, `hold` and `hold-after` (until [`Fake::release`], before or after the real work), `hang`, `stubborn`
-    /// (hangs and ignores SIGTERM), `flood`, `flood-then-real`, `exit CODE MESSAGE`.
+    /// From now on `program` does `action` where its arguments, each with a blank around it, match the shell pattern;
+    /// earlier rules go first. Actions: `real`, `hold` and `hold-after` (until [`Fake::release`], before or after the
+    /// real work), `hang`, `stubborn` (hangs and ignores SIGTERM), `flood`, `flood-then-real`, `exit CODE MESSAGE`.
     pub fn rule(&self, program: &str, pattern: &str, action: &str) {
         let path = self.folder.path().join("rules");
         let rules = fs::read_to_string(&path).expect("read the rules");

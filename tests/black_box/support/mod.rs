@@ -1,4 +1,5 @@
-//! What the black-box tests stand on: the daemon as a process, real Git remotes, real stacks, and programs that fail on demand.
+//! What the black-box tests stand on: the daemon as a process, real Git remotes, real stacks, and programs that fail on
+//! demand.
 
 mod daemon;
 mod docker;

@@ -1,4 +1,5 @@
-//! A small HTTP server for the other side of the daemon's own requests: it records what arrives, and can be stopped and started again.
+//! A small HTTP server for the other side of the daemon's own requests: it records what arrives, and can be stopped and
+//! started again.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
