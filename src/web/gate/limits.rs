@@ -37,7 +37,7 @@ pub const OUTPUT_MAX_BYTES: usize = 256 * 1024;
 /// Bytes of answers that wait for their clients, of all clients together.
 pub const OUTPUTS_MAX_BYTES: usize = 32 * 1024 * 1024;
 /// Bytes of request bodies in memory, of all clients together.
-pub const BODIES_MAX_BYTES: usize = 64 * 1024 * 1024;
+pub const BODIES_MAX_BYTES: usize = 16 * 1024 * 1024;
 /// Descriptors that one connection to tiny_http takes: ours, and two of tiny_http.
 pub const DESCRIPTORS_PER_UPSTREAM: usize = 3;
 
