@@ -85,7 +85,14 @@ class GitServer:
             def log_message(self, *_):
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Server(ThreadingHTTPServer):
+            # A thousand first checks come at once.
+            request_queue_size = 1024
+
+            def handle_error(self, *_):
+                """A daemon that is stopped leaves in the middle of an answer."""
+
+        self.server = Server(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
