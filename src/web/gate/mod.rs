@@ -6,7 +6,7 @@
 //! time over a unix socket in a private folder. It passes the answer back as it comes, and knows when the client hung
 //! up.
 //!
-//! A connection's life is [`connection::Phase`]; the moves between phases are in `flow.rs`, the loop around them is
+//! A connection's life is `connection::Phase`; the moves between phases are in `flow.rs`, the loop around them is
 //! here.
 
 mod chunked;
