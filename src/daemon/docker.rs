@@ -16,6 +16,24 @@ const QUESTION_LIMIT: Duration = Duration::from_secs(10);
 /// How long a stop waits for a sleeping watch at most.
 const NAP: Duration = Duration::from_millis(200);
 
+/// Asks Docker now, and notes the answer for everybody; whoever asks first tells the log of a change.
+///
+/// # Errors
+/// It does not answer: why, in one line.
+pub fn ask(shared: &Shared) -> Result<(), String> {
+    let answer = shared.host.driver.available(&Limit::after(QUESTION_LIMIT));
+    if shared.set_docker(answer.as_ref().err().cloned()) {
+        match &answer {
+            Ok(()) => {
+                log::info!("Docker answers again");
+                shared.wake_worker();
+            }
+            Err(problem) => log::error!("deployments wait: {problem}"),
+        }
+    }
+    answer
+}
+
 /// Asks whether Docker answers.
 pub struct Watch {
     shared: Arc<Shared>,
@@ -31,17 +49,7 @@ impl Watch {
     /// Asks until the daemon stops.
     pub fn run(&self) {
         while !self.threads.are_stopping() {
-            let problem = self.shared.host.driver.available(&Limit::after(QUESTION_LIMIT)).err();
-            let pause = if problem.is_some() { ASK_AGAIN } else { ASK_EVERY };
-            if let Some(problem) = &problem {
-                if self.shared.docker().problem.is_none() {
-                    log::error!("Docker does not answer, deployments wait: {problem}");
-                }
-                self.shared.set_docker(Some(problem.clone()));
-            } else if self.shared.set_docker(None) {
-                log::info!("Docker answers again");
-                self.shared.wake_worker();
-            }
+            let pause = if ask(&self.shared).is_ok() { ASK_EVERY } else { ASK_AGAIN };
             self.sleep(pause);
         }
     }

@@ -1,12 +1,12 @@
 //! The single deploy worker: it takes rows from the queue, one after the other.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::docker;
 use super::shared::Shared;
 use super::threads::Threads;
 use crate::command::Limit;
@@ -21,8 +21,6 @@ const LOOK_AGAIN: Duration = Duration::from_secs(30);
 const DOCKER_AGAIN: Duration = Duration::from_secs(2);
 /// After the database refused.
 const DATABASE_AGAIN: Duration = Duration::from_secs(5);
-/// A question whether Docker answers takes at most this.
-const DOCKER_LIMIT: Duration = Duration::from_secs(10);
 
 /// Takes rows from the queue.
 pub struct Worker {
@@ -98,14 +96,12 @@ impl Worker {
         if ready.is_empty() {
             return Ok(Look::Blocked { by_docker: false });
         }
-        if let Err(problem) = self.shared.host.driver.available(&Limit::after(DOCKER_LIMIT)) {
-            self.shared.set_docker(Some(problem.clone()));
+        if let Err(problem) = docker::ask(&self.shared) {
             for (deployment, _) in &ready {
                 store.waits_for(deployment.id, Some(&format!("waits for Docker: {problem}")))?;
             }
             return Ok(Look::Blocked { by_docker: true });
         }
-        self.shared.set_docker(None);
         for (deployment, _) in &ready {
             // What they waited for is there; now they wait for their turn.
             store.waits_for(deployment.id, None)?;
@@ -125,18 +121,14 @@ impl Worker {
         let Some(repository) = catalog.repository(name) else {
             return Ok(Err(format!("waits for the project file of {} to load: see `shiparr check`", name.project)));
         };
-        // Asked once for each row: a project's repositories are few, and the queue is short.
-        let records: HashMap<String, RepositoryRecord> = if repository.depends_on.is_empty() {
-            HashMap::new()
-        } else {
-            let records = self.shared.host.store.repositories(Some(&name.project))?;
-            records.into_iter().map(|record| (record.name.name.clone(), record)).collect()
-        };
-        let on_this_host = |other: &&String| {
-            catalog.repository(&RepositoryName { project: name.project.clone(), name: (*other).clone() }).is_some()
-        };
-        for other in repository.depends_on.iter().filter(on_this_host) {
-            if let Some(reason) = records.get(other).and_then(dependency_unmet) {
+        for other in &repository.depends_on {
+            let other = RepositoryName { project: name.project.clone(), name: other.clone() };
+            if catalog.repository(&other).is_none() {
+                // `hosts` leaves it to another machine: it counts as met.
+                continue;
+            }
+            let record = self.shared.host.store.repository_named(&other)?;
+            if let Some(reason) = record.as_ref().and_then(dependency_unmet) {
                 return Ok(Err(reason));
             }
         }

@@ -182,6 +182,9 @@ fn docker_goes_away_and_comes_back() {
     assert_eq!(deployment["commit_hash"], commit);
     assert_eq!(stack.version().as_deref(), Some("2"));
     wait_until(MINUTE, "health to be well again", || (daemon.get("/api/health")["status"] == "ok").then_some(()));
+    for word in ["deployments wait", "Docker answers again"] {
+        assert_eq!(daemon.log().matches(word).count(), 1, "told once, whoever noticed it: {}", daemon.log());
+    }
 }
 
 #[test]
