@@ -17,8 +17,6 @@ use crate::command::Limit;
 use crate::config::Severity;
 use crate::model::{RepositoryName, Status};
 
-/// A check takes at most this.
-const CHECK_LIMIT: Duration = Duration::from_secs(60);
 /// Rows that wait, none of which could start for this long, end it.
 const BLOCKED_LIMIT: Duration = Duration::from_secs(60);
 /// How often waiting rows are looked at.
@@ -38,7 +36,7 @@ pub fn run(shared: &Arc<Shared>, threads: &Threads, events: Receiver<Event>) -> 
         }
         let Some(record) = shared.host.store.repository_named(&repository.name)? else { continue };
         let begun = shared.host.store.check_begins(record.id);
-        match timers::tip(shared, repository, &Limit::after(CHECK_LIMIT)) {
+        match timers::tip(shared, repository, &Limit::after(timers::CHECK_LIMIT)) {
             Ok(tip) => drop(shared.host.store.check_found(begun, &tip, Timestamp::now())?),
             Err(error) => {
                 log::error!("{}: check failed: {error}", repository.name);

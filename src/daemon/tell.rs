@@ -80,7 +80,7 @@ impl Teller {
         let catalog = self.shared.catalog();
         for record in self.shared.host.store.take_long_failing_checks(&catalog.untouched)? {
             let Some(repository) = catalog.repository(&record.name) else { continue };
-            let urls = self.urls(&record.name, &failure_templates(repository));
+            let urls = self.urls(&record.name, &targets(repository, MessageKind::Failure));
             self.send_all(&urls, &self.checks_message(record));
         }
         Ok(())
@@ -98,8 +98,9 @@ impl Teller {
             return;
         }
         let catalog = self.shared.catalog();
-        let urls =
-            catalog.repositories().flat_map(|repository| self.urls(&repository.name, &failure_templates(repository)));
+        let urls = catalog
+            .repositories()
+            .flat_map(|repository| self.urls(&repository.name, &targets(repository, MessageKind::Failure)));
         self.send_all(&distinct(urls), &Message { error: Some(problem), ..self.message(None, Event::DockerAway) });
     }
 
@@ -191,10 +192,6 @@ fn empty_message(shared: &Shared, repository: Option<RepositoryName>, event: Eve
         error: None,
         last_lines: Vec::new(),
     }
-}
-
-fn failure_templates(repository: &Repository) -> Vec<&Template> {
-    repository.notifications.failure.iter().collect()
 }
 
 /// Whom a message goes to: "well again" also to those who heard of the failure.

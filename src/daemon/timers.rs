@@ -17,7 +17,7 @@ use crate::model::{CommitHash, RepositoryId, RepositoryName};
 use crate::store::Found;
 
 /// A check that takes longer has failed.
-const CHECK_LIMIT: Duration = Duration::from_secs(60);
+pub const CHECK_LIMIT: Duration = Duration::from_secs(60);
 /// A limit that only a cancellation ends.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 /// First checks are spread over this much time for each repository there is, so that a thousand do not all go at once …
