@@ -155,23 +155,75 @@ pub enum LogLevel {
 
 words!(LogLevel { Info = "info", Warning = "warning", Error = "error" });
 
-/// What somebody asked of a deployment beyond the commit; joined triggers add up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// What somebody asked of a deployment; joined triggers add up.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Asked {
     /// Pull images even where they are there.
     pub pull: bool,
     /// Make containers anew even where nothing changed.
     pub recreate: bool,
+    /// Go on although containers, volumes or a clone that are not of this repository's making are there.
+    pub adopt: bool,
+    /// An earlier commit of the branch, instead of its tip.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub commit: Option<CommitPrefix>,
 }
 
 impl Asked {
-    /// Both wishes together.
+    /// Both wishes together, with the other one's commit where it has one.
     #[must_use]
     pub fn and(self, other: Asked) -> Asked {
-        Asked { pull: self.pull || other.pull, recreate: self.recreate || other.recreate }
+        Asked {
+            pull: self.pull || other.pull,
+            recreate: self.recreate || other.recreate,
+            adopt: self.adopt || other.adopt,
+            commit: other.commit.or(self.commit),
+        }
     }
 }
+
+/// The beginning of a commit's hash, or all of it: 7 to 64 lower-case hexadecimal digits.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(transparent)]
+pub struct CommitPrefix(String);
+
+impl CommitPrefix {
+    /// Its digits.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&CommitHash> for CommitPrefix {
+    fn from(hash: &CommitHash) -> CommitPrefix {
+        CommitPrefix(hash.0.clone())
+    }
+}
+
+impl FromStr for CommitPrefix {
+    type Err = NotAPrefix;
+
+    fn from_str(text: &str) -> Result<Self, NotAPrefix> {
+        let digits = text.to_ascii_lowercase();
+        if (7..=64).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            Ok(CommitPrefix(digits))
+        } else {
+            Err(NotAPrefix(text.to_owned()))
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for CommitPrefix {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// A text that is not the beginning of a commit's hash.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("`{0}` is not a commit (7 to 64 hexadecimal digits)")]
+pub struct NotAPrefix(String);
 
 /// The full hash of a commit: 40 (SHA-1) or 64 (SHA-256) lower-case hexadecimal digits.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]

@@ -12,7 +12,7 @@ use shiparr::command::Limit;
 use shiparr::config::catalog::{Accepted, Basis, Catalog};
 use shiparr::config::{Environment, Settings, Severity};
 use shiparr::deploy::pipeline::{self, Host, Job, Run};
-use shiparr::deploy::{self, Driver, Log, Plan, Stack, StepError, Timing};
+use shiparr::deploy::{self, Driver, Log, Plan, Stack, StepError, Timing, Up};
 use shiparr::git;
 use shiparr::model::{Asked, Chance, DeploymentId, DeploymentRecord, LogLevel, Status, Trigger};
 use shiparr::store::{Outcome, ProjectSpec, RepositorySpec, Store};
@@ -327,10 +327,11 @@ impl Driver for Recorder {
             builds: false,
             one_shots: [].into(),
             services,
+            ..Plan::default()
         })
     }
 
-    fn up(&self, stack: &Stack, _: &Plan, _: &Limit, log: &mut dyn Log) -> Result<(), StepError> {
+    fn up(&self, stack: &Stack, _: &Plan, _: &Up, _: &Limit, log: &mut dyn Log) -> Result<(), StepError> {
         self.note(if stack.asked.recreate { "up anew" } else { "up" });
         log.line(LogLevel::Info, "the password is correct horse");
         self.up.clone()
@@ -358,7 +359,7 @@ fn recorded(up: Result<(), StepError>) -> (Lab, Vec<String>) {
     let store = lab.host.settings.data_path.clone();
     lab.host.driver = Box::new(Recorder { calls: Arc::clone(&calls), store, up });
     // Joins the row that the job was made of.
-    let asked = Asked { pull: false, recreate: true };
+    let asked = Asked { recreate: true, ..Asked::default() };
     lab.host.store.enqueue(lab.job.record.id, Trigger::Cli, asked, Timestamp::now()).unwrap();
     lab.run();
     let calls = calls.lock().unwrap().clone();

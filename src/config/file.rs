@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::collisions::real_path;
 use super::fields::{self, Fields, Place, REPOSITORY_FIELDS, Urls, inside, is_plain_name, place_or};
 use super::problem::{Problem, Severity};
-use super::project::{Build, Notifications, Probe, Project, Pull, Repository, UnsetVariables};
+use super::project::{Build, Deploy, Notifications, Probe, Project, Pull, Repository, UnsetVariables};
 use super::reader::{At, Reader, Section, joined};
 use super::settings::Settings;
 use super::tokens::{ProjectTokens, default_variable};
@@ -193,7 +193,11 @@ fn repository(
         path,
         local_path,
         check_interval: fields.check_interval.unwrap_or(DEFAULT_CHECK_INTERVAL),
+        deploy: Deploy::Auto,
+        watch_paths: Vec::new(),
+        shares_local_path: false,
         env_files: fields.env_file.unwrap_or_default(),
+        secret_files: Vec::new(),
         environment: fields.environment.unwrap_or_default(),
         unset_variables: fields.unset_variables.unwrap_or(UnsetVariables::Fail),
         compose_files: fields.compose_files.unwrap_or_default(),

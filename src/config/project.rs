@@ -23,6 +23,15 @@ pub struct Project {
     pub repositories: Vec<Repository>,
 }
 
+/// What a new commit leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deploy {
+    /// A deployment.
+    Auto,
+    /// It is only shown, until somebody asks for the deployment.
+    Manual,
+}
+
 /// Whether images are built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Build {
@@ -90,8 +99,18 @@ pub struct Repository {
     pub local_path: PathBuf,
     /// Time between two checks.
     pub check_interval: Duration,
+    /// Whether a new commit is deployed by itself.
+    pub deploy: Deploy,
+    /// Files and folders, relative to the repository's top: a commit that changes none of them deploys nothing. Empty:
+    /// every file counts.
+    pub watch_paths: Vec<PathBuf>,
+    /// Whether another repository's stack lies in the same working tree: then only what is below `watch_paths` is
+    /// handled.
+    pub shares_local_path: bool,
     /// Relative to `path`, or absolute.
     pub env_files: Vec<PathBuf>,
+    /// SOPS files that the stack mounts, relative to `path`.
+    pub secret_files: Vec<PathBuf>,
     /// Variables for interpolation; they win over env files.
     pub environment: BTreeMap<String, Template>,
     /// What an unset variable does.

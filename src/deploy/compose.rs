@@ -14,7 +14,7 @@ use std::time::Duration;
 use self::client::Client;
 use self::explain::Tail;
 use self::watch::{Container, Expected, Failure, Now, Verdict, Watch};
-use super::{Driver, Log, Plan, Stack, StepError, Timing};
+use super::{Driver, Log, Plan, Stack, StepError, Timing, Up};
 use crate::command::{Command, Limit, Output};
 use crate::config::Settings;
 use crate::config::project::{Build, Pull, UnsetVariables};
@@ -202,16 +202,18 @@ impl Driver for Compose {
             builds: resolved.builds,
             one_shots: resolved.one_shots,
             services: resolved.services,
+            ..Plan::default()
         })
     }
 
-    fn up(&self, stack: &Stack, plan: &Plan, limit: &Limit, log: &mut dyn Log) -> Result<(), StepError> {
+    fn up(&self, stack: &Stack, plan: &Plan, how: &Up, limit: &Limit, log: &mut dyn Log) -> Result<(), StepError> {
         let call = || self.call(stack, &plan.files, Some(&plan.project), limit);
         if stack.build == Build::Always && plan.builds {
             // `up` cannot ask for newer base images.
             self.change("docker compose build", call().args(["build", "--pull"]), limit, log)?;
         }
-        let up = call().args(["up", "-d", "--remove-orphans"]).args(wishes(stack, plan));
+        let orphans = how.remove_orphans.then_some("--remove-orphans");
+        let up = call().args(["up", "-d"]).args(orphans).args(wishes(stack, plan));
         let result = self.change("docker compose up", up, limit, log);
         if result.is_err() {
             self.log_failed_containers(plan, limit, log);

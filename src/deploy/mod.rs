@@ -80,7 +80,7 @@ pub struct Stack {
 }
 
 /// What a stack would run.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// The compose project.
     pub project: String,
@@ -92,6 +92,47 @@ pub struct Plan {
     pub one_shots: BTreeSet<String>,
     /// Active services and how many containers each has.
     pub services: BTreeMap<String, u32>,
+    /// `container_name` of the services that have one, by service.
+    pub container_names: BTreeMap<String, String>,
+    /// Names of the volumes that Compose makes for the stack: not the external ones.
+    pub volumes: BTreeSet<String>,
+    /// Files and folders of this host that the services mount.
+    pub mounts: Vec<Mount>,
+}
+
+/// A file or folder of this host that a service mounts: a bind volume, or a secret or config that comes from a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// The service.
+    pub service: String,
+    /// The path on this host, absolute, links not followed.
+    pub source: PathBuf,
+}
+
+/// How a stack is brought up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Up {
+    /// Whether containers of services that the stack does not have any more go.
+    pub remove_orphans: bool,
+    /// Services whose containers are made anew even where nothing of them changed, because what they mount did.
+    pub recreate: BTreeSet<String>,
+}
+
+/// A container of this host, whoever made it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resident {
+    /// Full id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// The compose project that it belongs to.
+    pub project: Option<String>,
+    /// The folder that it was brought up from.
+    pub folder: Option<PathBuf>,
+    /// Its service.
+    pub service: Option<String>,
+    /// Whether it is of `docker compose run`.
+    pub is_one_off: bool,
 }
 
 /// How long to wait for a stack.
@@ -123,7 +164,7 @@ pub trait Driver: Send + Sync {
     ///
     /// # Errors
     /// What failed, in one line; the failing containers' last lines are in the log.
-    fn up(&self, stack: &Stack, plan: &Plan, limit: &Limit, log: &mut dyn Log) -> Result<(), StepError>;
+    fn up(&self, stack: &Stack, plan: &Plan, how: &Up, limit: &Limit, log: &mut dyn Log) -> Result<(), StepError>;
 
     /// Waits until it is well.
     ///

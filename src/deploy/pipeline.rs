@@ -1,5 +1,6 @@
 //! The numbered steps of a deployment (spec section 4).
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,7 +9,7 @@ use jiff::Timestamp;
 
 use super::journal::Journal;
 use super::variables::{self, Plaintext, Variables};
-use super::{Driver, Log, Plan, Stack, StepError, Timing, claims, probe, remote, stack};
+use super::{Driver, Log, Plan, Stack, StepError, Timing, Up, claims, probe, remote, stack};
 use crate::command::Limit;
 use crate::config::{Catalog, Repository, Settings};
 use crate::git;
@@ -103,7 +104,8 @@ fn deploy(host: &Host, job: &Job, limit: &Limit, journal: &mut Journal<'_>) -> R
     // 4. Bring it up; that it begins is written first.
     host.store.up_begins(job.deployment.id, &plan.project, &stack.folder).map_err(not_recorded)?;
     let (step, since) = (Instant::now(), Timestamp::now());
-    host.driver.up(&stack, &plan, limit, journal)?;
+    let how = Up { remove_orphans: true, recreate: BTreeSet::new() };
+    host.driver.up(&stack, &plan, &how, limit, journal)?;
     drop(plaintext);
     journal.step("up", step);
 
@@ -138,7 +140,7 @@ fn prepare(
         variables::gather(&job.repository, &folder, &host.settings, &runtime_name, limit, journal)?;
     // Until the row started, more may have been asked of it.
     let row = host.store.deployment(job.deployment.id).map_err(not_recorded)?;
-    let asked = row.map_or(job.deployment.asked, |row| row.asked);
+    let asked = row.map_or_else(|| job.deployment.asked.clone(), |row| row.asked);
     let stack = describe(&job.repository, asked, folder, variables, &plaintext)?;
     if !stack.variables.is_empty() {
         let names: Vec<&str> = stack.variables.keys().map(String::as_str).collect();

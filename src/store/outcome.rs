@@ -187,7 +187,7 @@ impl Ending {
     fn interrupt(&self, transaction: &Transaction, now: Timestamp) -> Result<(), StoreError> {
         self.set_ended(transaction, Status::Failed, Some(INTERRUPTED), now)?;
         transaction.execute("UPDATE deployments SET interruptions = interruptions + 1 WHERE id = ?1", [self.id])?;
-        let next = Ending { interruptions: self.interruptions + 1, ..*self };
+        let next = Ending { interruptions: self.interruptions + 1, asked: self.asked.clone(), ..*self };
         // One that brings the host down must not do so again and again without a pause.
         let wait = (self.interruptions > 0).then(|| pause(self.interruptions));
         next.again(transaction, wait, now)
@@ -203,7 +203,7 @@ impl Ending {
             _ => {
                 let next = Try {
                     trigger: Trigger::Retry,
-                    asked: self.asked,
+                    asked: self.asked.clone(),
                     attempt: self.attempt + 1,
                     interruptions: self.interruptions,
                 };
@@ -398,7 +398,7 @@ mod tests {
         scene.store.recover(at(2)).unwrap();
         let rows = scene.store.pending().unwrap();
         assert_eq!(rows.len(), 1);
-        assert_eq!((rows[0].id, rows[0].asked, rows[0].forced), (pending, PULL.and(RECREATE), true));
+        assert_eq!((rows[0].id, rows[0].asked.clone(), rows[0].forced), (pending, PULL.and(RECREATE), true));
         scene.start(pending, 1, 3);
         scene.store.recover(at(4)).unwrap();
         assert_eq!(scene.record("media").retry_at, Some(at(64)), "the second interruption in a row waits");

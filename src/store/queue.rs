@@ -179,7 +179,7 @@ pub(super) fn queue(
             .execute([id])?;
     }
     let forced = new.trigger.forces() || waiting.is_some();
-    let asked = new.asked.and(waiting.map(|waiting| waiting.asked).unwrap_or_default());
+    let asked = waiting.map(|waiting| waiting.asked).unwrap_or_default().and(new.asked.clone());
     let pending: Option<(DeploymentId, Asked, bool, u32)> = transaction
         .prepare_cached(
             "SELECT id, asked, forced, interruptions FROM deployments WHERE repository_id = ?1 AND status = 'pending'",
@@ -187,11 +187,11 @@ pub(super) fn queue(
         .query_row([id], |row| Ok((row.get(0)?, rows::asked(row, 1)?, row.get(2)?, row.get(3)?)))
         .optional()?;
     if let Some((deployment_id, had, was_forced, interruptions)) = pending {
-        let joined = (had.and(asked), was_forced || forced, interruptions.max(new.interruptions));
+        let joined = (had.clone().and(asked), was_forced || forced, interruptions.max(new.interruptions));
         if joined != (had, was_forced, interruptions) {
             transaction
                 .prepare_cached("UPDATE deployments SET asked = ?2, forced = ?3, interruptions = ?4 WHERE id = ?1")?
-                .execute(params![deployment_id, rows::stored_asked(joined.0)?, joined.1, joined.2])?;
+                .execute(params![deployment_id, rows::stored_asked(&joined.0)?, joined.1, joined.2])?;
         }
         return Ok(Queued { deployment_id, joined: true });
     }
@@ -206,7 +206,7 @@ pub(super) fn queue(
             forced,
             new.attempt,
             new.interruptions,
-            rows::stored_asked(asked)?,
+            rows::stored_asked(&asked)?,
             stored(now)
         ])?;
     Ok(Queued { deployment_id: transaction.last_insert_rowid(), joined: false })
@@ -300,7 +300,7 @@ mod tests {
         let second = scene.store.enqueue(id, Trigger::Api, RECREATE, at(2)).unwrap();
         assert_eq!((second.deployment_id, second.joined), (first.deployment_id, true));
         let row = scene.deployment(first.deployment_id);
-        assert_eq!(row.asked, Asked { pull: true, recreate: true });
+        assert_eq!(row.asked, Asked { pull: true, recreate: true, ..NOTHING });
         assert_eq!((row.trigger, row.forced, row.attempt), (Trigger::Poll, true, 1));
         assert_eq!((row.status, row.created_at), (Status::Pending, at(1)));
         assert_eq!(counts(&scene), (1, 1));

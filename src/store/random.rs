@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use super::testing::{RECREATE, Scene, at, can_pass, failed, hash, scene};
+use super::testing::{NOTHING, PULL, RECREATE, Scene, at, can_pass, failed, hash, scene};
 use super::{Outcome, Queued};
 use crate::model::{Asked, DeploymentId, DeploymentRecord, RepositoryId, Status, Trigger};
 
@@ -21,7 +21,7 @@ struct Owed {
 
 impl Owed {
     fn accept(&mut self, asked: Asked) {
-        self.waiting = Some(self.waiting.unwrap_or_default().and(asked));
+        self.waiting = Some(self.waiting.take().unwrap_or_default().and(asked));
     }
 
     fn start(&mut self) {
@@ -70,9 +70,8 @@ impl World {
         match self.random.below(10) {
             0..=2 => {
                 let trigger = Trigger::ALL[self.random.below(5) as usize];
-                let asked =
-                    [Asked::default(), RECREATE, Asked { pull: true, recreate: false }][self.random.below(3) as usize];
-                self.scene.store.enqueue(id, trigger, asked, now).unwrap();
+                let asked = [NOTHING, RECREATE, PULL][self.random.below(3) as usize].clone();
+                self.scene.store.enqueue(id, trigger, asked.clone(), now).unwrap();
                 self.owed.get_mut(&id).unwrap().accept(asked);
                 "a trigger"
             }
@@ -103,7 +102,7 @@ impl World {
         let pending = self.of(id, Status::Pending);
         if let ([pending], []) = (pending.as_slice(), self.of(id, Status::Running).as_slice()) {
             let owed = self.owed.get_mut(&id).unwrap();
-            let wanted = owed.waiting.expect("a pending row stands for a trigger");
+            let wanted = owed.waiting.clone().expect("a pending row stands for a trigger");
             assert_eq!(pending.asked, wanted, "what was asked for is asked of the row, and nothing else");
             self.scene.start(pending.id, self.random.below(4), self.now);
             owed.start();

@@ -83,8 +83,8 @@ pub(super) fn asked(row: &Row, column: usize) -> rusqlite::Result<Asked> {
 }
 
 /// What was asked of a deployment as it is stored.
-pub(super) fn stored_asked(asked: Asked) -> Result<String, StoreError> {
-    serde_json::to_string(&asked)
+pub(super) fn stored_asked(asked: &Asked) -> Result<String, StoreError> {
+    serde_json::to_string(asked)
         .map_err(|error| StoreError::Refused(format!("what was asked cannot be stored: {error}")))
 }
 

@@ -12,9 +12,9 @@ use crate::model::{
     Trigger,
 };
 
-pub(super) const NOTHING: Asked = Asked { pull: false, recreate: false };
-pub(super) const PULL: Asked = Asked { pull: true, recreate: false };
-pub(super) const RECREATE: Asked = Asked { pull: false, recreate: true };
+pub(super) const NOTHING: Asked = Asked { pull: false, recreate: false, adopt: false, commit: None };
+pub(super) const PULL: Asked = Asked { pull: true, recreate: false, adopt: false, commit: None };
+pub(super) const RECREATE: Asked = Asked { pull: false, recreate: true, adopt: false, commit: None };
 
 /// A store of its own, with the project `home` and its repositories `media` and `web`.
 pub(super) struct Scene {

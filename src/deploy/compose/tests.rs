@@ -11,6 +11,11 @@ use super::*;
 use crate::model::Asked;
 use crate::secrets::{Secret, env_file};
 
+/// An `up` as it mostly is.
+fn plain() -> Up {
+    Up { remove_orphans: true, recreate: BTreeSet::new() }
+}
+
 /// Far more than anything here takes.
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -95,7 +100,7 @@ impl Lab {
     fn up(&mut self) -> Result<(Plan, Timestamp), StepError> {
         let plan = self.plan()?;
         let since = Timestamp::now();
-        self.compose.up(&self.stack, &plan, &Limit::after(LIMIT), &mut self.log)?;
+        self.compose.up(&self.stack, &plan, &plain(), &Limit::after(LIMIT), &mut self.log)?;
         Ok((plan, since))
     }
 
@@ -367,7 +372,7 @@ fn what_can_pass_is_told_from_what_cannot() {
         let plan = lab.plan().unwrap();
         let gone = Client::new(Path::new("docker"), vec![("DOCKER_HOST".into(), "unix:///nowhere/docker.sock".into())]);
         let here = std::mem::replace(&mut lab.compose.client, gone);
-        let error = lab.compose.up(&lab.stack, &plan, &Limit::after(LIMIT), &mut lab.log).unwrap_err();
+        let error = lab.compose.up(&lab.stack, &plan, &plain(), &Limit::after(LIMIT), &mut lab.log).unwrap_err();
         lab.compose.client = here;
         assert!(error.message.contains("systemctl status docker"), "{error}");
         assert_eq!(error.chance, Chance::CanPass);
@@ -387,7 +392,7 @@ fn the_limit_can_pass_only_before_a_container_changed() {
         Lab::run(&yaml, |lab| {
             let plan = lab.plan().unwrap();
             let limit = Limit::after(Duration::from_secs(3));
-            let error = lab.compose.up(&lab.stack, &plan, &limit, &mut lab.log).unwrap_err();
+            let error = lab.compose.up(&lab.stack, &plan, &plain(), &limit, &mut lab.log).unwrap_err();
             assert!(error.message.contains("time limit") && error.message.contains("`timeout`"), "{error}");
             assert_eq!(error.chance, chance, "{}", lab.log.text());
         });
@@ -425,16 +430,10 @@ fn changed_sources_are_built_anew() {
 #[test]
 fn the_asked_and_the_configured_become_arguments() {
     let mut lab = Lab::new(Vec::new(), "services: {}");
-    let plan = |builds: bool| Plan {
-        project: "x".to_owned(),
-        files: Vec::new(),
-        builds,
-        one_shots: Default::default(),
-        services: BTreeMap::new(),
-    };
+    let plan = |builds: bool| Plan { project: "x".to_owned(), builds, ..Plan::default() };
     assert_eq!(wishes(&lab.stack, &plan(false)), [""; 0]);
     assert_eq!(wishes(&lab.stack, &plan(true)), ["--build"]);
-    lab.stack.asked = Asked { pull: true, recreate: true };
+    lab.stack.asked = Asked { pull: true, recreate: true, ..Asked::default() };
     lab.stack.pull = Pull::Never;
     lab.stack.build = Build::Never;
     assert_eq!(wishes(&lab.stack, &plan(true)), ["--no-build", "--pull", "always", "--force-recreate"]);

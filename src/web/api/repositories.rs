@@ -64,7 +64,7 @@ mod tests {
         assert_eq!(asked(""), Some(Asked::default()));
         assert_eq!(asked(" \n"), Some(Asked::default()));
         assert_eq!(asked("{}"), Some(Asked::default()));
-        assert_eq!(asked(r#"{"pull": true, "recreate": false}"#), Some(Asked { pull: true, recreate: false }));
+        assert_eq!(asked(r#"{"pull": true, "recreate": false}"#), Some(Asked { pull: true, ..Asked::default() }));
         for body in
             ["[]", "{", r#"{"pull": 1}"#, r#"{"pul": true}"#, r#"{"adopt": true}"#, r#"{"commit": "abc"}"#, "null"]
         {
