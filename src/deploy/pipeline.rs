@@ -166,6 +166,13 @@ fn check_out(host: &Host, job: &Job, limit: &Limit, journal: &mut Journal<'_>) -
         checked_out: job.record.checked_out_commit.clone(),
         saved: below_data("saved").join(&repository.name.name),
         name: repository.name.to_string(),
+        commit: job.deployment.asked.commit.clone(),
+        watch_paths: repository.watch_paths.clone(),
+        shares_local_path: false,
+        siblings: Vec::new(),
+        skip_if_unchanged_since: None,
+        adopt: job.deployment.asked.adopt,
+        put_back_first: false,
     };
     let done = match git::fetch_and_checkout(&remote, &checkout, &host.git, limit) {
         Ok(done) => done,
@@ -180,10 +187,10 @@ fn check_out(host: &Host, job: &Job, limit: &Limit, journal: &mut Journal<'_>) -
     host.store.checked_out(job.deployment.id, &done.commit).map_err(not_recorded)?;
     done.notes.iter().for_each(|note| journal.line(LogLevel::Warning, note));
     let Commit { hash, subject, author } = &done.commit;
-    let files = match done.changed_files {
-        0 => "no file changed".to_owned(),
-        1 => "1 file changed".to_owned(),
-        several => format!("{several} files changed"),
+    let files = match done.done {
+        git::Done::Unchanged | git::Done::CheckedOut { changed_files: 0 } => "no file changed".to_owned(),
+        git::Done::CheckedOut { changed_files: 1 } => "1 file changed".to_owned(),
+        git::Done::CheckedOut { changed_files } => format!("{changed_files} files changed"),
     };
     journal.step(&format!("checked out {} “{subject}” by {author}, {files}", hash.short()), step);
     Ok(())
