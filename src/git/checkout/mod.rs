@@ -14,6 +14,14 @@ mod put_back;
 mod saved;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_adopt;
+#[cfg(test)]
+mod tests_killed;
+#[cfg(test)]
+mod tests_put_back;
+#[cfg(test)]
+mod tests_shared;
 mod undo;
 mod worktree;
 

@@ -212,7 +212,9 @@ impl Back<'_> {
         }
         let is_after = matches!(&step.after, Some(After::File { oid: after, .. }) if oid == *after);
         // A power failure can leave a new file without its content; an empty one is no loss.
-        let is_cut = step.after.is_some() && bytes.is_empty();
+        let has_file =
+            matches!(step.before, Some(Before::File { .. })) || matches!(step.after, Some(After::File { .. }));
+        let is_cut = has_file && bytes.is_empty();
         let is_ours = is_after || is_cut || self.is_torn(step, &bytes);
         Ok(if is_ours && modes.contains(&stamp.mode) { State::Ours } else { State::Theirs })
     }
