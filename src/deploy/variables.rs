@@ -49,7 +49,7 @@ pub fn gather(
     settings: &Settings,
     runtime_name: &str,
     limit: &Limit,
-    journal: &mut Journal<'_>,
+    journal: &mut Journal,
 ) -> Result<(Variables, Plaintext), StepError> {
     let mut gathering = Gathering {
         repository,
@@ -100,7 +100,7 @@ impl Gathering<'_> {
         path: &Path,
         shown: &Path,
         limit: &Limit,
-        journal: &mut Journal<'_>,
+        journal: &mut Journal,
     ) -> Result<Option<Secret>, StepError> {
         let lookup = |name: &str| {
             let around = || self.outside.iter().find(|(key, _)| key == name).map(|(_, value)| value.to_string_lossy());
@@ -121,13 +121,7 @@ impl Gathering<'_> {
     }
 
     /// Puts a link to the decrypted text beside the encrypted file, for `env_file:` in the compose file.
-    fn link(
-        &mut self,
-        encrypted: &Path,
-        shown: &Path,
-        text: &Secret,
-        journal: &mut Journal<'_>,
-    ) -> Result<(), StepError> {
+    fn link(&mut self, encrypted: &Path, shown: &Path, text: &Secret, journal: &mut Journal) -> Result<(), StepError> {
         let within = shown.is_relative().then_some(self.repository.local_path.as_path());
         let name = encrypted.file_name().unwrap_or_default().to_string_lossy();
         let folder = self.runtime_folder()?;
@@ -172,6 +166,7 @@ impl From<SecretsError> for StepError {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
+    use std::sync::Arc;
     use std::time::Duration;
 
     use super::*;
@@ -188,7 +183,7 @@ mod tests {
     struct Lab {
         folder: tempfile::TempDir,
         settings: Settings,
-        store: Store,
+        store: Arc<Store>,
         deployment: DeploymentId,
         repository: Repository,
         children: Vec<(OsString, OsString)>,
@@ -253,15 +248,15 @@ mod tests {
             self.write(name, &run("sops", &args, text));
         }
 
-        fn journal(&self) -> Journal<'_> {
-            Journal::new(&self.store, self.deployment, Scrubber::new())
+        fn journal(&self) -> Journal {
+            Journal::new(Arc::clone(&self.store), self.deployment, Scrubber::new())
         }
 
         fn gather(&self) -> Result<(Variables, Plaintext), StepError> {
             self.gather_into(&mut self.journal())
         }
 
-        fn gather_into(&self, journal: &mut Journal<'_>) -> Result<(Variables, Plaintext), StepError> {
+        fn gather_into(&self, journal: &mut Journal) -> Result<(Variables, Plaintext), StepError> {
             gather(&self.repository, &self.path(""), &self.settings, "7", &Limit::after(LIMIT), journal)
         }
 
@@ -271,8 +266,8 @@ mod tests {
         }
     }
 
-    fn queued(settings: &Settings) -> (Store, DeploymentId) {
-        let store = Store::open(&settings.data_path, 200).unwrap();
+    fn queued(settings: &Settings) -> (Arc<Store>, DeploymentId) {
+        let store = Arc::new(Store::open(&settings.data_path, 200).unwrap());
         let repository = RepositorySpec {
             name: "web".to_owned(),
             git_url: "/nowhere".to_owned(),
