@@ -7,6 +7,7 @@ mod journal;
 pub mod pipeline;
 mod probe;
 pub mod remote;
+pub mod secret_files;
 pub mod stack;
 mod variables;
 
