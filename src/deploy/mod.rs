@@ -9,6 +9,7 @@ mod journal;
 pub mod pipeline;
 mod probe;
 pub mod remote;
+pub mod secret_files;
 pub mod settle;
 pub mod stack;
 mod variables;

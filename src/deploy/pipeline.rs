@@ -14,17 +14,18 @@ use jiff::Timestamp;
 
 use super::control::{Cause, Control};
 use super::journal::Journal;
+use super::secret_files::{self, SecretFiles, Switched};
 use super::variables::{self, Plaintext, Variables};
 use super::{
-    Containers, Driver, Log, Plan, Stack, StepError, Timing, Up, UpError, checkout, probe, remote, settle, stack,
-    takeover,
+    Containers, Driver, Log, Plan, Stack, StepError, Timing, Up, UpError, checkout, claims, probe, remote, settle,
+    stack,
 };
 use crate::command::Limit;
 use crate::config::{Catalog, Repository, Settings};
 use crate::git::{self, Done, Fetched};
 use crate::model::{Asked, Chance, Commit, CommitHash, DeploymentRecord, LogLevel, RepositoryRecord};
 use crate::secrets::Scrubber;
-use crate::store::{BroughtUp, Outcome, Store, StoreError};
+use crate::store::{self, Outcome, Store, StoreError};
 
 /// For removing unused images after a success.
 const PRUNE_LIMIT: Duration = Duration::from_secs(300);
@@ -77,7 +78,7 @@ pub fn begin(host: &Host, job: Job, control: &Control) -> Result<Begun, StoreErr
     let journal = Journal::new(Arc::clone(&host.store), id, known_secrets(host, &job));
     let mut running = Running { job, control: control.clone(), journal, began };
     Ok(match running.bring_up(host) {
-        Ok(Reached::Up { plan, since, commit }) => Begun::Waits(Box::new(Waiting { running, plan, since, commit })),
+        Ok(Reached::Up(up, commit)) => Begun::Waits(Box::new(Waiting { running, up, commit })),
         Ok(Reached::NothingToDo(reason)) => running.ended(Some(Outcome::Skipped { reason })).into(),
         Err(error) => running.failed(error).into(),
     })
@@ -86,9 +87,7 @@ pub fn begin(host: &Host, job: Job, control: &Control) -> Result<Begun, StoreErr
 /// A deployment whose `up` has ended.
 pub struct Waiting {
     running: Running,
-    plan: Plan,
-    /// When `up` began.
-    since: Timestamp,
+    up: BroughtUp,
     commit: CommitHash,
 }
 
@@ -108,8 +107,8 @@ impl Waiting {
         let Running { job, control, journal, .. } = &mut self.running;
         let (step, limit, repository) = (Instant::now(), control.limit(), &job.repository);
         let Repository { health_timeout, settle_time, .. } = *repository;
-        let timing = Timing { since: self.since, health_timeout, settle_time };
-        let well = host.driver.wait(&self.plan, &timing, limit, journal).and_then(|()| match &repository.probe {
+        let timing = Timing { since: self.up.since, health_timeout, settle_time };
+        let well = host.driver.wait(&self.up.plan, &timing, limit, journal).and_then(|()| match &repository.probe {
             None => Ok(()),
             Some(probe) => {
                 let url = probe.url.resolve(&host.settings.environment).map_err(StepError::for_good)?;
@@ -119,7 +118,8 @@ impl Waiting {
         match well {
             Ok(()) => {
                 journal.step("well", step);
-                self.running.ended(Some(Outcome::Success))
+                let ended = self.running.ended(Some(Outcome::Success));
+                Ended { secret_files: Some(self.up.secret_files), ..ended }
             }
             Err(error) => self.running.failed(error),
         }
@@ -131,6 +131,8 @@ pub struct Ended {
     running: Running,
     /// None: Shiparr stops, the row stays `running`, and `Store::recover` queues it again at the next start.
     outcome: Option<Outcome>,
+    /// After a success: those of the stack.
+    secret_files: Option<Switched>,
 }
 
 impl Ended {
@@ -164,12 +166,15 @@ impl Ended {
         Ok(())
     }
 
-    /// What a success allows: images and decrypted files that nothing uses any more go.
+    /// What a success allows: decrypted files and images that nothing uses any more go.
     pub fn tidy(&mut self, host: &Host) {
-        if !matches!(self.outcome, Some(Outcome::Success)) {
-            return;
-        }
+        let Some(secret_files) = &self.secret_files else { return };
         let Running { control, journal, .. } = &mut self.running;
+        match secret_files.remove_unnamed() {
+            Ok(links) if links.is_empty() => {}
+            Ok(links) => journal.line(LogLevel::Info, &format!("not in `secret_files` any more: {}", listed(&links))),
+            Err(error) => journal.line(LogLevel::Warning, &error.message),
+        }
         if host.settings.enable_image_prune {
             prune_images(host, control.limit(), journal);
         }
@@ -185,16 +190,25 @@ impl From<Ended> for Begun {
 /// How far a deployment came without an error.
 enum Reached {
     /// Compose has done what it was to do.
-    Up { plan: Plan, since: Timestamp, commit: CommitHash },
+    Up(BroughtUp, CommitHash),
     /// The commit changes nothing of the stack.
     NothingToDo(String),
+}
+
+/// A stack whose `up` has ended.
+struct BroughtUp {
+    plan: Plan,
+    /// When `up` began.
+    since: Timestamp,
+    secret_files: Switched,
 }
 
 /// Everything that `up` needs. What lies in plain text for it goes when this is dropped.
 struct Prepared {
     stack: Stack,
     plan: Plan,
-    how: Up,
+    secret_files: SecretFiles,
+    remove_orphans: bool,
     _plaintext: Plaintext,
 }
 
@@ -209,7 +223,8 @@ struct Running {
 impl Running {
     /// Steps 1 to 4.
     fn bring_up(&mut self, host: &Host) -> Result<Reached, StepError> {
-        settle::settle(host, &self.job, self.control.limit(), &mut self.journal)?;
+        let settled = settle::settle(host, &self.job, self.control.limit(), &mut self.journal);
+        settled.map_err(not_recorded)?;
         // Until the row started, more may have been asked of it.
         let row = host.store.deployment(self.job.deployment.id).map_err(not_recorded)?;
         self.job.deployment = row.unwrap_or_else(|| self.job.deployment.clone());
@@ -259,7 +274,7 @@ impl Running {
             Err(error) => {
                 // A failure after the fetch is the failure of that commit.
                 if let Some(commit) = &error.commit {
-                    host.store.fetched(id, commit, error.tip.as_ref().unwrap_or(&commit.hash)).map_err(not_recorded)?;
+                    host.store.fetched(id, commit, &commit.hash).map_err(not_recorded)?;
                 }
                 return Err(StepError { message: error.message, chance: error.chance });
             }
@@ -282,31 +297,36 @@ impl Running {
     }
 
     /// Steps 2 to 4, in the tree that was checked out.
-    fn change(&mut self, host: &Host, checkout: &git::Checkout) -> Result<(Plan, Timestamp), UpError> {
-        let prepared = self.prepare(host).map_err(untouched)?;
-        let Prepared { stack, plan, how, .. } = &prepared;
+    fn change(&mut self, host: &Host, checkout: &git::Checkout) -> Result<BroughtUp, UpError> {
+        let Prepared { stack, plan, secret_files, remove_orphans, _plaintext } =
+            self.prepare(host).map_err(untouched)?;
+        let secret_files = secret_files.switch(&plan).map_err(untouched)?;
+        let how = Up { remove_orphans, recreate: secret_files.recreate().clone() };
         // 4. Bring it up; that it begins is written first.
-        let brought_up = BroughtUp {
-            compose_project: plan.project.clone(),
-            folder: stack.folder.clone(),
-            services: plan.services.keys().cloned().collect(),
-            volumes: plan.volumes.clone(),
-        };
-        let begins = host.store.up_begins(self.job.deployment.id, &brought_up);
+        let begins = host.store.up_begins(
+            self.job.deployment.id,
+            &store::BroughtUp {
+                compose_project: plan.project.clone(),
+                folder: stack.folder.clone(),
+                services: plan.services.keys().cloned().collect(),
+                volumes: plan.volumes.clone(),
+            },
+        );
         begins.map_err(|error| untouched(not_recorded(error)))?;
         let (step, since) = (Instant::now(), Timestamp::now());
-        let result = host.driver.up(stack, plan, how, self.control.limit(), &mut self.journal);
+        let result = host.driver.up(&stack, &plan, &how, self.control.limit(), &mut self.journal);
         let containers = result.as_ref().map_or_else(|error| error.containers, |()| Containers::Changed);
         if containers != Containers::Untouched {
             settle::keep(checkout, &mut self.journal);
         }
         // A stop leaves that to the next start: now there is no time for it.
         if containers == Containers::Interrupted && self.control.cause() != Some(Cause::Stop) {
-            settle::heal(host, stack, plan, &mut self.journal);
+            settle::heal(host, &stack, &plan, &mut self.journal);
         }
         result?;
+        secret_files.up_has_ended();
         self.journal.step("up", step);
-        Ok((prepared.plan, since))
+        Ok(BroughtUp { plan, since, secret_files })
     }
 
     /// Steps 2 and 3, which change nothing.
@@ -323,12 +343,22 @@ impl Running {
             journal.step(&format!("variables: {}", names.join(", ")), step);
         }
 
+        let Repository { secret_files: named, .. } = &job.repository;
+        let step = Instant::now();
+        let secret_files =
+            secret_files::prepare(&job.repository, &stack.folder, &host.settings, &host.hash_key, limit, journal)?;
+        if !named.is_empty() {
+            journal.step(&format!("secret files: {}", listed(named)), step);
+        }
+
         // 3. Ask Compose what it would run, and refuse before anything changes.
         let step = Instant::now();
         let plan = host.driver.plan(&stack, limit, journal)?;
+        let records = host.store.repositories(None).map_err(not_recorded)?;
+        claims::refuse_taken(&plan.project, &stack.folder, &job.repository.name, &records, &job.catalog)?;
+        secret_files.refuse(&plan, &plaintext)?;
         journal.step(&planned(&plan), step);
-        let how = Up { remove_orphans: true, recreate: BTreeSet::new() };
-        Ok(Prepared { stack, plan, how, _plaintext: plaintext })
+        Ok(Prepared { stack, plan, secret_files, remove_orphans: true, _plaintext: plaintext })
     }
 
     /// It did not work, or somebody ended it.
@@ -363,7 +393,7 @@ impl Running {
             }
             Some(Outcome::Skipped { .. }) | None => {}
         }
-        Ended { running: self, outcome }
+        Ended { running: self, outcome, secret_files: None }
     }
 }
 
@@ -387,11 +417,14 @@ pub fn assemble(
 
 fn nothing_to_do(checkout: &git::Checkout) -> String {
     let since = checkout.skip_if_unchanged_since.as_ref().map_or("", CommitHash::short);
-    let paths: Vec<String> = checkout.watch_paths.iter().map(|path| path.display().to_string()).collect();
-    match paths.is_empty() {
+    match checkout.watch_paths.is_empty() {
         true => format!("nothing changed since {since}"),
-        false => format!("nothing under `watch_paths` changed since {since}: {}", paths.join(", ")),
+        false => format!("nothing under `watch_paths` changed since {since}: {}", listed(&checkout.watch_paths)),
     }
+}
+
+fn listed(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
 fn untouched(error: StepError) -> UpError {

@@ -93,11 +93,11 @@ fn restore(
     checkout: &git::Checkout,
     journal: &mut Journal,
 ) -> Result<(), String> {
-    let done = git::put_back(checkout, &host.git, &Limit::after(PUT_BACK_LIMIT)).map_err(|error| error.message)?;
-    done.notes.iter().for_each(|note| journal.line(LogLevel::Warning, note));
-    if !done.was_needed {
+    if !checkout.can_be_put_back() {
         return Ok(());
     }
+    let done = git::put_back(checkout, &host.git, &Limit::after(PUT_BACK_LIMIT)).map_err(|error| error.message)?;
+    done.notes.iter().for_each(|note| journal.line(LogLevel::Warning, note));
     journal.line(LogLevel::Info, "no container has changed: the files that lay there before were put back");
     host.store.put_back(record.id, done.commit.as_ref()).map_err(|error| error.to_string())
 }

@@ -12,8 +12,9 @@ use crate::config::project::UnsetVariables;
 use crate::config::{Repository, Settings};
 use crate::model::LogLevel;
 use crate::secrets::env_file::{self, Surroundings};
+use crate::secrets::mounted::is_link;
 use crate::secrets::runtime::{Linked, RuntimeFolder};
-use crate::secrets::{EnvFile, Secret, SecretsError, Sops, read_env_file};
+use crate::secrets::{EnvFile, Secret, SecretsError, Sops, plain_name, read_env_file};
 
 /// All variables of a stack.
 pub struct Variables {
@@ -28,12 +29,27 @@ pub struct Variables {
 pub struct Plaintext {
     folder: Option<RuntimeFolder>,
     variables_file: Option<PathBuf>,
+    links: Vec<PassingLink>,
+}
+
+/// A link to decrypted variables that goes when `up` has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PassingLink {
+    /// Its path; its folder's links are followed.
+    pub path: PathBuf,
+    /// The encrypted `env_file` beside it.
+    pub encrypted: PathBuf,
 }
 
 impl Plaintext {
     /// All variables as one dotenv file; none where there are no variables.
     pub fn variables_file(&self) -> Option<PathBuf> {
         self.variables_file.clone()
+    }
+
+    /// The links that lie beside encrypted `env_file`s meanwhile.
+    pub fn links(&self) -> &[PassingLink] {
+        &self.links
     }
 }
 
@@ -60,10 +76,7 @@ pub fn gather(
         all: BTreeMap::new(),
         plaintext: Plaintext::default(),
     };
-    let own = folder.join(".env");
-    if own.is_file() {
-        gathering.read(&own, Path::new(".env"), limit, journal)?;
-    }
+    gathering.read_own(folder, limit, journal)?;
     let defaults = Defaults::of(&gathering.all);
     for file in &repository.env_files {
         let path = stack::joined(folder, file);
@@ -94,6 +107,27 @@ struct Gathering<'a> {
 }
 
 impl Gathering<'_> {
+    /// Adds those of the stack's own `.env`. Where that is the link to a secret file, they are in the encrypted file,
+    /// and the link, if it is there yet, leads to those of the deployment before.
+    fn read_own(&mut self, folder: &Path, limit: &Limit, journal: &mut Journal) -> Result<(), StepError> {
+        let own = folder.join(".env");
+        let is_own = |file: &&PathBuf| {
+            let path = stack::joined(folder, file);
+            let name = path.file_name().and_then(|name| plain_name(&name.to_string_lossy()));
+            name.is_some_and(|name| path.with_file_name(name) == own)
+        };
+        match self.repository.secret_files.iter().find(is_own) {
+            // It is read below.
+            Some(file) if self.repository.env_files.contains(file) => {}
+            Some(file) => drop(self.read(&stack::joined(folder, file), file, limit, journal)?),
+            None if own.is_file() && !is_link(&own, &self.settings.runtime_path) => {
+                self.read(&own, Path::new(".env"), limit, journal)?;
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
     /// Adds a file's variables; gives its decrypted text where it was encrypted.
     fn read(
         &mut self,
@@ -126,13 +160,20 @@ impl Gathering<'_> {
         let name = encrypted.file_name().unwrap_or_default().to_string_lossy();
         let folder = self.runtime_folder()?;
         let target = folder.write(&name, text.expose())?;
-        if let Linked::NameTaken(path) = folder.link_beside(encrypted, &target, within)? {
-            let message = format!(
-                "{} exists and stays as it is: an `env_file:` that names it does not see the decrypted {}",
-                path.display(),
-                shown.display()
-            );
-            journal.line(LogLevel::Warning, &message);
+        match folder.link_beside(encrypted, &target, within)? {
+            Linked::Made(path) => {
+                let encrypted = path.with_file_name(&*name);
+                self.plaintext.links.push(PassingLink { path, encrypted });
+            }
+            Linked::NameTaken(path) => {
+                let message = format!(
+                    "{} exists and stays as it is: an `env_file:` that names it does not see the decrypted {}",
+                    path.display(),
+                    shown.display()
+                );
+                journal.line(LogLevel::Warning, &message);
+            }
+            Linked::Lasting | Linked::NotNeeded => {}
         }
         Ok(())
     }
