@@ -233,11 +233,7 @@ impl Running {
         let checkout = self.checkout(host).map_err(not_recorded)?;
         let brought_up = match self.check_out(host, &checkout) {
             Ok(Fetched { done: Done::Unchanged, .. }) => return Ok(Reached::NothingToDo(nothing_to_do(&checkout))),
-            Ok(fetched) => self.change(host, &checkout).map(|(plan, since)| Reached::Up {
-                plan,
-                since,
-                commit: fetched.commit.hash,
-            }),
+            Ok(fetched) => self.change(host, &checkout).map(|up| Reached::Up(up, fetched.commit.hash)),
             Err(error) => Err(untouched(error)),
         };
         brought_up.map_err(|error| {
