@@ -188,7 +188,6 @@ fn job(host: &Host) -> Job {
         check_interval_seconds: repository.check_interval.as_secs(),
         is_manual: false,
         config_hash: "hash".to_owned(),
-        is_manual: false,
     };
     let project = ProjectSpec {
         name: "home".to_owned(),

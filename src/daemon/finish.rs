@@ -9,7 +9,6 @@ use super::shared::Shared;
 use super::threads::{STACK_BYTES, Threads};
 use crate::config::Repository;
 use crate::deploy::pipeline::{Ended, Job, Waiting};
-use crate::model::{Asked, Trigger};
 use crate::store::StoreError;
 
 /// An outcome that the database does not take, on a full disk say, is offered to it again after this.

@@ -1,7 +1,7 @@
 //! From a configured repository to what the git child is told about its working tree; and a look at what the remote has
 //! without touching that tree.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::pipeline::Host;
 use super::{StepError, remote};
@@ -65,6 +65,6 @@ fn siblings(host: &Host, repository: &Repository) -> Result<Vec<CommitHash>, Sto
     }
     let records = host.store.repositories(None)?.into_iter();
     let others = records
-        .filter(|record| record.name != repository.name && PathBuf::from(&record.local_path) == repository.local_path);
+        .filter(|record| record.name != repository.name && Path::new(&record.local_path) == repository.local_path);
     Ok(others.filter_map(|record| record.checked_out_commit).collect())
 }

@@ -5,7 +5,6 @@
 //! [`Waiting`] can be carried to a thread of its own, and the worker goes on. Either way a deployment comes to its
 //! [`Ended`], which records the outcome.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -78,7 +77,7 @@ pub fn begin(host: &Host, job: Job, control: &Control) -> Result<Begun, StoreErr
     let journal = Journal::new(Arc::clone(&host.store), id, known_secrets(host, &job));
     let mut running = Running { job, control: control.clone(), journal, began };
     Ok(match running.bring_up(host) {
-        Ok(Reached::Up(up, commit)) => Begun::Waits(Box::new(Waiting { running, up, commit })),
+        Ok(Reached::Up(up, commit)) => Begun::Waits(Box::new(Waiting { running, up: *up, commit })),
         Ok(Reached::NothingToDo(reason)) => running.ended(Some(Outcome::Skipped { reason })).into(),
         Err(error) => running.failed(error).into(),
     })
@@ -190,7 +189,7 @@ impl From<Ended> for Begun {
 /// How far a deployment came without an error.
 enum Reached {
     /// Compose has done what it was to do.
-    Up(BroughtUp, CommitHash),
+    Up(Box<BroughtUp>, CommitHash),
     /// The commit changes nothing of the stack.
     NothingToDo(String),
 }
@@ -233,7 +232,7 @@ impl Running {
         let checkout = self.checkout(host).map_err(not_recorded)?;
         let brought_up = match self.check_out(host, &checkout) {
             Ok(Fetched { done: Done::Unchanged, .. }) => return Ok(Reached::NothingToDo(nothing_to_do(&checkout))),
-            Ok(fetched) => self.change(host, &checkout).map(|up| Reached::Up(up, fetched.commit.hash)),
+            Ok(fetched) => self.change(host, &checkout).map(|up| Reached::Up(Box::new(up), fetched.commit.hash)),
             Err(error) => Err(untouched(error)),
         };
         brought_up.map_err(|error| {
