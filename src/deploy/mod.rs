@@ -1,6 +1,5 @@
 //! From a pending row to a running stack: the pipeline, and the drivers that run stacks.
 
-mod claims;
 pub mod compose;
 pub mod containers;
 mod journal;
@@ -8,6 +7,7 @@ pub mod pipeline;
 mod probe;
 pub mod remote;
 pub mod stack;
+pub mod takeover;
 mod variables;
 
 use std::collections::{BTreeMap, BTreeSet};

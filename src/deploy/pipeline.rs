@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use super::journal::Journal;
+use super::takeover::{Memory, Situation};
 use super::variables::{self, Plaintext, Variables};
-use super::{Driver, Log, Plan, Stack, StepError, Timing, Up, claims, probe, remote, stack};
+use super::{Driver, Log, Plan, Stack, StepError, Timing, Up, probe, remote, stack, takeover};
 use crate::command::Limit;
 use crate::config::{Catalog, Repository, Settings};
 use crate::git;
@@ -151,7 +152,17 @@ fn prepare(
     let step = Instant::now();
     let plan = host.driver.plan(&stack, limit, journal)?;
     let records = host.store.repositories(None).map_err(not_recorded)?;
-    claims::refuse_taken(&plan.project, &stack.folder, &job.repository.name, &records, &job.catalog)?;
+    let nothing = BTreeSet::new();
+    let situation = Situation {
+        stack: &stack,
+        plan: &plan,
+        survey: &[],
+        own: &job.record,
+        memory: Memory { services: &nothing, volumes: &plan.volumes, accepted: &nothing },
+        records: &records,
+        catalog: &job.catalog,
+    };
+    takeover::check(&situation, host.driver.as_ref(), limit)?;
     journal.step(&planned(&plan), step);
     Ok((stack, plan, plaintext))
 }
