@@ -2,6 +2,7 @@
 //! own for the order of the steps.
 #![allow(clippy::disallowed_methods, reason = "tests start programs and threads")]
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
@@ -13,7 +14,7 @@ use shiparr::config::catalog::{Accepted, Basis, Catalog};
 use shiparr::config::{Environment, Settings, Severity};
 use shiparr::deploy::control::{Cause, Control};
 use shiparr::deploy::pipeline::{self, Begun, Host, Job};
-use shiparr::deploy::{self, Containers, Driver, Log, Plan, Stack, StepError, Timing, Up, UpError};
+use shiparr::deploy::{self, Containers, Driver, Log, Plan, Resident, Stack, StepError, Timing, Up, UpError};
 use shiparr::git;
 use shiparr::model::{Asked, Chance, DeploymentId, DeploymentRecord, LogLevel, Status, Trigger};
 use shiparr::store::{Outcome, ProjectSpec, RepositorySpec, Store};
@@ -343,6 +344,22 @@ impl Driver for Recorder {
             services,
             ..Plan::default()
         })
+    }
+
+    fn survey(&self, _: &Limit) -> Result<Vec<Resident>, StepError> {
+        Ok(Vec::new())
+    }
+
+    fn owners_of_volumes(
+        &self,
+        _: &BTreeSet<String>,
+        _: &Limit,
+    ) -> Result<BTreeMap<String, Option<String>>, StepError> {
+        Ok(BTreeMap::new())
+    }
+
+    fn services_of_all_profiles(&self, _: &Stack, _: &Plan, _: &Limit) -> Result<BTreeSet<String>, StepError> {
+        Ok(BTreeSet::new())
     }
 
     fn up(&self, stack: &Stack, _: &Plan, _: &Up, _: &Limit, log: &mut dyn Log) -> Result<(), UpError> {

@@ -292,6 +292,7 @@ fn dependency_unmet(record: &RepositoryRecord) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
     use std::path::Path;
     use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -300,7 +301,7 @@ mod tests {
     use crate::daemon::threads::STACK_BYTES;
     use crate::daemon::{interrupt, reload};
     use crate::deploy::pipeline::Host;
-    use crate::deploy::{Driver, Log, Plan, Stack, StepError, Timing, Up, UpError};
+    use crate::deploy::{Driver, Log, Plan, Resident, Stack, StepError, Timing, Up, UpError};
     use crate::git;
     use crate::model::{Asked, Trigger};
     use crate::store::Store;
@@ -328,6 +329,22 @@ mod tests {
 
         fn plan(&self, _: &Stack, _: &Limit, _: &mut dyn Log) -> Result<Plan, StepError> {
             unreachable!("there is no git")
+        }
+
+        fn survey(&self, _: &Limit) -> Result<Vec<Resident>, StepError> {
+            Ok(Vec::new())
+        }
+
+        fn owners_of_volumes(
+            &self,
+            _: &BTreeSet<String>,
+            _: &Limit,
+        ) -> Result<BTreeMap<String, Option<String>>, StepError> {
+            Ok(BTreeMap::new())
+        }
+
+        fn services_of_all_profiles(&self, _: &Stack, _: &Plan, _: &Limit) -> Result<BTreeSet<String>, StepError> {
+            Ok(BTreeSet::new())
         }
 
         fn up(&self, _: &Stack, _: &Plan, _: &Up, _: &Limit, _: &mut dyn Log) -> Result<(), UpError> {

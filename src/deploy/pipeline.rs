@@ -14,9 +14,10 @@ use jiff::Timestamp;
 use super::control::{Cause, Control};
 use super::journal::Journal;
 use super::secret_files::{self, SecretFiles, Switched};
+use super::takeover::{self, Judgement, Memory, Situation};
 use super::variables::{self, Plaintext, Variables};
 use super::{
-    Containers, Driver, Log, Plan, Stack, StepError, Timing, Up, UpError, checkout, claims, probe, remote, settle,
+    Containers, Driver, Log, Plan, Resident, Stack, StepError, Timing, Up, UpError, checkout, probe, remote, settle,
     stack,
 };
 use crate::command::Limit;
@@ -207,7 +208,7 @@ struct Prepared {
     stack: Stack,
     plan: Plan,
     secret_files: SecretFiles,
-    remove_orphans: bool,
+    judgement: Judgement,
     _plaintext: Plaintext,
 }
 
@@ -293,10 +294,10 @@ impl Running {
 
     /// Steps 2 to 4, in the tree that was checked out.
     fn change(&mut self, host: &Host, checkout: &git::Checkout) -> Result<BroughtUp, UpError> {
-        let Prepared { stack, plan, secret_files, remove_orphans, _plaintext } =
-            self.prepare(host).map_err(untouched)?;
+        let Prepared { stack, plan, secret_files, judgement, _plaintext } = self.prepare(host).map_err(untouched)?;
         let secret_files = secret_files.switch(&plan).map_err(untouched)?;
-        let how = Up { remove_orphans, recreate: secret_files.recreate().clone() };
+        let recreate = secret_files.recreate().union(&judgement.recreate).cloned().collect();
+        let how = Up { remove_orphans: judgement.remove_orphans, recreate };
         // 4. Bring it up; that it begins is written first.
         let begins = host.store.up_begins(
             self.job.deployment.id,
@@ -308,6 +309,8 @@ impl Running {
             },
         );
         begins.map_err(|error| untouched(not_recorded(error)))?;
+        let accepted = host.store.accept(self.job.record.id, &judgement.accepted);
+        accepted.map_err(|error| untouched(not_recorded(error)))?;
         let (step, since) = (Instant::now(), Timestamp::now());
         let result = host.driver.up(&stack, &plan, &how, self.control.limit(), &mut self.journal);
         let containers = result.as_ref().map_or_else(|error| error.containers, |()| Containers::Changed);
@@ -348,12 +351,13 @@ impl Running {
 
         // 3. Ask Compose what it would run, and refuse before anything changes.
         let step = Instant::now();
-        let plan = host.driver.plan(&stack, limit, journal)?;
-        let records = host.store.repositories(None).map_err(not_recorded)?;
-        claims::refuse_taken(&plan.project, &stack.folder, &job.repository.name, &records, &job.catalog)?;
+        let (plan, survey) = plan_and_survey(host, &stack, limit, journal);
+        let plan = plan?;
         secret_files.refuse(&plan, &plaintext)?;
+        let judgement = judge(host, job, &stack, &plan, &survey?, limit)?;
+        judgement.notes.iter().for_each(|note| journal.line(LogLevel::Warning, note));
         journal.step(&planned(&plan), step);
-        Ok(Prepared { stack, plan, secret_files, remove_orphans: true, _plaintext: plaintext })
+        Ok(Prepared { stack, plan, secret_files, judgement, _plaintext: plaintext })
     }
 
     /// It did not work, or somebody ended it.
@@ -408,6 +412,38 @@ pub fn assemble(
     let (variables, plaintext) = variables::gather(repository, &folder, settings, runtime_name, limit, journal)?;
     let stack = describe(repository, asked.clone(), folder, variables, &plaintext)?;
     Ok((stack, plaintext))
+}
+
+/// What Compose would run, and what runs on the host: two programs that are asked at the same time.
+fn plan_and_survey(
+    host: &Host,
+    stack: &Stack,
+    limit: &Limit,
+    journal: &mut Journal,
+) -> (Result<Plan, StepError>, Result<Vec<Resident>, StepError>) {
+    std::thread::scope(|scope| {
+        let survey = scope.spawn(|| host.driver.survey(limit));
+        let plan = host.driver.plan(stack, limit, journal);
+        let survey = survey.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        (plan, survey)
+    })
+}
+
+/// Whether the stack may be brought up beside, or over, what is there.
+fn judge(
+    host: &Host,
+    job: &Job,
+    stack: &Stack,
+    plan: &Plan,
+    survey: &[Resident],
+    limit: &Limit,
+) -> Result<Judgement, StepError> {
+    let records = host.store.repositories(None).map_err(not_recorded)?;
+    let own = records.iter().find(|record| record.id == job.record.id).unwrap_or(&job.record);
+    let memory =
+        Memory { services: &own.brought_up_services, volumes: &own.brought_up_volumes, accepted: &own.accepted };
+    let situation = Situation { stack, plan, survey, own, memory, records: &records, catalog: &job.catalog };
+    takeover::check(&situation, host.driver.as_ref(), limit)
 }
 
 fn nothing_to_do(checkout: &git::Checkout) -> String {
