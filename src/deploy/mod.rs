@@ -65,6 +65,18 @@ pub enum Containers {
     Interrupted,
 }
 
+impl UpError {
+    /// The same with what came of [`Driver::heal`] after it.
+    #[must_use]
+    pub fn after_healing(self, healed: Result<(), StepError>) -> StepError {
+        let how = match healed {
+            Ok(()) => "what it had stopped was started again".to_owned(),
+            Err(error) => format!("what it had stopped could not all be started again: {error}"),
+        };
+        StepError { message: format!("{}; {how}", self.error.message), ..self.error }
+    }
+}
+
 impl From<UpError> for StepError {
     fn from(error: UpError) -> StepError {
         error.error
