@@ -186,7 +186,9 @@ impl Driver for Compose {
             builds: resolved.builds,
             one_shots: resolved.one_shots,
             services: resolved.services,
-            ..Plan::default()
+            container_names: resolved.container_names,
+            volumes: resolved.volumes,
+            mounts: resolved.mounts,
         })
     }
 

@@ -97,10 +97,7 @@ fn kill_once(lab: &mut Lab, value: u64, delay: Duration, softly: bool) -> Option
     let name = format!("{}-own", lab.stack.default_project);
     let value = value.to_string();
     lab.set(&[("V", &value), ("NAME", &name)]);
-    let mut plan = lab.plan().unwrap();
-    if lab.state().iter().any(|(_, name, ..)| name.ends_with("-own")) {
-        plan.container_names.insert("web".to_owned(), name);
-    }
+    let plan = lab.plan().unwrap();
     let before = lab.state();
     let limit = Limit::after(LIMIT);
     lab.log = Lines::default();
