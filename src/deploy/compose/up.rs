@@ -242,3 +242,47 @@ pub(super) fn wishes(stack: &Stack, plan: &Plan) -> Vec<&'static str> {
     }
     wishes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn progress(lines: &[&str]) -> Progress {
+        let mut progress = Progress::default();
+        lines.iter().for_each(|line| progress.note(line));
+        progress
+    }
+
+    #[test]
+    fn what_compose_says_tells_how_it_leaves_the_containers() {
+        use Containers::{Changed, Interrupted, Untouched};
+        // The second form of each line is that of Compose 5.
+        for (lines, was_killed, expected) in [
+            (&[" Network x_default  Created", " Container x-a-1  Running"][..], true, Untouched),
+            (&[" Container x-a-1 Waiting ", " Container x-a-1 Healthy "], true, Untouched),
+            (&[" Container x-a-1  Recreate"], true, Interrupted),
+            (&[" Container x-a-1  Creating"], true, Interrupted),
+            (&[" Container x-a-1  Creating"], false, Changed),
+            (&[" Container x-a-1 Recreate ", " Container x-a-1 Recreated "], false, Changed),
+            (
+                &[" Container x-a-1  Recreate", " Container x-b-1  Recreate", " Container x-b-1  Recreated"],
+                false,
+                Interrupted,
+            ),
+            (&[" Container x-a-1 Stopping ", " Container x-a-1 Error while Stopping "], false, Interrupted),
+            (&[" Container x-a-1  Stopping", " Container x-a-1  Stopped"], false, Changed),
+        ] {
+            assert_eq!(progress(lines).left(was_killed), expected, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn the_error_says_what_came_of_the_healing() {
+        let error = UpError { error: StepError::for_good("it took too long"), containers: Containers::Interrupted };
+        let healed = error.clone().after_healing(Ok(()));
+        assert_eq!(healed.message, "it took too long; what it had stopped was started again");
+        let error = error.after_healing(Err(StepError::for_now("no room")));
+        assert_eq!(error.message, "it took too long; what it had stopped could not all be started again: no room");
+        assert_eq!(error.chance, Chance::Final);
+    }
+}
