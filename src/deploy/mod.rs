@@ -9,6 +9,8 @@ mod probe;
 pub mod remote;
 pub mod secret_files;
 pub mod stack;
+#[cfg(test)]
+mod testing;
 mod variables;
 
 use std::collections::{BTreeMap, BTreeSet};

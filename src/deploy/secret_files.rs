@@ -243,3 +243,6 @@ fn relative(folder: &Path, path: &Path) -> PathBuf {
     let up = folder.components().skip(shared).map(|_| Component::ParentDir);
     up.chain(path.components().skip(shared)).collect()
 }
+
+#[cfg(test)]
+mod tests;
