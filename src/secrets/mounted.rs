@@ -158,6 +158,14 @@ impl MountedFiles {
         record.store(&self.data, repository)
     }
 
+    /// The repositories that have secret files, by name.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn repositories(&self) -> Result<Vec<RepositoryName>, SecretsError> {
+        Record::repositories(&self.data)
+    }
+
     /// The files that a repository has.
     ///
     /// # Errors

@@ -190,6 +190,17 @@ fn a_stack_without_secret_files_leaves_no_trace() {
     }
 }
 
+#[test]
+fn what_a_repository_has_that_nobody_knows_goes() {
+    let lab = lab_with(&["tls.key.enc"]);
+    lab.write_encrypted("tls.key.enc", "binary", "one");
+    deployed(&lab, &Plan::default());
+    assert!(forget_unknown(std::slice::from_ref(&lab.repository.name), &lab.settings, &KEY).is_empty());
+    assert!(lab.path("tls.key").exists());
+    assert!(forget_unknown(&[], &lab.settings, &KEY).is_empty());
+    assert!(!is_there(&lab.path("tls.key")));
+}
+
 const COMPOSE_FILE: &str = r#"
 x-service: &service
   image: shiparr-test/busybox:1

@@ -328,12 +328,22 @@ fn what_cannot_be_made_again_is_named_and_tried_again() {
 #[test]
 fn a_damaged_record_stops_no_start_and_removes_nothing() {
     let lab = Lab::new();
-    lab.encrypt("tree/stack/a.enc", b"x");
-    lab.deploy("web", "tree/stack/a.enc");
-    std::fs::write(lab.path("data/secret-files/home.web.json"), "{").unwrap();
+    for (name, path) in [("web", "tree/stack/a.enc"), ("media", "tree/stack/b.enc")] {
+        lab.encrypt(path, b"x");
+        lab.deploy(name, path);
+    }
+    let record = lab.path("data/secret-files/home.media.json");
+    std::fs::write(&record, "{").unwrap();
+    std::fs::remove_file(std::fs::read_link(lab.path("tree/stack/a")).unwrap()).unwrap();
     let restored = lab.restore();
-    assert!(restored.problems[0].problem.contains("home.web.json is damaged"), "{restored:?}");
-    assert_eq!(std::fs::read(lab.path("tree/stack/a")).unwrap(), b"x");
+    assert_eq!(restored.repositories, [named("web")]);
+    assert_eq!(restored.problems.len(), 1, "{restored:?}");
+    assert!(restored.problems[0].problem.contains("home.media.json is damaged"), "{restored:?}");
+    assert_eq!(restored.problems[0].repository, Some(named("media")));
+    assert_eq!(std::fs::read(lab.path("tree/stack/b")).unwrap(), b"x");
+    // What the message says to do.
+    std::fs::remove_file(record).unwrap();
+    assert_eq!(lab.switch("media", &["tree/stack/b.enc"]).len(), 1);
 }
 
 #[test]
