@@ -244,8 +244,8 @@ class Scene:
         self.write_project()
         self.daemon = Daemon(arguments.binary, self.environment(hook), self.folder / "log", self.moments)
         self.untracked = self.make_untracked()
-        self.pusher = Actor(self.push_something, self.random("pusher"), (0.2, 2.0))
-        self.caller = Actor(self.ask_for_something, self.random("caller"), (0.1, 1.5))
+        self.pusher = Actor(self.push_something, self.random("pusher"), (0.1, 1.5))
+        self.caller = Actor(self.ask_for_something, self.random("caller"), (0.1, 1.0))
         self.pusher.start()
         self.caller.start()
 
@@ -327,10 +327,10 @@ class Scene:
         self.pusher.hold()
         self.caller.hold()
 
-    def push_last(self, random_):
-        """The last commits before a fault ends: most are good."""
+    def push_last(self, random_, good_share):
+        """The last commits before a fault ends."""
         for stack in self.stacks:
-            if stack.tip is None or (not stack.tip.is_good and random_.random() < 0.7):
+            if stack.tip is None or (not stack.tip.is_good and random_.random() < good_share):
                 stack.push("good")
 
     # ---- Calm ----
