@@ -43,6 +43,7 @@ class Chaos:
         for fault in faults:
             rounds = self.arguments.rounds if fault == "kill" else max(1, self.arguments.rounds // ROUNDS_SHARE)
             getattr(self, fault)(rounds)
+        self.scene.count()
 
     def step(self, what):
         print(f"chaos: {time.strftime('%H:%M:%S')} {what}", flush=True)
@@ -115,7 +116,7 @@ class Chaos:
             self.scene.go()
             for offset in (*offsets, 0):
                 self.scene.clock.set(offset)
-                time.sleep(self.long(3, 8))
+                time.sleep(self.long(2, 8))
             self.end_round()
             self.check()
             self.check_durations()
@@ -260,8 +261,7 @@ def main():
     if keep:
         print(f"chaos: kept in {scene.folder}", flush=True)
     if failed is None:
-        seconds = time.monotonic() - began
-        print(f"chaos: all is well after {seconds:.0f} s: {sum(len(stack.commits) for stack in scene.stacks)} commits, {len(scene.accepted)} accepted triggers")
+        print(f"chaos: all is well after {time.monotonic() - began:.0f} s: {scene.figures}", flush=True)
         return 0
     print(f"chaos: FAILED with --seed {arguments.seed}:\n{failed}", file=sys.stderr)
     return 1

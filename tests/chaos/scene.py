@@ -218,7 +218,7 @@ class Scene:
         self.disk = SmallDisk(self.folder / "data")
         self.timeless_only = False
         self.accepted, self.refused, self.may_refuse = [], [], False
-        self.may_be_unreachable = True
+        self.figures = ""
         self.stacks, self.engine, self.proxy, self.daemon = [], None, None, None
         try:
             self.set_up(arguments)
@@ -386,6 +386,16 @@ class Scene:
         self.clock.set(0)
 
     # ---- The end ----
+
+    def count(self):
+        """What there was to survive."""
+        counted = "SELECT count(*), sum(status = 'success'), sum(error LIKE 'interrupted%') FROM deployments"
+        deployments, successes, interrupted = self.query(counted)[0]
+        commits = sum(len(stack.commits) for stack in self.stacks)
+        self.figures = (
+            f"{commits} commits, {len(self.accepted)} accepted triggers, {deployments} deployments, {successes} with success, "
+            f"{interrupted} interrupted"
+        )
 
     def leave(self, keep):
         """Ends and removes everything, by what was started here."""

@@ -166,7 +166,7 @@ class Slow(Stack):
 
     def files(self, version, kind):
         command = self.command(kind) if kind == "crash" else "[sh, -c, 'trap : TERM; while :; do sleep 1; done']"
-        service = self.service(version, command, "    stop_grace_period: 3s\n").replace("    init: true\n", "")
+        service = self.service(version, command, "    stop_grace_period: 2s\n").replace("    init: true\n", "")
         return {"compose.yaml": f"services:\n  web:\n{service}"}
 
 
