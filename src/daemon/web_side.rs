@@ -12,6 +12,7 @@ use super::shared::Shared;
 use super::tell;
 use super::threads::{STACK_BYTES, Threads};
 use crate::config::Catalog;
+use crate::deploy::secret_files;
 use crate::model::{RepositoryId, RepositoryName};
 use crate::web::{self, CONTROL_SOCKET, Context, Listener, NotifyResult, StopWeb};
 
@@ -93,6 +94,15 @@ impl web::Daemon for Side {
 
     fn check_now(&self, id: RepositoryId) {
         self.shared.check_now(id);
+    }
+
+    fn forgotten(&self, repositories: &[RepositoryName]) {
+        let host = &self.shared.host;
+        for name in repositories {
+            if let Err(error) = secret_files::forget(name, &host.settings, &host.hash_key) {
+                log::error!("{name}: its decrypted files stay until the next start: {error}");
+            }
+        }
     }
 
     fn docker_problem(&self) -> Option<String> {

@@ -82,6 +82,7 @@ impl Worker {
                     DATABASE_AGAIN
                 }
             };
+            let pause = if self.shared.restore.go_on(&self.shared) { DOCKER_AGAIN.min(pause) } else { pause };
             self.shared.wait_for_work(pause);
         }
     }
@@ -357,6 +358,10 @@ mod tests {
 
         fn wait(&self, _: &Plan, _: &Timing, _: &Limit, _: &mut dyn Log) -> Result<(), StepError> {
             unreachable!("there is no git")
+        }
+
+        fn start_unmounted(&self, _: &str, _: &Limit) -> Result<Vec<String>, StepError> {
+            unreachable!("nothing is restored")
         }
 
         fn prune_images(&self, _: &Limit, _: &mut dyn Log) -> Result<(), StepError> {

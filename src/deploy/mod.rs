@@ -251,6 +251,13 @@ pub trait Driver: Send + Sync {
     /// What stays stopped, and why, in one line.
     fn heal(&self, stack: &Stack, plan: &Plan, log: &mut dyn Log) -> Result<(), StepError>;
 
+    /// Starts those containers of a project that could not be started because something that they mount was not there,
+    /// and answers their names: after a reboot, Docker was there before the decrypted files.
+    ///
+    /// # Errors
+    /// What stays stopped, and why, in one line.
+    fn start_unmounted(&self, project: &str, limit: &Limit) -> Result<Vec<String>, StepError>;
+
     /// Waits until it is well: healthy, or up for `settle_time`, or ended with 0 where that is meant (spec section 4, step
     /// 5). Many stacks may be waited for at the same time, each on a thread of its own: they are looked at together, so
     /// the load does not grow with their number. Returns at once when the limit is cancelled, also while Docker hangs.

@@ -89,6 +89,9 @@ pub trait Daemon: Send + Sync {
     /// A repository is checked now, rather than when its interval ends.
     fn check_now(&self, id: RepositoryId);
 
+    /// The records of these repositories are gone; what else was kept for them goes too.
+    fn forgotten(&self, repositories: &[RepositoryName]);
+
     /// Why Docker does not answer, as it was found out in the background.
     fn docker_problem(&self) -> Option<String>;
 

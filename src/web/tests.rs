@@ -50,6 +50,8 @@ impl Daemon for FakeDaemon {
         self.checked.lock().unwrap().push(id);
     }
 
+    fn forgotten(&self, _: &[RepositoryName]) {}
+
     fn docker_problem(&self) -> Option<String> {
         self.docker_problem.lock().unwrap().clone()
     }

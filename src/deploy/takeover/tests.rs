@@ -55,7 +55,6 @@ fn record(name: &str) -> RepositoryRecord {
         accepted: BTreeSet::new(),
         waiting: false,
         is_manual: false,
-        secret_files_hash: None,
         created_at: Timestamp::UNIX_EPOCH,
         last_deployment: None,
         status: None,
