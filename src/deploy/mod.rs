@@ -1,11 +1,15 @@
 //! From a pending row to a running stack: the pipeline, and the drivers that run stacks.
 
+pub mod checkout;
 pub mod compose;
 pub mod containers;
+pub mod control;
 mod journal;
 pub mod pipeline;
 mod probe;
 pub mod remote;
+pub mod secret_files;
+pub mod settle;
 pub mod stack;
 pub mod takeover;
 mod variables;
