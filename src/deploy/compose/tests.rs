@@ -3,7 +3,9 @@
 #![allow(clippy::disallowed_methods, reason = "tests read the environment that they run in")]
 
 mod heal;
+mod odd;
 mod taking_over;
+mod together;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};

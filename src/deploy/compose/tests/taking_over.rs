@@ -186,9 +186,11 @@ fn two_folders_of_one_name_do_not_take_each_other_over() {
         lab.bring_up_as(&plan, &judgement);
         let other = lab.docker(&["ps", "-q", "--no-trunc", "--filter", &format!("name={project}-other-1")]);
         assert!(before.contains(&other), "{}", lab.log.text());
+        let after = lab.ids();
+        assert_eq!((after.len(), after.intersection(&before).count()), (3, 1), "{}", lab.log.text());
         lab.stack.asked.adopt = false;
         let (_, later) = lab.check(Some(&plan), &judgement.accepted).unwrap();
-        assert!(!later.remove_orphans, "{later:?}");
+        assert!(!later.remove_orphans && later.recreate.is_empty(), "{later:?}");
     });
 }
 
