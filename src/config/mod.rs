@@ -22,7 +22,7 @@ mod template;
 mod tests;
 mod tokens;
 mod variables;
-mod yaml;
+pub(crate) mod yaml;
 
 pub use catalog::{Accepted, AcceptedRepository, Basis, Catalog};
 pub use environment::Environment;

@@ -1,6 +1,7 @@
 //! The Docker Compose driver.
 
 mod client;
+pub mod env_files;
 mod explain;
 mod files;
 mod heal;

@@ -30,7 +30,8 @@ fn set(names: &[&str]) -> BTreeSet<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
 }
 
-fn record(name: &str) -> RepositoryRecord {
+/// A repository that was never deployed.
+pub fn record(name: &str) -> RepositoryRecord {
     RepositoryRecord {
         id: 1,
         name: RepositoryName { project: "home".to_owned(), name: name.to_owned() },
