@@ -12,7 +12,7 @@ use shiparr::command::Limit;
 use shiparr::config::catalog::{Accepted, Basis, Catalog};
 use shiparr::config::{Environment, Settings, Severity};
 use shiparr::deploy::pipeline::{self, Host, Job, Run};
-use shiparr::deploy::{self, Driver, Log, Plan, Stack, StepError, Timing, Up};
+use shiparr::deploy::{self, Containers, Driver, Log, Plan, Stack, StepError, Timing, Up, UpError};
 use shiparr::git;
 use shiparr::model::{Asked, Chance, DeploymentId, DeploymentRecord, LogLevel, Status, Trigger};
 use shiparr::store::{Outcome, ProjectSpec, RepositorySpec, Store};
@@ -331,10 +331,15 @@ impl Driver for Recorder {
         })
     }
 
-    fn up(&self, stack: &Stack, _: &Plan, _: &Up, _: &Limit, log: &mut dyn Log) -> Result<(), StepError> {
+    fn up(&self, stack: &Stack, _: &Plan, _: &Up, _: &Limit, log: &mut dyn Log) -> Result<(), UpError> {
         self.note(if stack.asked.recreate { "up anew" } else { "up" });
         log.line(LogLevel::Info, "the password is correct horse");
-        self.up.clone()
+        self.up.clone().map_err(|error| UpError { error, containers: Containers::Untouched })
+    }
+
+    fn heal(&self, _: &Stack, _: &Plan, _: &mut dyn Log) -> Result<(), StepError> {
+        self.note("heal");
+        Ok(())
     }
 
     fn wait(&self, _: &Plan, _: &Timing, _: &Limit, _: &mut dyn Log) -> Result<(), StepError> {

@@ -211,7 +211,7 @@ mod tests {
     use crate::daemon::threads::STACK_BYTES;
     use crate::daemon::{interrupt, reload};
     use crate::deploy::pipeline::Host;
-    use crate::deploy::{Driver, Log, Plan, Stack, StepError, Timing, Up};
+    use crate::deploy::{Driver, Log, Plan, Stack, StepError, Timing, Up, UpError};
     use crate::git;
     use crate::store::Store;
 
@@ -240,7 +240,11 @@ mod tests {
             unreachable!("there is no git")
         }
 
-        fn up(&self, _: &Stack, _: &Plan, _: &Up, _: &Limit, _: &mut dyn Log) -> Result<(), StepError> {
+        fn up(&self, _: &Stack, _: &Plan, _: &Up, _: &Limit, _: &mut dyn Log) -> Result<(), UpError> {
+            unreachable!("there is no git")
+        }
+
+        fn heal(&self, _: &Stack, _: &Plan, _: &mut dyn Log) -> Result<(), StepError> {
             unreachable!("there is no git")
         }
 

@@ -4,6 +4,7 @@ mod client;
 mod explain;
 mod files;
 mod plan;
+mod up;
 mod watch;
 
 use std::collections::BTreeSet;
@@ -14,10 +15,10 @@ use std::time::Duration;
 use self::client::Client;
 use self::explain::Tail;
 use self::watch::{Container, Expected, Failure, Now, Verdict, Watch};
-use super::{Driver, Log, Plan, Stack, StepError, Timing, Up};
-use crate::command::{Command, Limit, Output};
+use super::{Driver, Log, Plan, Stack, StepError, Timing, Up, UpError};
+use crate::command::{Command, Limit};
 use crate::config::Settings;
-use crate::config::project::{Build, Pull, UnsetVariables};
+use crate::config::project::UnsetVariables;
 use crate::model::{Chance, LogLevel};
 
 /// The most that the resolved configuration may say.
@@ -48,28 +49,6 @@ impl Compose {
     fn call(&self, stack: &Stack, files: &[PathBuf], project: Option<&str>, limit: &Limit) -> Command {
         let hidden = |name: &str| stack.variables.contains_key(name) && !keeps(name);
         self.client.compose(&hidden, limit).args(arguments(stack, files, project)).folder(&stack.folder)
-    }
-
-    /// Runs a verb that changes something; its output goes into the log as it comes.
-    fn change(&self, what: &str, command: Command, limit: &Limit, log: &mut dyn Log) -> Result<(), StepError> {
-        let (mut said, mut complained, mut changed) = (Tail::default(), Tail::default(), false);
-        let ended = command.stream(limit, &mut |output, line| {
-            let line = line.trim_end();
-            if line.trim().is_empty() {
-                return;
-            }
-            let tail = if output == Output::Err { &mut complained } else { &mut said };
-            tail.push(line);
-            changed |= output == Output::Err && changes_a_container(line);
-            log.line(LogLevel::Info, line);
-        });
-        let chance_of_timeout = if changed { Chance::Final } else { Chance::CanPass };
-        let status = ended.map_err(|error| explain::not_run(what, &error, chance_of_timeout))?;
-        if status.success() {
-            return Ok(());
-        }
-        let tail = if complained.is_empty() { &said } else { &complained };
-        Err(explain::failed(what, tail, status))
     }
 
     /// The containers of a compose project as they are now, without those of `docker compose run`.
@@ -150,23 +129,6 @@ impl Compose {
             }
         }
     }
-
-    /// After a failed `up`: the logs of those containers that did not do what they should.
-    fn log_failed_containers(&self, plan: &Plan, limit: &Limit, log: &mut dyn Log) {
-        if limit.is_cancelled() {
-            return;
-        }
-        let limit = Limit::after(DIAGNOSIS_LIMIT);
-        let failed: Vec<_> = match self.containers(&plan.project, &limit) {
-            Ok(containers) => containers
-                .iter()
-                .filter(|container| container.has_failed())
-                .map(|container| (container.id.clone(), container.name().to_owned()))
-                .collect(),
-            Err(_) => return,
-        };
-        self.log_tails(&failed, &limit, log);
-    }
 }
 
 impl Driver for Compose {
@@ -202,23 +164,18 @@ impl Driver for Compose {
             builds: resolved.builds,
             one_shots: resolved.one_shots,
             services: resolved.services,
-            ..Plan::default()
+            container_names: resolved.container_names,
+            volumes: resolved.volumes,
+            mounts: resolved.mounts,
         })
     }
 
-    fn up(&self, stack: &Stack, plan: &Plan, how: &Up, limit: &Limit, log: &mut dyn Log) -> Result<(), StepError> {
-        let call = || self.call(stack, &plan.files, Some(&plan.project), limit);
-        if stack.build == Build::Always && plan.builds {
-            // `up` cannot ask for newer base images.
-            self.change("docker compose build", call().args(["build", "--pull"]), limit, log)?;
-        }
-        let orphans = how.remove_orphans.then_some("--remove-orphans");
-        let up = call().args(["up", "-d"]).args(orphans).args(wishes(stack, plan));
-        let result = self.change("docker compose up", up, limit, log);
-        if result.is_err() {
-            self.log_failed_containers(plan, limit, log);
-        }
-        result
+    fn up(&self, stack: &Stack, plan: &Plan, how: &Up, limit: &Limit, log: &mut dyn Log) -> Result<(), UpError> {
+        self.bring_up(stack, plan, how, limit, log)
+    }
+
+    fn heal(&self, stack: &Stack, plan: &Plan, log: &mut dyn Log) -> Result<(), StepError> {
+        self.start_what_stopped(stack, plan, log)
     }
 
     fn wait(&self, plan: &Plan, timing: &Timing, limit: &Limit, log: &mut dyn Log) -> Result<(), StepError> {
@@ -238,7 +195,8 @@ impl Driver for Compose {
     }
 
     fn prune_images(&self, limit: &Limit, log: &mut dyn Log) -> Result<(), StepError> {
-        self.change("docker image prune", self.client.docker().args(["image", "prune", "-f"]), limit, log)
+        let command = self.client.docker().args(["image", "prune", "-f"]);
+        Ok(self.change("docker image prune", command, limit, log)?)
     }
 }
 
@@ -271,27 +229,6 @@ fn arguments(stack: &Stack, files: &[PathBuf], project: Option<&str>) -> Vec<OsS
     add("--env-file", stack.variables_file.as_deref().unwrap_or(Path::new("/dev/null")).as_os_str());
     stack.profiles.iter().for_each(|profile| add("--profile", profile.as_ref()));
     arguments
-}
-
-/// What the configuration and the one who asked want of `up`.
-fn wishes(stack: &Stack, plan: &Plan) -> Vec<&'static str> {
-    let mut wishes = Vec::new();
-    match stack.build {
-        Build::Auto if plan.builds => wishes.push("--build"),
-        Build::Never => wishes.push("--no-build"),
-        Build::Auto | Build::Always => {}
-    }
-    match stack.pull {
-        _ if stack.asked.pull => wishes.extend(["--pull", "always"]),
-        Pull::Always => wishes.extend(["--pull", "always"]),
-        Pull::Never => wishes.extend(["--pull", "never"]),
-        // Compose's own default, which minds a service's `pull_policy`.
-        Pull::Missing => {}
-    }
-    if stack.asked.recreate {
-        wishes.push("--force-recreate");
-    }
-    wishes
 }
 
 /// The compose project, unless a file names it.
@@ -333,14 +270,6 @@ fn refuse_ciphertext(places: &[String]) -> Result<(), StepError> {
         "still encrypted by sops: {}; name the file with these values in `env_file`, so that it is decrypted",
         places.join(", ")
     )))
-}
-
-/// Whether a line of Compose's progress says that a container is not as it was any more.
-fn changes_a_container(line: &str) -> bool {
-    let Some((_, what)) = line.trim().strip_prefix("Container ").and_then(|rest| rest.split_once(' ')) else {
-        return false;
-    };
-    !matches!(what.trim(), "Running" | "Waiting" | "Healthy")
 }
 
 fn told(failures: &[Failure]) -> String {

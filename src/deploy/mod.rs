@@ -44,6 +44,33 @@ impl StepError {
     }
 }
 
+/// Why a stack was not brought up, and how that leaves its containers.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{error}")]
+pub struct UpError {
+    /// Why.
+    pub error: StepError,
+    /// How the containers are left.
+    pub containers: Containers,
+}
+
+/// How a failed `up` leaves the containers of a stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Containers {
+    /// None was made, stopped or removed: what ran before runs.
+    Untouched,
+    /// Some may have been; the driver came to its own end.
+    Changed,
+    /// Some may have been, and it was ended in the middle: until [`Driver::heal`], one may stay stopped because of that.
+    Interrupted,
+}
+
+impl From<UpError> for StepError {
+    fn from(error: UpError) -> StepError {
+        error.error
+    }
+}
+
 /// Where a step's lines go. They are scrubbed on the way.
 pub trait Log {
     /// Adds a line.
@@ -160,13 +187,24 @@ pub trait Driver: Send + Sync {
     /// What is wrong with it, in one line.
     fn plan(&self, stack: &Stack, limit: &Limit, log: &mut dyn Log) -> Result<Plan, StepError>;
 
-    /// Brings it up.
+    /// Brings it up. Past its limit, or cancelled, what works on it is ended, and the error says whether that can have
+    /// left a container half changed: it is the caller who then calls [`Driver::heal`], or leaves it to the next start.
     ///
     /// # Errors
-    /// What failed, in one line; the failing containers' last lines are in the log.
-    fn up(&self, stack: &Stack, plan: &Plan, how: &Up, limit: &Limit, log: &mut dyn Log) -> Result<(), StepError>;
+    /// What failed, in one line, with what it left behind; the failing containers' last lines are in the log.
+    fn up(&self, stack: &Stack, plan: &Plan, how: &Up, limit: &Limit, log: &mut dyn Log) -> Result<(), UpError>;
 
-    /// Waits until it is well.
+    /// Starts what an `up` that was ended in the middle left stopped, of what is there: nothing is made anew, pulled or
+    /// built, and no service that has no container gets one. It has a time limit of its own, because the deployment's
+    /// is over by then, and needs the same files and variables as `up`.
+    ///
+    /// # Errors
+    /// What stays stopped, and why, in one line.
+    fn heal(&self, stack: &Stack, plan: &Plan, log: &mut dyn Log) -> Result<(), StepError>;
+
+    /// Waits until it is well. Many stacks may be waited for at the same time, each on a thread of its own: they are
+    /// looked at together, so what that costs does not grow with their number. Returns at once when the limit is
+    /// cancelled.
     ///
     /// # Errors
     /// What is not well, in one line; the failing containers' last lines are in the log.

@@ -7,7 +7,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use jiff::Timestamp;
 
+use super::up::wishes;
 use super::*;
+use crate::config::project::{Build, Pull};
+use crate::deploy::Containers;
 use crate::model::Asked;
 use crate::secrets::{Secret, env_file};
 
@@ -374,6 +377,8 @@ fn what_can_pass_is_told_from_what_cannot() {
         let here = std::mem::replace(&mut lab.compose.client, gone);
         let error = lab.compose.up(&lab.stack, &plan, &plain(), &Limit::after(LIMIT), &mut lab.log).unwrap_err();
         lab.compose.client = here;
+        assert_eq!(error.containers, Containers::Untouched);
+        let error = error.error;
         assert!(error.message.contains("systemctl status docker"), "{error}");
         assert_eq!(error.chance, Chance::CanPass);
     });
@@ -388,11 +393,15 @@ fn the_limit_can_pass_only_before_a_container_changed() {
         "services: {a: {image: 'shiparr-test/busybox:1', command: sleep 1000, init: true, healthcheck: {test: 'false', interval: 60s}}, \
          b: {image: 'shiparr-test/busybox:1', command: sleep 1000, init: true, depends_on: {a: {condition: service_healthy}}}}"
     .to_owned();
-    for (yaml, chance) in [(yaml, Chance::CanPass), (never_healthy, Chance::Final)] {
+    for (yaml, chance, containers) in
+        [(yaml, Chance::CanPass, Containers::Untouched), (never_healthy, Chance::Final, Containers::Interrupted)]
+    {
         Lab::run(&yaml, |lab| {
             let plan = lab.plan().unwrap();
             let limit = Limit::after(Duration::from_secs(3));
             let error = lab.compose.up(&lab.stack, &plan, &plain(), &limit, &mut lab.log).unwrap_err();
+            assert_eq!(error.containers, containers, "{}", lab.log.text());
+            let error = error.error;
             assert!(error.message.contains("time limit") && error.message.contains("`timeout`"), "{error}");
             assert_eq!(error.chance, chance, "{}", lab.log.text());
         });

@@ -66,7 +66,8 @@ impl Container {
         unhealthy || ended || self.state.status == "restarting"
     }
 
-    fn service(&self) -> Option<&str> {
+    /// Its service.
+    pub fn service(&self) -> Option<&str> {
         self.config.labels.as_ref()?.get("com.docker.compose.service").map(String::as_str)
     }
 
