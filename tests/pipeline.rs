@@ -173,6 +173,7 @@ fn job(host: &Host) -> Job {
         path: repository.path.display().to_string(),
         local_path: repository.local_path.display().to_string(),
         check_interval_seconds: repository.check_interval.as_secs(),
+        is_manual: false,
         config_hash: "hash".to_owned(),
     };
     let project = ProjectSpec {

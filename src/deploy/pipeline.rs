@@ -15,7 +15,7 @@ use crate::config::{Catalog, Repository, Settings};
 use crate::git;
 use crate::model::{Asked, Chance, Commit, DeploymentRecord, LogLevel, RepositoryRecord};
 use crate::secrets::Scrubber;
-use crate::store::{Outcome, Store, StoreError};
+use crate::store::{BroughtUp, Outcome, Store, StoreError};
 
 /// For removing unused images after a success.
 const PRUNE_LIMIT: Duration = Duration::from_secs(300);
@@ -80,12 +80,18 @@ pub fn run(host: &Host, job: &Job, limit: &Limit) -> Result<Run, StoreError> {
     // 6. Record it; telling people is for those who read the record.
     match &outcome {
         Outcome::Success => journal.step("success", began),
-        Outcome::Failed { error, .. } => journal.line(LogLevel::Error, &format!("failed: {error}")),
+        Outcome::Skipped { reason } => journal.line(LogLevel::Info, &format!("skipped: {reason}")),
+        Outcome::Failed { error, .. } | Outcome::Superseded { error } | Outcome::Cancelled { error } => {
+            journal.line(LogLevel::Error, &format!("failed: {error}"));
+        }
     }
     host.store.finish(id, &outcome, Timestamp::now())?;
     match &outcome {
         Outcome::Success => log::info!("{name}: deployment {id} succeeded in {:.1} s", began.elapsed().as_secs_f64()),
-        Outcome::Failed { error, .. } => log::error!("{name}: deployment {id} failed: {error}"),
+        Outcome::Skipped { reason } => log::info!("{name}: deployment {id} was skipped: {reason}"),
+        Outcome::Failed { error, .. } | Outcome::Superseded { error } | Outcome::Cancelled { error } => {
+            log::error!("{name}: deployment {id} failed: {error}");
+        }
     }
     if matches!(outcome, Outcome::Success) && host.settings.enable_image_prune {
         prune_images(host, limit, &mut journal);
@@ -102,7 +108,13 @@ fn deploy(host: &Host, job: &Job, limit: &Limit, journal: &mut Journal<'_>) -> R
     })?;
 
     // 4. Bring it up; that it begins is written first.
-    host.store.up_begins(job.deployment.id, &plan.project, &stack.folder).map_err(not_recorded)?;
+    let brought_up = BroughtUp {
+        compose_project: plan.project.clone(),
+        folder: stack.folder.clone(),
+        services: plan.services.keys().cloned().collect(),
+        volumes: plan.volumes.clone(),
+    };
+    host.store.up_begins(job.deployment.id, &brought_up).map_err(not_recorded)?;
     let (step, since) = (Instant::now(), Timestamp::now());
     let how = Up { remove_orphans: true, recreate: BTreeSet::new() };
     host.driver.up(&stack, &plan, &how, limit, journal)?;
@@ -172,12 +184,12 @@ fn check_out(host: &Host, job: &Job, limit: &Limit, journal: &mut Journal<'_>) -
         Err(error) => {
             // A failure after the fetch is the failure of that commit.
             if let Some(commit) = &error.commit {
-                host.store.fetched(job.deployment.id, commit).map_err(not_recorded)?;
+                host.store.fetched(job.deployment.id, commit, &commit.hash).map_err(not_recorded)?;
             }
             return Err(StepError { message: error.message, chance: error.chance });
         }
     };
-    host.store.checked_out(job.deployment.id, &done.commit).map_err(not_recorded)?;
+    host.store.checked_out(job.deployment.id, &done.commit, &done.commit.hash).map_err(not_recorded)?;
     done.notes.iter().for_each(|note| journal.line(LogLevel::Warning, note));
     let Commit { hash, subject, author } = &done.commit;
     let files = match done.changed_files {

@@ -280,6 +280,7 @@ mod tests {
             path: "stack".to_owned(),
             local_path: "/nowhere".to_owned(),
             check_interval_seconds: 60,
+            is_manual: false,
             config_hash: String::new(),
         };
         let project = ProjectSpec {

@@ -20,8 +20,8 @@ struct Owed {
 }
 
 impl Owed {
-    fn accept(&mut self, asked: Asked) {
-        self.waiting = Some(self.waiting.take().unwrap_or_default().and(asked));
+    fn accept(&mut self, trigger: Trigger, asked: Asked) {
+        self.waiting = Some(self.waiting.take().unwrap_or_default().joined_by(trigger, asked));
     }
 
     fn start(&mut self) {
@@ -36,7 +36,7 @@ impl Owed {
     /// It is tried again.
     fn put_back(&mut self) {
         if let Some(asked) = self.running.take() {
-            self.accept(asked);
+            self.accept(Trigger::Retry, asked);
         }
     }
 }
@@ -72,14 +72,14 @@ impl World {
                 let trigger = Trigger::ALL[self.random.below(5) as usize];
                 let asked = [NOTHING, RECREATE, PULL][self.random.below(3) as usize].clone();
                 self.scene.store.enqueue(id, trigger, asked.clone(), now).unwrap();
-                self.owed.get_mut(&id).unwrap().accept(asked);
+                self.owed.get_mut(&id).unwrap().accept(trigger, asked);
                 "a trigger"
             }
             3 => {
                 let tip = hash(self.random.below(4));
                 let queued: Option<Queued> = self.scene.check_found(id, &tip, now).unwrap();
                 if queued.is_some() {
-                    self.owed.get_mut(&id).unwrap().accept(Asked::default());
+                    self.owed.get_mut(&id).unwrap().accept(Trigger::Poll, Asked::default());
                 }
                 "a check"
             }
