@@ -3,19 +3,23 @@
 mod client;
 mod explain;
 mod files;
+mod heal;
+mod looks;
 mod plan;
+mod survey;
 mod up;
 mod watch;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use self::client::Client;
 use self::explain::Tail;
-use self::watch::{Container, Expected, Failure, Now, Verdict, Watch};
-use super::{Driver, Log, Plan, Stack, StepError, Timing, Up, UpError};
+use self::looks::{Looks, Watched};
+use self::watch::{Container, Expected, Failure, Verdict, Watch};
+use super::{Driver, Log, Plan, Resident, Stack, StepError, Timing, Up, UpError};
 use crate::command::{Command, Limit};
 use crate::config::Settings;
 use crate::config::project::UnsetVariables;
@@ -37,12 +41,17 @@ const MAX_LOGGED_CONTAINERS: usize = 5;
 /// Runs stacks with `docker compose`.
 pub struct Compose {
     client: Client,
+    looks: Looks,
 }
 
 impl Compose {
     /// With the programs and the environment that the settings name.
     pub fn new(settings: &Settings) -> Compose {
-        Compose { client: Client::new(&settings.docker_bin, settings.environment.for_children()) }
+        Compose::with(Client::new(&settings.docker_bin, settings.environment.for_children()))
+    }
+
+    fn with(client: Client) -> Compose {
+        Compose { client, looks: Looks::default() }
     }
 
     /// A call of Compose for this stack, up to the verb.
@@ -59,6 +68,20 @@ impl Compose {
         let listed = self.client.ask("docker ps", args, limit)?;
         let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
         self.inspect(&listed.split_whitespace().collect::<Vec<_>>(), limit)
+    }
+
+    /// Id and compose project of every container of this host that belongs to one, without those of `docker compose run`.
+    fn list(&self, limit: &Limit) -> Result<Vec<(String, String)>, StepError> {
+        let lasting = "label=com.docker.compose.oneoff=False";
+        let format = r#"{{.ID}} {{.Label "com.docker.compose.project"}}"#;
+        let args = ["ps", "-a", "--no-trunc", "--filter", lasting, "--format", format];
+        let listed = self.client.ask("docker ps", args, limit)?;
+        let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+        Ok(listed
+            .lines()
+            .filter_map(|line| line.split_once(' '))
+            .map(|(id, of)| (id.to_owned(), of.to_owned()))
+            .collect())
     }
 
     /// Those of the containers that are still there.
@@ -85,35 +108,32 @@ impl Compose {
             since: timing.since,
         };
         let (mut watch, mut pause, mut told) = (Watch::default(), FIRST_PAUSE, Vec::new());
+        let mut watched = Watched::new(self, &plan.project);
         // However short the time to wait, what there is to wait for is known.
-        let mut containers =
-            self.containers(&plan.project, &limit.at_most(timing.health_timeout.max(DIAGNOSIS_LIMIT)))?;
+        let first = limit.at_most(timing.health_timeout.max(DIAGNOSIS_LIMIT));
+        let (mut at, mut containers) = watched.look(Instant::now(), true, &first)?;
         let limit = &limit.at_most(timing.health_timeout);
         loop {
-            let verdict = watch.judge(&containers, &expected, Now::read());
-            let Verdict::NotYet { waits_for, settles_in, .. } = &verdict else { return Ok(verdict) };
+            let verdict = watch.judge(&containers, &expected, at);
+            let Verdict::NotYet { waits_for, settles_in, is_short, .. } = &verdict else { return Ok(verdict) };
             if told != *waits_for {
                 log.line(LogLevel::Info, &format!("waiting: {}", waits_for.join(", ")));
                 told.clone_from(waits_for);
             }
-            if !limit.sleep(settles_in.map_or(pause, |settles_in| pause.min(settles_in))) {
+            let due = settles_in.filter(|settles_in| *settles_in <= pause);
+            let looked = Instant::now();
+            if !limit.sleep(due.unwrap_or(pause)) {
                 return Ok(verdict);
             }
+            // Another stack's look in the meantime will do, unless this very moment matters.
+            let since = if due.is_some() { Instant::now() } else { looked };
             pause = (pause * 3 / 2).min(LONGEST_PAUSE);
-            containers = match self.look_again(&containers, &plan.project, limit) {
+            (at, containers) = match watched.look(since, *is_short, limit) {
                 // What was seen before tells more than the question that was cut off.
                 Err(_) if limit.is_over() => return Ok(verdict),
                 seen => seen?,
             };
         }
-    }
-
-    fn look_again(&self, before: &[Container], project: &str, limit: &Limit) -> Result<Vec<Container>, StepError> {
-        let ids: Vec<&str> = before.iter().map(|container| container.id.as_str()).collect();
-        let inspected = self.inspect(&ids, limit)?;
-        // Somebody else may have replaced one.
-        let all_are_there = !ids.is_empty() && inspected.len() == ids.len();
-        if all_are_there { Ok(inspected) } else { self.containers(project, limit) }
     }
 
     /// Puts the last log lines of containers into the deployment's log. Says so where that fails: it must not hide the
@@ -168,6 +188,36 @@ impl Driver for Compose {
             volumes: resolved.volumes,
             mounts: resolved.mounts,
         })
+    }
+
+    fn survey(&self, limit: &Limit) -> Result<Vec<Resident>, StepError> {
+        survey::containers(&self.client, limit)
+    }
+
+    fn owners_of_volumes(
+        &self,
+        names: &BTreeSet<String>,
+        limit: &Limit,
+    ) -> Result<BTreeMap<String, Option<String>>, StepError> {
+        survey::owners_of_volumes(&self.client, names, limit)
+    }
+
+    fn services_of_all_profiles(
+        &self,
+        stack: &Stack,
+        plan: &Plan,
+        limit: &Limit,
+    ) -> Result<BTreeSet<String>, StepError> {
+        const WHAT: &str = "docker compose config --services";
+        let captured = self
+            .call(stack, &plan.files, Some(&plan.project), limit)
+            .args(["--profile", "*", "config", "--services"])
+            .capture(limit, MAX_CONFIG_BYTES)
+            .map_err(|error| explain::not_run(WHAT, &error, Chance::CanPass))?;
+        if !captured.status.success() {
+            return Err(in_files(explain::failed(WHAT, &Tail::of(&captured.stderr), captured.status), &plan.files));
+        }
+        Ok(String::from_utf8_lossy(&captured.stdout).lines().map(|line| line.trim().to_owned()).collect())
     }
 
     fn up(&self, stack: &Stack, plan: &Plan, how: &Up, limit: &Limit, log: &mut dyn Log) -> Result<(), UpError> {

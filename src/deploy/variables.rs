@@ -12,8 +12,9 @@ use crate::config::project::UnsetVariables;
 use crate::config::{Repository, Settings};
 use crate::model::LogLevel;
 use crate::secrets::env_file::{self, Surroundings};
+use crate::secrets::mounted::is_link;
 use crate::secrets::runtime::{Linked, RuntimeFolder};
-use crate::secrets::{EnvFile, Secret, SecretsError, Sops, read_env_file};
+use crate::secrets::{EnvFile, Secret, SecretsError, Sops, plain_name, read_env_file};
 
 /// All variables of a stack.
 pub struct Variables {
@@ -28,12 +29,27 @@ pub struct Variables {
 pub struct Plaintext {
     folder: Option<RuntimeFolder>,
     variables_file: Option<PathBuf>,
+    links: Vec<PassingLink>,
+}
+
+/// A link to decrypted variables that goes when `up` has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PassingLink {
+    /// Its path; its folder's links are followed.
+    pub path: PathBuf,
+    /// The encrypted `env_file` beside it.
+    pub encrypted: PathBuf,
 }
 
 impl Plaintext {
     /// All variables as one dotenv file; none where there are no variables.
     pub fn variables_file(&self) -> Option<PathBuf> {
         self.variables_file.clone()
+    }
+
+    /// The links that lie beside encrypted `env_file`s meanwhile.
+    pub fn links(&self) -> &[PassingLink] {
+        &self.links
     }
 }
 
@@ -49,7 +65,7 @@ pub fn gather(
     settings: &Settings,
     runtime_name: &str,
     limit: &Limit,
-    journal: &mut Journal<'_>,
+    journal: &mut Journal,
 ) -> Result<(Variables, Plaintext), StepError> {
     let mut gathering = Gathering {
         repository,
@@ -60,10 +76,7 @@ pub fn gather(
         all: BTreeMap::new(),
         plaintext: Plaintext::default(),
     };
-    let own = folder.join(".env");
-    if own.is_file() {
-        gathering.read(&own, Path::new(".env"), limit, journal)?;
-    }
+    gathering.read_own(folder, limit, journal)?;
     let defaults = Defaults::of(&gathering.all);
     for file in &repository.env_files {
         let path = stack::joined(folder, file);
@@ -94,13 +107,34 @@ struct Gathering<'a> {
 }
 
 impl Gathering<'_> {
+    /// Adds those of the stack's own `.env`. Where that is the link to a secret file, they are in the encrypted file,
+    /// and the link, if it is there yet, leads to those of the deployment before.
+    fn read_own(&mut self, folder: &Path, limit: &Limit, journal: &mut Journal) -> Result<(), StepError> {
+        let own = folder.join(".env");
+        let is_own = |file: &&PathBuf| {
+            let path = stack::joined(folder, file);
+            let name = path.file_name().and_then(|name| plain_name(&name.to_string_lossy()));
+            name.is_some_and(|name| path.with_file_name(name) == own)
+        };
+        match self.repository.secret_files.iter().find(is_own) {
+            // It is read below.
+            Some(file) if self.repository.env_files.contains(file) => {}
+            Some(file) => drop(self.read(&stack::joined(folder, file), file, limit, journal)?),
+            None if own.is_file() && !is_link(&own, &self.settings.runtime_path) => {
+                self.read(&own, Path::new(".env"), limit, journal)?;
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
     /// Adds a file's variables; gives its decrypted text where it was encrypted.
     fn read(
         &mut self,
         path: &Path,
         shown: &Path,
         limit: &Limit,
-        journal: &mut Journal<'_>,
+        journal: &mut Journal,
     ) -> Result<Option<Secret>, StepError> {
         let lookup = |name: &str| {
             let around = || self.outside.iter().find(|(key, _)| key == name).map(|(_, value)| value.to_string_lossy());
@@ -121,24 +155,25 @@ impl Gathering<'_> {
     }
 
     /// Puts a link to the decrypted text beside the encrypted file, for `env_file:` in the compose file.
-    fn link(
-        &mut self,
-        encrypted: &Path,
-        shown: &Path,
-        text: &Secret,
-        journal: &mut Journal<'_>,
-    ) -> Result<(), StepError> {
+    fn link(&mut self, encrypted: &Path, shown: &Path, text: &Secret, journal: &mut Journal) -> Result<(), StepError> {
         let within = shown.is_relative().then_some(self.repository.local_path.as_path());
         let name = encrypted.file_name().unwrap_or_default().to_string_lossy();
         let folder = self.runtime_folder()?;
         let target = folder.write(&name, text.expose())?;
-        if let Linked::NameTaken(path) = folder.link_beside(encrypted, &target, within)? {
-            let message = format!(
-                "{} exists and stays as it is: an `env_file:` that names it does not see the decrypted {}",
-                path.display(),
-                shown.display()
-            );
-            journal.line(LogLevel::Warning, &message);
+        match folder.link_beside(encrypted, &target, within)? {
+            Linked::Made(path) => {
+                let encrypted = path.with_file_name(&*name);
+                self.plaintext.links.push(PassingLink { path, encrypted });
+            }
+            Linked::NameTaken(path) => {
+                let message = format!(
+                    "{} exists and stays as it is: an `env_file:` that names it does not see the decrypted {}",
+                    path.display(),
+                    shown.display()
+                );
+                journal.line(LogLevel::Warning, &message);
+            }
+            Linked::Lasting | Linked::NotNeeded => {}
         }
         Ok(())
     }
@@ -172,6 +207,7 @@ impl From<SecretsError> for StepError {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
+    use std::sync::Arc;
     use std::time::Duration;
 
     use super::*;
@@ -188,7 +224,7 @@ mod tests {
     struct Lab {
         folder: tempfile::TempDir,
         settings: Settings,
-        store: Store,
+        store: Arc<Store>,
         deployment: DeploymentId,
         repository: Repository,
         children: Vec<(OsString, OsString)>,
@@ -253,15 +289,15 @@ mod tests {
             self.write(name, &run("sops", &args, text));
         }
 
-        fn journal(&self) -> Journal<'_> {
-            Journal::new(&self.store, self.deployment, Scrubber::new())
+        fn journal(&self) -> Journal {
+            Journal::new(Arc::clone(&self.store), self.deployment, Scrubber::new())
         }
 
         fn gather(&self) -> Result<(Variables, Plaintext), StepError> {
             self.gather_into(&mut self.journal())
         }
 
-        fn gather_into(&self, journal: &mut Journal<'_>) -> Result<(Variables, Plaintext), StepError> {
+        fn gather_into(&self, journal: &mut Journal) -> Result<(Variables, Plaintext), StepError> {
             gather(&self.repository, &self.path(""), &self.settings, "7", &Limit::after(LIMIT), journal)
         }
 
@@ -271,8 +307,8 @@ mod tests {
         }
     }
 
-    fn queued(settings: &Settings) -> (Store, DeploymentId) {
-        let store = Store::open(&settings.data_path, 200).unwrap();
+    fn queued(settings: &Settings) -> (Arc<Store>, DeploymentId) {
+        let store = Arc::new(Store::open(&settings.data_path, 200).unwrap());
         let repository = RepositorySpec {
             name: "web".to_owned(),
             git_url: "/nowhere".to_owned(),

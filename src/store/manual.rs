@@ -63,7 +63,7 @@ mod tests {
     }
 
     fn waiting(scene: &Scene) -> bool {
-        assert_eq!(scene.record("web").waiting, false);
+        assert!(!scene.record("web").waiting);
         scene.record("media").waiting
     }
 

@@ -2,6 +2,8 @@
 //! executable (`FOLDER/cli-plugins/docker-compose`, so that FOLDER can be a `DOCKER_CONFIG`).
 #![allow(clippy::disallowed_methods, reason = "tests read the environment that they run in")]
 
+mod heal;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -47,6 +49,13 @@ struct Lab {
 
 impl Lab {
     fn run(yaml: &str, check: impl Fn(&mut Lab)) {
+        for environment in Lab::environments() {
+            check(&mut Lab::new(environment, yaml));
+        }
+    }
+
+    /// One for each version of Compose that is there.
+    fn environments() -> Vec<Vec<(OsString, OsString)>> {
         let mut common =
             ["PATH", "HOME"].map(|name| (name.into(), std::env::var_os(name).unwrap_or_default())).to_vec();
         common.push(("TZ".into(), "UTC".into()));
@@ -55,9 +64,7 @@ impl Lab {
             let config = Path::new(&executable).ancestors().nth(2).expect("FOLDER/cli-plugins/docker-compose");
             environments.push([&common[..], &[("DOCKER_CONFIG".into(), config.into())]].concat());
         }
-        for environment in environments {
-            check(&mut Lab::new(environment, yaml));
-        }
+        environments
     }
 
     fn new(environment: Vec<(OsString, OsString)>, yaml: &str) -> Lab {
@@ -79,7 +86,7 @@ impl Lab {
             pull: Pull::Missing,
             asked: Asked::default(),
         };
-        let compose = Compose { client: Client::new(Path::new("docker"), environment) };
+        let compose = Compose::with(Client::new(Path::new("docker"), environment));
         Lab { compose, stack, folder, log: Lines::default() }
     }
 

@@ -1,19 +1,11 @@
 //! Bringing a stack up, and starting again what an `up` that was ended left stopped.
 
-use std::collections::BTreeSet;
-use std::time::Duration;
-
 use super::explain::{self, Tail};
-use super::watch::Container;
 use super::{Compose, DIAGNOSIS_LIMIT};
 use crate::command::{Command, Limit, Output};
 use crate::config::project::{Build, Pull};
-use crate::deploy::{Containers, Log, Plan, Stack, StepError, Up, UpError};
+use crate::deploy::{Containers, Log, Plan, Stack, Up, UpError};
 use crate::model::{Chance, LogLevel};
-
-/// For starting what an `up` that was ended left stopped. A container that is one too many is stopped meanwhile, which
-/// takes its grace period.
-const HEAL_LIMIT: Duration = Duration::from_secs(120);
 
 impl Compose {
     pub(super) fn bring_up(
@@ -36,21 +28,6 @@ impl Compose {
             self.log_failed_containers(plan, limit, log);
         }
         result
-    }
-
-    pub(super) fn start_what_stopped(&self, stack: &Stack, plan: &Plan, log: &mut dyn Log) -> Result<(), StepError> {
-        let limit = Limit::after(HEAL_LIMIT);
-        let containers = self.containers(&plan.project, &limit)?;
-        let services: BTreeSet<&str> =
-            containers.iter().filter_map(Container::service).filter(|name| plan.services.contains_key(*name)).collect();
-        if services.is_empty() {
-            return Ok(());
-        }
-        let up = self
-            .call(stack, &plan.files, Some(&plan.project), &limit)
-            .args(["up", "-d", "--no-recreate", "--no-build", "--pull", "never", "--no-deps"])
-            .args(services);
-        Ok(self.change("docker compose up --no-recreate", up, &limit, log)?)
     }
 
     /// Runs a verb that changes something; its output goes into the log as it comes.

@@ -6,6 +6,9 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use serde::Deserialize;
 
+/// Docker's own, where a container says nothing.
+const DEFAULT_STOP_GRACE: Duration = Duration::from_secs(10);
+
 /// A container as `docker inspect` shows it, as far as it matters here.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -39,6 +42,7 @@ struct Health {
 #[serde(rename_all = "PascalCase")]
 struct Config {
     labels: Option<BTreeMap<String, String>>,
+    stop_timeout: Option<i64>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -64,6 +68,18 @@ impl Container {
         let unhealthy = self.state.health.as_ref().is_some_and(|health| health.status == "unhealthy");
         let ended = matches!(self.state.status.as_str(), "exited" | "dead") && self.state.exit_code != 0;
         unhealthy || ended || self.state.status == "restarting"
+    }
+
+    /// Whether it does not run, and does not restart either.
+    pub fn is_stopped(&self) -> bool {
+        matches!(self.state.status.as_str(), "created" | "exited" | "dead")
+    }
+
+    /// How long Docker waits between asking it to stop and killing it.
+    pub fn stop_grace(&self) -> Duration {
+        self.config
+            .stop_timeout
+            .map_or(DEFAULT_STOP_GRACE, |seconds| Duration::from_secs(seconds.try_into().unwrap_or(0)))
     }
 
     /// Its service.
@@ -107,6 +123,8 @@ pub enum Verdict {
         containers: Vec<(String, String)>,
         /// Time until something is due that no event tells.
         settles_in: Option<Duration>,
+        /// Whether a service has fewer containers than it should.
+        is_short: bool,
     },
     /// Containers that failed, by id and name, and what happened to each.
     Bad(Vec<Failure>),
@@ -124,7 +142,7 @@ pub struct Failure {
 }
 
 /// When containers are looked at: on Docker's clock, which can be set, and on one that cannot.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Now {
     wall: Timestamp,
     steady: Instant,
@@ -134,6 +152,11 @@ impl Now {
     /// This moment.
     pub fn read() -> Now {
         Now { wall: Timestamp::now(), steady: Instant::now() }
+    }
+
+    /// Whether it is not before `moment`.
+    pub fn is_after(&self, moment: Instant) -> bool {
+        self.steady >= moment
     }
 }
 
@@ -176,16 +199,18 @@ impl Watch {
                 }
             }
         }
+        let mut is_short = false;
         for (service, count) in expected.services {
             let there = seen.get(service.as_str()).copied().unwrap_or(0);
             if there < *count {
+                is_short = true;
                 waits_for.push(format!("service {service} has {there} of {count} containers"));
             }
         }
         if !bad.is_empty() {
             Verdict::Bad(bad)
         } else if !waits_for.is_empty() {
-            Verdict::NotYet { waits_for, containers: waiting, settles_in }
+            Verdict::NotYet { waits_for, containers: waiting, settles_in, is_short }
         } else {
             Verdict::Well(warnings)
         }
