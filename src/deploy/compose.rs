@@ -140,6 +140,9 @@ impl Compose {
     /// failure itself.
     fn log_tails(&self, containers: &[(String, String)], limit: &Limit, log: &mut dyn Log) {
         for (id, name) in containers.iter().take(MAX_LOGGED_CONTAINERS) {
+            if limit.is_cancelled() {
+                return;
+            }
             log.line(LogLevel::Error, &format!("last log lines of {name}:"));
             let ended = self.client.docker().args(["logs", "--tail", LOG_LINES, id]).stream(limit, &mut |_, line| {
                 log.line(LogLevel::Error, &format!("{name} | {}", line.trim_end()));
@@ -238,9 +241,7 @@ impl Driver for Compose {
             Verdict::Bad(failures) => (told(&failures), named(failures)),
             Verdict::NotYet { waits_for, containers, .. } => (too_late(&waits_for, timing, limit), containers),
         };
-        if !limit.is_cancelled() {
-            self.log_tails(&containers, &Limit::after(DIAGNOSIS_LIMIT), log);
-        }
+        self.log_tails(&containers, &limit.anew(DIAGNOSIS_LIMIT), log);
         Err(StepError::for_good(message))
     }
 

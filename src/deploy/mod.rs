@@ -69,6 +69,18 @@ pub enum Containers {
     Interrupted,
 }
 
+impl UpError {
+    /// The same with what came of [`Driver::heal`] after it.
+    #[must_use]
+    pub fn after_healing(self, healed: Result<(), StepError>) -> StepError {
+        let how = match healed {
+            Ok(()) => "what it had stopped was started again".to_owned(),
+            Err(error) => format!("what it had stopped could not all be started again: {error}"),
+        };
+        StepError { message: format!("{}; {how}", self.error.message), ..self.error }
+    }
+}
+
 impl From<UpError> for StepError {
     fn from(error: UpError) -> StepError {
         error.error
@@ -220,24 +232,26 @@ pub trait Driver: Send + Sync {
         limit: &Limit,
     ) -> Result<BTreeSet<String>, StepError>;
 
-    /// Brings it up. Past its limit, or cancelled, what works on it is ended, and the error says whether that can have
-    /// left a container half changed: it is the caller who then calls [`Driver::heal`], or leaves it to the next start.
+    /// Brings it up, and makes the services of `how.recreate` anew unless that just happened; what depends on them runs
+    /// on. Past its limit, or cancelled, what works on it is ended; it never heals by itself: where the error says
+    /// [`Containers::Interrupted`], the caller calls [`Driver::heal`], or leaves that to the next start.
     ///
     /// # Errors
-    /// What failed, in one line, with what it left behind; the failing containers' last lines are in the log.
+    /// What failed, in one line, with what it left behind that does not run; the failing containers' last lines are in
+    /// the log.
     fn up(&self, stack: &Stack, plan: &Plan, how: &Up, limit: &Limit, log: &mut dyn Log) -> Result<(), UpError>;
 
-    /// Starts what an `up` that was ended in the middle left stopped, of what is there: nothing is made anew, pulled or
-    /// built, and no service that has no container gets one. It has a time limit of its own, because the deployment's
-    /// is over by then, and needs the same files and variables as `up`.
+    /// Starts what an `up` that was ended in the middle left stopped, as far as it is there: nothing is pulled or built,
+    /// a service that has no container gets none, and only what cannot be started as it is, is made anew. It needs the
+    /// same files and variables as `up`, and has a time limit of its own, because the deployment's is over by then.
     ///
     /// # Errors
     /// What stays stopped, and why, in one line.
     fn heal(&self, stack: &Stack, plan: &Plan, log: &mut dyn Log) -> Result<(), StepError>;
 
-    /// Waits until it is well. Many stacks may be waited for at the same time, each on a thread of its own: they are
-    /// looked at together, so what that costs does not grow with their number. Returns at once when the limit is
-    /// cancelled.
+    /// Waits until it is well: healthy, or up for `settle_time`, or ended with 0 where that is meant (spec section 4, step
+    /// 5). Many stacks may be waited for at the same time, each on a thread of its own: they are looked at together, so
+    /// the load does not grow with their number. Returns at once when the limit is cancelled, also while Docker hangs.
     ///
     /// # Errors
     /// What is not well, in one line; the failing containers' last lines are in the log.

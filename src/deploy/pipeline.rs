@@ -299,6 +299,8 @@ impl Running {
         let recreate = secret_files.recreate().union(&judgement.recreate).cloned().collect();
         let how = Up { remove_orphans: judgement.remove_orphans, recreate };
         // 4. Bring it up; that it begins is written first.
+        let accepted = host.store.accept(self.job.record.id, &judgement.accepted);
+        accepted.map_err(|error| untouched(not_recorded(error)))?;
         let begins = host.store.up_begins(
             self.job.deployment.id,
             &store::BroughtUp {
@@ -309,8 +311,6 @@ impl Running {
             },
         );
         begins.map_err(|error| untouched(not_recorded(error)))?;
-        let accepted = host.store.accept(self.job.record.id, &judgement.accepted);
-        accepted.map_err(|error| untouched(not_recorded(error)))?;
         let (step, since) = (Instant::now(), Timestamp::now());
         let result = host.driver.up(&stack, &plan, &how, self.control.limit(), &mut self.journal);
         let containers = result.as_ref().map_or_else(|error| error.containers, |()| Containers::Changed);

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, params};
 
-use super::queue::forget_retry;
+use super::retries::forget_retry;
 use super::rows::stored;
 use super::{Store, StoreError};
 use crate::model::{DeploymentId, Ending, RepositoryId};

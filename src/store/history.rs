@@ -131,17 +131,19 @@ pub(super) fn trim(
         .query_row(params![repository_id, limit - 1], |row| row.get(0))
         .optional()?;
     let Some(oldest_kept) = oldest_kept else { return Ok(()) };
-    transaction
-        .prepare_cached(&format!(
-            "DELETE FROM deployments WHERE id IN (SELECT id FROM deployments INDEXED BY deployments_by_repository \
-             WHERE repository_id = ?1 AND id < min(?2, ?3) AND status NOT IN ('pending', 'running') \
-             AND told_at IS NOT NULL AND id NOT IN ({}, {}) \
-             AND id IS NOT (SELECT unsettled FROM repositories WHERE id = ?1) ORDER BY id LIMIT ?4)",
-            last_with("?1", Status::Success),
-            last_with("?1", Status::Failed),
-        ))?
-        .execute(params![repository_id, oldest_kept, ended, TRIMMED_AT_ONCE])?;
+    transaction.prepare_cached(&trim_sql())?.execute(params![repository_id, oldest_kept, ended, TRIMMED_AT_ONCE])?;
     Ok(())
+}
+
+fn trim_sql() -> String {
+    format!(
+        "DELETE FROM deployments WHERE id IN (SELECT id FROM deployments INDEXED BY deployments_by_repository \
+         WHERE repository_id = ?1 AND id < min(?2, ?3) AND status NOT IN ('pending', 'running') \
+         AND told_at IS NOT NULL AND id NOT IN ({}, {}) \
+         AND id IS NOT (SELECT unsettled FROM repositories WHERE id = ?1) ORDER BY id LIMIT ?4)",
+        last_with("?1", Status::Success),
+        last_with("?1", Status::Failed),
+    )
 }
 
 /// The deployment whose id the SQL expression `id` gives for the value `value`.
@@ -156,6 +158,7 @@ pub(super) fn one(connection: &Connection, id: &str, value: i64) -> Result<Optio
 #[cfg(test)]
 mod tests {
     use super::super::Outcome;
+    use super::super::outcome::REMOVE_SKIPPED_POLLS;
     use super::super::testing::{
         NOTHING, at, can_pass, cancelled, commit, failed, hash, home, plan, project, scene, scene_with, skipped,
         superseded,
@@ -247,8 +250,10 @@ mod tests {
             let plan = plan(&scene.shell(), &sql);
             assert!(!plan.contains("SCAN deployments") && !plan.contains("SCAN d"), "{plan}");
         }
-        let plan = plan(&scene.shell(), &skip_base_sql());
-        assert!(!plan.contains("SCAN deployments") && !plan.contains("SCAN d"), "{plan}");
+        for sql in [&skip_base_sql(), &trim_sql(), REMOVE_SKIPPED_POLLS] {
+            let plan = plan(&scene.shell(), sql);
+            assert!(!plan.contains("SCAN"), "{plan}");
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod prune;
 mod queue;
 #[cfg(test)]
 mod random;
+mod retries;
 mod rows;
 mod stack;
 #[cfg(test)]
@@ -37,7 +38,7 @@ pub use self::checks::{CheckBegun, Found};
 pub use self::logs::{GRAVE_LINES_KEPT, LINE_BYTES_KEPT, LOG_BYTES_KEPT, LOG_LINES_KEPT};
 pub use self::open::DATABASE_FILE;
 pub use self::outbox::MessageKind;
-pub use self::outcome::RETRY_PAUSES_SECONDS;
+pub use self::retries::RETRY_PAUSES_SECONDS;
 pub use self::stack::BroughtUp;
 
 /// Why the database did not do as asked; one line.

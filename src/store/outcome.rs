@@ -1,17 +1,15 @@
-//! How a deployment ends, and when it is tried again.
+//! How a deployment ends.
 
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::{Transaction, params};
 
 use super::history::{one, trim};
 use super::open::{Durability, lock};
-use super::queue::{TEXT_BYTES_KEPT, Try, asked_again, queue, waiting_retry};
-use super::rows::{self, one_line, optional_time, stored, stored_or_null};
-use super::{Outcome, Queued, Store, StoreError};
+use super::queue::{TEXT_BYTES_KEPT, Try, queue};
+use super::retries::{asked_again, pause};
+use super::rows::{self, one_line, stored, stored_or_null};
+use super::{Outcome, Store, StoreError};
 use crate::model::{Asked, Chance, CommitHash, DeploymentId, DeploymentRecord, Ending, RepositoryId, Status, Trigger};
-
-/// Seconds until the second, the third and every later try of what can pass (spec section 4, Again).
-pub const RETRY_PAUSES_SECONDS: [i64; 3] = [60, 5 * 60, 15 * 60];
 
 /// The error of a deployment that was running when the daemon ended. Its first word is the one of spec section 4,
 /// Statuses.
@@ -19,7 +17,7 @@ const INTERRUPTED: &str = "interrupted: Shiparr ended while this deployment was 
 
 /// Of a repository (1), all skipped rows that only polls made and that are older than one (2); their logs go with
 /// them.
-const REMOVE_SKIPPED_POLLS: &str = "DELETE FROM deployments INDEXED BY deployments_skipped_polls \
+pub(super) const REMOVE_SKIPPED_POLLS: &str = "DELETE FROM deployments INDEXED BY deployments_skipped_polls \
      WHERE repository_id = ?1 AND status = 'skipped' AND only_polled = 1 AND id < ?2";
 
 impl Store {
@@ -88,52 +86,6 @@ impl Store {
         })?;
         self.changes.happened();
         Ok(interrupted)
-    }
-
-    /// Queues the retries that are due.
-    ///
-    /// # Errors
-    /// SQLite's.
-    pub fn enqueue_due_retries(&self, now: Timestamp) -> Result<Vec<Queued>, StoreError> {
-        // One that is due later than the longest pause was written before the clock was set back: it has waited long
-        // enough.
-        let longest = RETRY_PAUSES_SECONDS.into_iter().max().unwrap_or_default();
-        let too_far = stored(now) + longest * 1000;
-        let due: Vec<RepositoryId> = self.read(|connection| {
-            let mut statement = connection.prepare_cached(
-                "SELECT id FROM repositories WHERE retry_at IS NOT NULL AND (retry_at <= ?1 OR retry_at > ?2) \
-                 ORDER BY retry_at, id",
-            )?;
-            let ids = statement.query_map([stored(now), too_far], |row| row.get(0))?;
-            Ok(ids.collect::<Result<_, _>>()?)
-        })?;
-        if due.is_empty() {
-            return Ok(Vec::new());
-        }
-        let queued = self.promise(|transaction| {
-            let mut queued = Vec::new();
-            for id in due {
-                // Another trigger may have taken it over since it was read.
-                if let Some(next) = waiting_retry(transaction, id)? {
-                    queued.push(queue(transaction, id, &next, now)?);
-                }
-            }
-            Ok(queued)
-        })?;
-        self.changes.happened();
-        Ok(queued)
-    }
-
-    /// When the next retry is due.
-    ///
-    /// # Errors
-    /// SQLite's.
-    pub fn next_retry_at(&self) -> Result<Option<Timestamp>, StoreError> {
-        self.read(|connection| {
-            let mut statement =
-                connection.prepare_cached("SELECT min(retry_at) FROM repositories WHERE retry_at IS NOT NULL")?;
-            Ok(statement.query_row([], |row| optional_time(row, 0))?)
-        })
     }
 }
 
@@ -318,29 +270,15 @@ fn begins_with_word(error: &str, word: &str) -> bool {
     error.strip_prefix(word).is_some_and(|rest| !rest.starts_with(char::is_alphanumeric))
 }
 
-/// How long the next try waits after `tries` of them.
-fn pause(tries: u32) -> SignedDuration {
-    let index = (tries.max(1) as usize - 1).min(RETRY_PAUSES_SECONDS.len() - 1);
-    SignedDuration::from_secs(RETRY_PAUSES_SECONDS[index])
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::testing::{
-        NOTHING, PULL, RECREATE, Scene, at, can_pass, cancelled, commit, failed, hash, home, scene, scene_with,
+        NOTHING, PULL, RECREATE, at, can_pass, cancelled, commit, failed, hash, home, next_try, scene, scene_with,
         skipped, superseded,
     };
     use super::super::{DeploymentFilter, Outcome, StoreError};
     use super::*;
     use crate::model::LogLevel;
-
-    /// Enqueues what is due, starts it, and answers its id and its number of the try.
-    fn next_try(scene: &Scene, seconds: i64) -> DeploymentId {
-        let queued = scene.store.enqueue_due_retries(at(seconds)).unwrap();
-        assert_eq!(queued.len(), 1, "one retry is due");
-        scene.start(queued[0].deployment_id, 1, seconds);
-        queued[0].deployment_id
-    }
 
     #[test]
     fn only_a_success_moves_the_last_commit() {
@@ -375,47 +313,6 @@ mod tests {
         assert!(refused(&failed("x")).contains("is success and cannot become failed"));
         assert_eq!(scene.deployment(id).finished_at, Some(at(3)));
         assert!(matches!(scene.store.finish(99, &Outcome::Success, at(9)), Err(StoreError::Refused(_))));
-    }
-
-    #[test]
-    fn what_can_pass_is_tried_after_one_five_and_every_fifteen_minutes() {
-        let scene = scene();
-        let mut id = scene.enqueue("media", Trigger::Api, PULL, 0);
-        scene.start(id, 1, 0);
-        let mut now = 0;
-        for (attempt, minutes) in [(1, 1), (2, 5), (3, 15), (4, 15)] {
-            assert_eq!(scene.deployment(id).attempt, attempt);
-            scene.finish(id, &can_pass("registry away"), now);
-            let due = now + minutes * 60;
-            assert_eq!(scene.record("media").retry_at, Some(at(due)));
-            assert_eq!(scene.store.next_retry_at().unwrap(), Some(at(due)));
-            assert!(scene.store.enqueue_due_retries(at(due - 1)).unwrap().is_empty());
-            assert!(scene.store.pending().unwrap().is_empty(), "until it is due it is no row");
-            id = next_try(&scene, due);
-            let row = scene.deployment(id);
-            assert_eq!((row.trigger, row.asked, row.forced), (Trigger::Retry, PULL, true));
-            now = due;
-        }
-        scene.finish(id, &Outcome::Success, now);
-        assert_eq!(scene.store.next_retry_at().unwrap(), None);
-        scene.deploy("media", 2, &can_pass("again"), now);
-        assert_eq!(scene.record("media").retry_at, Some(at(now + 60)), "a success starts the pauses anew");
-    }
-
-    #[test]
-    fn a_final_failure_ends_the_tries() {
-        let scene = scene();
-        scene.deploy("media", 1, &can_pass("network"), 0);
-        let id = next_try(&scene, 60);
-        scene.finish(id, &failed("unhealthy"), 61);
-        assert_eq!(scene.record("media").retry_at, None);
-    }
-
-    #[test]
-    fn a_clock_that_was_set_back_does_not_put_a_retry_off() {
-        let scene = scene();
-        scene.deploy("media", 1, &can_pass("network"), 1_000_000);
-        assert_eq!(scene.store.enqueue_due_retries(at(0)).unwrap().len(), 1);
     }
 
     #[test]

@@ -3,9 +3,10 @@
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Transaction, params};
 
+use super::retries::{forget_retry, waiting_retry};
 use super::rows::{deployment, one_line, stored};
 use super::{Queued, Store, StoreError, rows};
-use crate::model::{Asked, CommitHash, CommitPrefix, DeploymentId, DeploymentRecord, RepositoryId, Trigger};
+use crate::model::{Asked, DeploymentId, DeploymentRecord, RepositoryId, Trigger};
 
 /// Bytes kept of an error, of a reason to wait, and of a commit's subject and author.
 pub(super) const TEXT_BYTES_KEPT: usize = 2000;
@@ -205,39 +206,6 @@ impl Pending {
     }
 }
 
-/// Answers whether one waited.
-pub(super) fn forget_retry(transaction: &Transaction, id: RepositoryId) -> Result<bool, StoreError> {
-    let mut statement = transaction.prepare_cached(
-        "UPDATE repositories SET retry_at = NULL, retry_of = NULL WHERE id = ?1 AND retry_of IS NOT NULL",
-    )?;
-    Ok(statement.execute([id])? > 0)
-}
-
-/// The next try of what failed, while it waits for its time. Under `deploy: manual` it is a try of the same commit.
-pub(super) fn waiting_retry(transaction: &Transaction, id: RepositoryId) -> Result<Option<Try>, StoreError> {
-    let waiting = transaction
-        .prepare_cached(
-            "SELECT d.asked, d.attempt, d.interruptions, iif(r.is_manual, d.commit_hash, NULL) \
-             FROM repositories r JOIN deployments d ON d.id = r.retry_of WHERE r.id = ?1",
-        )?
-        .query_row([id], |row| {
-            let commit: Option<CommitHash> = rows::optional_word(row, 3)?;
-            Ok(Try {
-                trigger: Trigger::Retry,
-                asked: asked_again(rows::json(row, 0)?, commit.as_ref()),
-                attempt: row.get::<_, u32>(1)? + 1,
-                interruptions: row.get(2)?,
-            })
-        })
-        .optional()?;
-    Ok(waiting)
-}
-
-/// What another try is asked for, of the commit `same` where it must be the same.
-pub(super) fn asked_again(asked: Asked, same: Option<&CommitHash>) -> Asked {
-    Asked { commit: same.map(CommitPrefix::from).or(asked.commit), ..asked }
-}
-
 pub(super) fn refuse_orphan(transaction: &Transaction, id: RepositoryId) -> Result<(), StoreError> {
     let orphaned: Option<bool> = transaction
         .prepare_cached("SELECT orphaned_at IS NOT NULL FROM repositories WHERE id = ?1")?
@@ -262,9 +230,7 @@ pub(super) fn running_only(id: DeploymentId, rows_written: usize) -> Result<(), 
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{
-        NOTHING, PULL, RECREATE, Scene, at, can_pass, earlier, failed, hash, home, manual, scene, scene_with,
-    };
+    use super::super::testing::{NOTHING, PULL, RECREATE, Scene, at, earlier, home, scene};
     use super::super::{Outcome, StoreError};
     use crate::model::{Asked, Status, Trigger};
 
@@ -357,30 +323,6 @@ mod tests {
     }
 
     #[test]
-    fn any_trigger_takes_over_the_retry_that_waits() {
-        let scene = scene();
-        let id = scene.enqueue("media", Trigger::Webhook, PULL, 1);
-        scene.start(id, 1, 2);
-        scene.finish(id, &can_pass("registry away"), 3);
-        assert!(scene.record("media").retry_at.is_some());
-        let next = scene.enqueue("media", Trigger::Poll, NOTHING, 4);
-        assert_eq!(scene.record("media").retry_at, None);
-        assert_eq!(scene.store.next_retry_at().unwrap(), None);
-        let row = scene.deployment(next);
-        assert_eq!((row.trigger, row.attempt, row.asked, row.forced), (Trigger::Poll, 1, PULL, true));
-    }
-
-    #[test]
-    fn what_was_asked_of_a_final_failure_is_over() {
-        let scene = scene();
-        let id = scene.enqueue("media", Trigger::Api, PULL, 1);
-        scene.start(id, 1, 2);
-        scene.finish(id, &failed("it does not parse"), 3);
-        let next = scene.enqueue("media", Trigger::Poll, NOTHING, 4);
-        assert_eq!(scene.deployment(next).asked, NOTHING);
-    }
-
-    #[test]
     fn a_person_says_which_commit_and_others_leave_it() {
         let scene = scene();
         let asked = |id| scene.deployment(id).asked.commit;
@@ -395,35 +337,5 @@ mod tests {
         assert_eq!(asked(id), earlier(2).commit);
         scene.enqueue("media", Trigger::Cli, PULL, 5);
         assert_eq!(scene.deployment(id).asked, PULL, "the tip, and what was asked before adds up");
-    }
-
-    #[test]
-    fn a_person_does_not_take_over_the_commit_of_a_retry() {
-        for (trigger, commit) in [(Trigger::Config, earlier(1).commit), (Trigger::Cli, None)] {
-            let scene = scene();
-            let id = scene.enqueue("media", Trigger::Api, earlier(1), 1);
-            scene.start(id, 1, 2);
-            scene.finish(id, &can_pass("registry away"), 3);
-            let next = scene.enqueue("media", trigger, NOTHING, 4);
-            assert_eq!(scene.deployment(next).asked.commit, commit, "{trigger}");
-        }
-    }
-
-    #[test]
-    fn a_retry_under_manual_is_one_of_the_same_commit() {
-        let scene = scene_with(&[manual(home(&["media", "web"]), "media")], 200);
-        for (name, commit) in [("media", earlier(1).commit), ("web", None)] {
-            let id = scene.enqueue(name, Trigger::Api, NOTHING, 1);
-            scene.start(id, 1, 2);
-            scene.finish(id, &can_pass("registry away"), 3);
-            let retry = scene.store.enqueue_due_retries(at(63)).unwrap()[0].deployment_id;
-            assert_eq!(scene.deployment(retry).asked.commit, commit, "{name}: after a failure");
-            scene.start(retry, 1, 64);
-        }
-        scene.store.recover(at(65)).unwrap();
-        let queued = scene.store.pending().unwrap();
-        let commits: Vec<_> = queued.into_iter().map(|row| row.asked.commit).collect();
-        assert_eq!(commits, [earlier(1).commit, None], "after an interruption");
-        assert_eq!(scene.record("media").observed_commit, Some(hash(1)));
     }
 }

@@ -174,7 +174,7 @@ fn write_commit(
     // A row that is pending meanwhile stands for what a check saw after this one was fetched.
     transaction.execute(
         "UPDATE repositories SET observed_commit = ?2, waiting = 0 WHERE id = ?1 AND (observed_commit IS NULL OR \
-         NOT EXISTS (SELECT 1 FROM deployments WHERE repository_id = ?1 AND status = 'pending'))",
+         observed_commit = ?2 OR NOT EXISTS (SELECT 1 FROM deployments WHERE repository_id = ?1 AND status = 'pending'))",
         params![repository, tip.as_str()],
     )?;
     Ok(repository)

@@ -103,6 +103,14 @@ impl Scene {
     }
 }
 
+/// Enqueues what is due, starts it, and answers its id and its number of the try.
+pub(super) fn next_try(scene: &Scene, seconds: i64) -> DeploymentId {
+    let queued = scene.store.enqueue_due_retries(at(seconds)).unwrap();
+    assert_eq!(queued.len(), 1, "one retry is due");
+    scene.start(queued[0].deployment_id, 1, seconds);
+    queued[0].deployment_id
+}
+
 pub(super) fn copy_files(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();

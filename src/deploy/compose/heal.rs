@@ -27,7 +27,7 @@ impl Compose {
     /// See [`Driver::heal`](crate::deploy::Driver::heal).
     pub(super) fn start_what_stopped(&self, stack: &Stack, plan: &Plan, log: &mut dyn Log) -> Result<(), StepError> {
         let limit = Limit::after(HEAL_LIMIT);
-        self.await_stops(&plan.project, &limit)?;
+        self.await_stops(plan, &limit)?;
         let containers = self.containers(&plan.project, &limit)?;
         let there = services(&containers, plan, |_| true);
         if there.is_empty() {
@@ -46,6 +46,12 @@ impl Compose {
         });
         self.give_names_back(plan, &limit, log);
         let Err(error) = started else { return Ok(()) };
+        if limit.is_over() {
+            let seconds = HEAL_LIMIT.as_secs();
+            return Err(StepError::for_good(format!(
+                "it took longer than {seconds} s: look at the stack with `shiparr compose`"
+            )));
+        }
         let stopped = match self.containers(&plan.project, &limit) {
             Ok(containers) => services(&containers, plan, Container::is_stopped),
             Err(_) => there,
@@ -71,16 +77,19 @@ impl Compose {
         Ok(self.change("docker compose up", up, limit, log)?)
     }
 
-    /// Waits for containers that Docker was told to stop and that still run: it does so when who told it is gone.
-    fn await_stops(&self, project: &str, limit: &Limit) -> Result<(), StepError> {
-        let (since, of) = (format!("{STOPS_SECONDS}s"), format!("label=com.docker.compose.project={project}"));
+    /// Waits for containers that Docker was told to stop and that still run: it goes on when the one who told it is gone.
+    fn await_stops(&self, plan: &Plan, limit: &Limit) -> Result<(), StepError> {
+        let (since, of) = (format!("{STOPS_SECONDS}s"), format!("label=com.docker.compose.project={}", plan.project));
         let kill = ["events", "--since", &since, "--until", "0s", "--filter", "event=kill"];
         let args = [&kill[..], &["--filter", "type=container", "--filter", &of, "--format", "{{.ID}}"]].concat();
         let told = self.client.ask("docker events", args, limit)?;
         let told = String::from_utf8_lossy(&told.stdout).into_owned();
         let told: BTreeSet<&str> = told.split_whitespace().collect();
+        let is_active =
+            |container: &Container| container.service().is_some_and(|name| plan.services.contains_key(name));
         let is_told = |container: &Container| told.contains(&*container.id) && !container.is_stopped();
-        let mut stopping: Vec<Container> = self.containers(project, limit)?.into_iter().filter(is_told).collect();
+        let containers = self.containers(&plan.project, limit)?.into_iter();
+        let mut stopping: Vec<Container> = containers.filter(|one| is_active(one) && is_told(one)).collect();
         // One that was only told something (`docker kill -s HUP`) runs on.
         let grace = stopping.iter().map(Container::stop_grace).max().unwrap_or_default();
         let limit_of_stops = limit.at_most(grace + PAUSE);
@@ -127,4 +136,40 @@ fn permanent_name<'a>(container: &'a Container, plan: &Plan) -> Option<&'a str> 
         None => name.strip_prefix(&plan.project).is_some_and(|rest| rest.starts_with(['-', '_'])),
     };
     (is_id && is_of_stack).then_some(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn container(name: &str) -> Container {
+        serde_json::from_value(json!({
+            "Id": "1", "Name": format!("/{name}"), "Created": "", "RestartCount": 0,
+            "State": {"Status": "running", "ExitCode": 0, "StartedAt": ""},
+            "Config": {"Labels": {"com.docker.compose.service": "web"}}, "HostConfig": {},
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_temporary_name_is_told_from_one_that_was_meant() {
+        let own = |name: &str| Plan { container_names: [("web".into(), name.into())].into(), ..plan("x") };
+        fn plan(project: &str) -> Plan {
+            Plan { project: project.to_owned(), ..Plan::default() }
+        }
+        for (name, plan, expected) in [
+            ("0123456789ab_x-web-1", plan("x"), Some("x-web-1")),
+            ("0123456789ab_x_web_1", plan("x"), Some("x_web_1")),
+            ("0123456789ab_mine", own("mine"), Some("mine")),
+            ("x-web-1", plan("x"), None),
+            ("0123456789ab_x-web-1", plan("0123456789ab_x"), None),
+            ("0123456789ab_x", own("0123456789ab_x"), None),
+            ("0123456789AB_x-web-1", plan("x"), None),
+            ("0123456789a_x-web-1", plan("x"), None),
+        ] {
+            assert_eq!(permanent_name(&container(name), &plan), expected, "{name}");
+        }
+    }
 }

@@ -109,6 +109,12 @@ impl Drop for Watched<'_> {
 }
 
 impl Looks {
+    /// How many containers anybody waits for.
+    #[cfg(test)]
+    pub fn wanted_count(&self) -> usize {
+        self.wanted().len()
+    }
+
     fn wanted(&self) -> MutexGuard<'_, BTreeMap<String, u32>> {
         self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -10,6 +10,9 @@ use super::explain::message_of;
 use crate::deploy::Mount;
 use crate::secrets::CIPHERTEXT;
 
+/// The label of a service that is meant to end, and what it must say.
+const ONE_SHOT: (&str, &str) = ("shiparr.oneshot", "true");
+
 /// What is read of the resolved configuration.
 #[derive(Debug, PartialEq)]
 pub struct Resolved {
@@ -19,7 +22,7 @@ pub struct Resolved {
     pub services: BTreeMap<String, u32>,
     /// Whether an active service is built here.
     pub builds: bool,
-    /// Active services that another one needs with `service_completed_successfully`.
+    /// Active services that another one needs with `service_completed_successfully`, or that are labelled as such.
     pub one_shots: BTreeSet<String>,
     /// `container_name` of the active services that have one, by service.
     pub container_names: BTreeMap<String, String>,
@@ -51,6 +54,7 @@ pub fn parse(json: &[u8]) -> Result<Resolved, String> {
         .filter(|(_, dependency)| dependency.condition == "service_completed_successfully")
         .map(|(name, _)| name.clone())
         .filter(|name| services.contains_key(name))
+        .chain(services.iter().filter(|(_, service)| service.is_one_shot()).map(|(name, _)| name.clone()))
         .collect();
     Ok(Resolved {
         project: config.name,
@@ -156,6 +160,7 @@ struct Service {
     deploy: Option<Deploy>,
     depends_on: Option<BTreeMap<String, Dependency>>,
     provider: Option<Value>,
+    labels: Option<BTreeMap<String, Value>>,
 }
 
 #[derive(Deserialize)]
@@ -199,6 +204,11 @@ impl Volume {
 }
 
 impl Service {
+    fn is_one_shot(&self) -> bool {
+        let (name, expected) = ONE_SHOT;
+        self.labels.as_ref().and_then(|labels| labels.get(name)?.as_str()).is_some_and(|value| value == expected)
+    }
+
     fn mounts(
         &self,
         service: &str,
@@ -232,13 +242,18 @@ mod tests {
             br#"{"name": "x", "services": {
                 "a": {"image": "i", "scale": 2, "depends_on": {"m": {"condition": "service_completed_successfully", "required": true}}},
                 "m": {"image": "i", "deploy": {"replicas": 3, "resources": {}}, "build": {"context": "/x"}},
+                "l": {"image": "i", "labels": {"shiparr.oneshot": "true", "other": "1"}},
+                "n": {"image": "i", "labels": {"shiparr.oneshot": "false"}},
                 "p": {"provider": {"type": "model"}},
                 "z": {"image": "i", "deploy": {"replicas": 0}, "depends_on": null}}}"#,
         )
         .unwrap();
         assert_eq!(resolved.project, "x");
-        assert_eq!(resolved.services, BTreeMap::from([("a".into(), 2), ("m".into(), 3), ("z".into(), 0)]));
-        assert_eq!(resolved.one_shots, BTreeSet::from(["m".into()]));
+        assert_eq!(
+            resolved.services,
+            BTreeMap::from([("a".into(), 2), ("l".into(), 1), ("m".into(), 3), ("n".into(), 1), ("z".into(), 0)])
+        );
+        assert_eq!(resolved.one_shots, BTreeSet::from(["l".into(), "m".into()]));
         assert!(resolved.builds);
         assert!(parse(b"Usage: docker compose").is_err());
     }

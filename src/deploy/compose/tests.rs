@@ -3,6 +3,8 @@
 #![allow(clippy::disallowed_methods, reason = "tests read the environment that they run in")]
 
 mod heal;
+mod odd;
+mod together;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -97,10 +97,7 @@ fn kill_once(lab: &mut Lab, value: u64, delay: Duration, softly: bool) -> Option
     let name = format!("{}-own", lab.stack.default_project);
     let value = value.to_string();
     lab.set(&[("V", &value), ("NAME", &name)]);
-    let mut plan = lab.plan().unwrap();
-    if lab.state().iter().any(|(_, name, ..)| name.ends_with("-own")) {
-        plan.container_names.insert("web".to_owned(), name);
-    }
+    let plan = lab.plan().unwrap();
     let before = lab.state();
     let limit = Limit::after(LIMIT);
     lab.log = Lines::default();
@@ -171,4 +168,69 @@ fn compose_killed_at_any_moment_leaves_nothing_stopped_once_it_is_healed() {
         threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
     });
     assert!(left.contains(&Some(Containers::Interrupted)), "no moment was within a recreation: {left:?}");
+}
+
+/// Docker goes on stopping a container when the client that asked for it is gone, and says nothing of it.
+#[test]
+fn what_is_being_stopped_while_it_is_healed_runs_afterwards() {
+    let yaml = "services: {a: {image: 'shiparr-test/busybox:1', network_mode: none, stop_grace_period: 3s, \
+                command: ['sh', '-c', \"trap '' TERM; while :; do sleep 0.2; done\"]}}";
+    Lab::run(yaml, |lab| {
+        let (plan, _) = lab.up().unwrap();
+        let before = lab.state();
+        let name = format!("{}-a-1", lab.stack.default_project);
+        let told =
+            || lab.docker(&["events", "--since", "60s", "--until", "0s", "--filter", &format!("container={name}")]);
+        let gone = Limit::after(LIMIT);
+        std::thread::scope(|scope| {
+            scope.spawn(|| lab.compose.client.ask("docker stop", ["stop", &name], &gone).unwrap_err());
+            while !told().contains("container kill") {
+                assert!(!gone.is_over());
+            }
+            gone.cancel();
+        });
+        lab.compose.heal(&lab.stack, &plan, &mut lab.log).unwrap();
+        let started = |lab: &Lab| lab.docker(&["inspect", "--format", "{{.State.StartedAt}} {{.State.Status}}", &name]);
+        assert_eq!(lab.state(), before, "{}", lab.log.text());
+        let (after, grace) = (started(lab), Limit::after(Duration::from_millis(3500)));
+        while grace.sleep(Duration::from_millis(200)) {
+            assert_eq!(started(lab), after, "Docker was not done with stopping it");
+        }
+    });
+}
+
+/// What shared a network with a container that is gone cannot be started as it is.
+#[test]
+fn what_cannot_be_started_as_it_is_is_made_anew_and_what_has_no_container_gets_none() {
+    let yaml = format!(
+        "services: {{a: {SLEEPER}, side: {{image: 'shiparr-test/busybox:1', command: sleep 1000, init: true, network_mode: 'service:a'}}}}"
+    );
+    Lab::run(&yaml, |lab| {
+        let plan = lab.plan().unwrap();
+        lab.compose.heal(&lab.stack, &plan, &mut lab.log).unwrap();
+        assert!(lab.docker(&["ps", "-aq", "--filter", &format!("name={}", plan.project)]).is_empty());
+        lab.up().unwrap();
+        let (a, side) = (format!("{}-a-1", plan.project), format!("{}-side-1", plan.project));
+        lab.docker(&["stop", "-t", "1", &side]);
+        lab.docker(&["rm", "-f", &a]);
+        let files = [lab.folder.path().join("compose.yaml")];
+        let limit = Limit::after(LIMIT);
+        let create = lab.compose.call(&lab.stack, &files, Some(&plan.project), &limit);
+        assert!(create.args(["up", "-d", "--no-deps", "a"]).capture(&limit, 1 << 20).unwrap().status.success());
+        lab.compose.heal(&lab.stack, &plan, &mut lab.log).unwrap_or_else(|error| panic!("{error}\n{}", lab.log.text()));
+        assert!(
+            lab.state().iter().all(|(_, _, state, ..)| state == "running"),
+            "{:?}\n{}",
+            lab.state(),
+            lab.log.text()
+        );
+        lab.docker(&["stop", "-t", "1", &side]);
+        lab.write("compose.yaml", "services: {side: {image: 'shiparr-test/nothing:1'}, a: {image: x}}");
+        let error = lab.compose.heal(&lab.stack, &plan, &mut lab.log).err();
+        assert!(
+            error.is_none(),
+            "it starts what is there, whatever its image is called now: {error:?}\n{}",
+            lab.log.text()
+        );
+    });
 }
