@@ -12,6 +12,8 @@ pub mod secret_files;
 pub mod settle;
 pub mod stack;
 pub mod takeover;
+#[cfg(test)]
+mod testing;
 mod variables;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -373,10 +373,8 @@ impl Running {
                 self.journal.line(LogLevel::Warning, &format!("interrupted: Shiparr stops ({message})"));
                 return self.ended(None);
             }
-            Some(Cause::Cancel) => Outcome::Cancelled { error: format!("cancelled ({message})") },
-            Some(Cause::Supersede { by }) => {
-                Outcome::Superseded { error: format!("superseded by deployment {by} ({message})") }
-            }
+            Some(Cause::Cancel) => Outcome::Cancelled { error: "cancelled".to_owned() },
+            Some(Cause::Supersede { by }) => Outcome::Superseded { error: format!("superseded by deployment {by}") },
             None => Outcome::Failed { error: message, chance: error.chance },
         };
         self.ended(Some(outcome))

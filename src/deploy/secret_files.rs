@@ -48,13 +48,13 @@ pub fn prepare(
     limit: &Limit,
     journal: &mut Journal,
 ) -> Result<SecretFiles, StepError> {
-    let mounted = MountedFiles::new(&settings.runtime_path, &settings.data_path, hash_key);
+    let mounted = mounted_files(settings, hash_key);
     let before = mounted.files(&repository.name)?;
     let (name, root) = (repository.name.clone(), repository.local_path.clone());
     let named = Vec::new();
     let mut files =
         SecretFiles { repository: name, root, folder: folder.to_owned(), mounted, files: Vec::new(), named, before };
-    let sops = Sops { program: settings.sops_bin.clone(), environment: settings.environment.for_sops() };
+    let sops = sops(settings);
     for file in &repository.secret_files {
         files.decrypt(file, &sops, limit, journal)?;
     }
@@ -74,9 +74,7 @@ pub fn prepare(
 /// no project file names any more. Needs no network but for key services. What is there stays untouched, so that it may
 /// be called again until there are no problems left.
 pub fn restore(settings: &Settings, hash_key: &[u8; 32], limit: &Limit) -> Restored {
-    let mounted = MountedFiles::new(&settings.runtime_path, &settings.data_path, hash_key);
-    let sops = Sops { program: settings.sops_bin.clone(), environment: settings.environment.for_sops() };
-    mounted.restore(&sops, limit)
+    mounted_files(settings, hash_key).restore(&sops(settings), limit)
 }
 
 /// Removes all plaintext and links of a repository whose records are forgotten.
@@ -84,8 +82,20 @@ pub fn restore(settings: &Settings, hash_key: &[u8; 32], limit: &Limit) -> Resto
 /// # Errors
 /// What could not be removed, in one line.
 pub fn forget(repository: &RepositoryName, settings: &Settings, hash_key: &[u8; 32]) -> Result<(), SecretsError> {
-    let mounted = MountedFiles::new(&settings.runtime_path, &settings.data_path, hash_key);
-    mounted.keep_only(repository, &[]).map(drop)
+    mounted_files(settings, hash_key).keep_only(repository, &[]).map(drop)
+}
+
+/// Does that for all but the repositories that are `known`: a crash came between the records and these files. Only
+/// before the first deployment, as `known` must not be older than a record. Answers what could not be removed.
+pub fn forget_unknown(known: &[RepositoryName], settings: &Settings, hash_key: &[u8; 32]) -> Vec<SecretsError> {
+    let unknown = mounted_files(settings, hash_key).repositories().map(|mut repositories| {
+        repositories.retain(|repository| !known.contains(repository));
+        repositories
+    });
+    match unknown {
+        Ok(unknown) => unknown.iter().filter_map(|name| forget(name, settings, hash_key).err()).collect(),
+        Err(error) => vec![error],
+    }
 }
 
 impl SecretFiles {
@@ -202,6 +212,14 @@ impl Switched {
     }
 }
 
+fn mounted_files(settings: &Settings, hash_key: &[u8; 32]) -> MountedFiles {
+    MountedFiles::new(&settings.runtime_path, &settings.data_path, hash_key)
+}
+
+fn sops(settings: &Settings) -> Sops {
+    Sops { program: settings.sops_bin.clone(), environment: settings.environment.for_sops() }
+}
+
 /// Services that mount one of the files: the link, the plaintext itself, or something that leads there.
 fn mounters(plan: &Plan, files: &[MountedFile]) -> BTreeSet<String> {
     let is_of = |mount: &Mount, file: &MountedFile| {
@@ -243,3 +261,6 @@ fn relative(folder: &Path, path: &Path) -> PathBuf {
     let up = folder.components().skip(shared).map(|_| Component::ParentDir);
     up.chain(path.components().skip(shared)).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -138,16 +138,7 @@ impl MountedFiles {
         if record != before {
             record.store(&self.data, repository)?;
         }
-        let mut made = Vec::new();
-        for file in files {
-            match self.link(&file.encrypted, &file.target, &file.root) {
-                Ok(link) => made.extend(link),
-                Err(error) => {
-                    made.iter().for_each(|link: &Beside| drop(link.remove_link()));
-                    return Err(error);
-                }
-            }
-        }
+        self.link_all(files).inspect_err(|_| self.take_back(repository, &before, &record))?;
         stage.put_in_place()?;
         let given = |entry: &&Entry| files.iter().any(|file| file.link == entry.link);
         Ok(record.files.iter().filter(given).filter(|entry| entry.is_new).map(Entry::file).collect())
@@ -165,6 +156,14 @@ impl MountedFiles {
         }
         record.files.iter_mut().for_each(|entry| entry.is_new = false);
         record.store(&self.data, repository)
+    }
+
+    /// The repositories that have secret files, by name.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn repositories(&self) -> Result<Vec<RepositoryName>, SecretsError> {
+        Record::repositories(&self.data)
     }
 
     /// The files that a repository has.
@@ -209,6 +208,32 @@ impl MountedFiles {
         record.files = left;
         record.store(&self.data, repository)?;
         problem.map_or(Ok(gone), Err)
+    }
+
+    /// Makes all links, or none.
+    fn link_all(&self, files: &[Decrypted]) -> Result<(), SecretsError> {
+        let mut made: Vec<Beside> = Vec::new();
+        for file in files {
+            match self.link(&file.encrypted, &file.target, &file.root) {
+                Ok(link) => made.extend(link),
+                Err(error) => {
+                    // One that cannot be removed leads nowhere, and the next switch takes it for ours.
+                    made.iter().for_each(|link| drop(link.remove_link()));
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores again what is the case. Where that fails, files are taken for new that are not.
+    fn take_back(&self, repository: &RepositoryName, before: &Record, record: &Record) {
+        if record == before {
+            return;
+        }
+        if let Err(error) = before.store(&self.data, repository) {
+            log::warn!("{repository}: {error}");
+        }
     }
 
     /// Makes the link beside `encrypted` where it is missing or leads to an earlier place; answers one that was missing.

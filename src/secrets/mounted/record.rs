@@ -43,8 +43,14 @@ impl Record {
         }
     }
 
-    /// Every repository's, by name.
+    /// Every repository's.
     pub fn all(data: &Path) -> Result<Vec<(RepositoryName, Record)>, SecretsError> {
+        let of = |name: RepositoryName| Record::of(data, &name).map(|record| (name, record));
+        Record::repositories(data)?.into_iter().map(of).collect()
+    }
+
+    /// Those that have one, by name.
+    pub fn repositories(data: &Path) -> Result<Vec<RepositoryName>, SecretsError> {
         let folder = data.join(MOUNTED_FOLDER);
         let entries = match std::fs::read_dir(&folder) {
             Ok(entries) => entries,
@@ -57,7 +63,7 @@ impl Record {
             names.extend(name.to_str().and_then(repository_of));
         }
         names.sort_by_key(ToString::to_string);
-        names.into_iter().map(|name| Ok((name.clone(), Record::of(data, &name)?))).collect()
+        Ok(names)
     }
 
     /// Stores it so that a crash, also one of the machine, leaves this one or the one before; an empty one is removed.

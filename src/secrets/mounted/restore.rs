@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Entry, MountedFiles, Record, Stage, alone, content};
+use super::{Entry, MOUNTED_FOLDER, MountedFiles, Record, Stage, alone, content, failed};
 use crate::command::Limit;
 use crate::model::RepositoryName;
 use crate::secrets::sops::Sops;
@@ -30,23 +30,28 @@ pub struct NotRestored {
 impl MountedFiles {
     /// Makes every plaintext and link again that a record names and that is not there, from the encrypted file in the
     /// working tree; what is there stays untouched. Asks sops only for what is missing, so that it may be called again
-    /// and again. Where nothing is unknown, plaintext that no record names goes.
+    /// and again. Plaintext that no record names goes, where there was no problem.
     pub fn restore(&self, sops: &Sops, limit: &Limit) -> Restored {
         let mut restored = Restored::default();
-        let records = match Record::all(&self.data) {
-            Ok(records) => records,
-            Err(error) => {
-                restored.problems.push(NotRestored { repository: None, problem: error.message });
-                return restored;
-            }
-        };
-        if records.is_empty() && !self.runtime.join(super::MOUNTED_FOLDER).exists() {
-            return restored;
+        if let Err(error) = self.restore_all(sops, limit, &mut restored) {
+            restored.problems.push(NotRestored { repository: None, problem: error.message });
         }
-        for (repository, record) in &records {
+        restored
+    }
+
+    fn restore_all(&self, sops: &Sops, limit: &Limit, restored: &mut Restored) -> Result<(), SecretsError> {
+        let repositories = Record::repositories(&self.data)?;
+        if repositories.is_empty() && !self.runtime.join(MOUNTED_FOLDER).exists() {
+            return Ok(());
+        }
+        for repository in repositories {
             let mut was_missing = false;
-            for entry in &record.files {
-                match self.restore_file(repository, entry, sops, limit) {
+            let files = self.record(&repository).map_or_else(
+                |error| vec![Err(error)],
+                |record| record.files.iter().map(|entry| self.restore_file(&repository, entry, sops, limit)).collect(),
+            );
+            for file in files {
+                match file {
                     Ok(made) => was_missing |= made,
                     Err(error) => restored
                         .problems
@@ -54,13 +59,10 @@ impl MountedFiles {
                 }
             }
             if was_missing {
-                restored.repositories.push(repository.clone());
+                restored.repositories.push(repository);
             }
         }
-        if let Err(error) = self.sweep() {
-            restored.problems.push(NotRestored { repository: None, problem: error.message });
-        }
-        restored
+        if restored.problems.is_empty() { self.sweep() } else { Ok(()) }
     }
 
     /// Answers whether the plaintext was missing.
@@ -116,9 +118,9 @@ impl MountedFiles {
         let is_named =
             |path: &Path| records.iter().any(|(_, record)| record.files.iter().any(|entry| entry.target == path));
         let folder = self.folder()?;
-        let entries = std::fs::read_dir(&folder).map_err(|error| super::failed("read", &folder, &error))?;
+        let entries = std::fs::read_dir(&folder).map_err(|error| failed("read", &folder, &error))?;
         for path in entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| !is_named(path)) {
-            std::fs::remove_file(&path).map_err(|error| super::failed("remove", &path, &error))?;
+            std::fs::remove_file(&path).map_err(|error| failed("remove", &path, &error))?;
         }
         Ok(())
     }
