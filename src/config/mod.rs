@@ -16,12 +16,15 @@ mod problem;
 pub mod project;
 mod reader;
 pub mod settings;
+#[cfg(test)]
+mod sharing_tests;
 mod suggest;
 mod template;
 #[cfg(test)]
 mod tests;
 mod tokens;
 mod variables;
+mod watched;
 pub(crate) mod yaml;
 
 pub use catalog::{Accepted, AcceptedRepository, Basis, Catalog};

@@ -12,8 +12,9 @@ use super::shared::Shared;
 use super::tell;
 use super::threads::{STACK_BYTES, Threads};
 use crate::config::Catalog;
+use crate::deploy::control::Cause;
 use crate::deploy::secret_files;
-use crate::model::{RepositoryId, RepositoryName};
+use crate::model::{DeploymentId, RepositoryId, RepositoryName};
 use crate::web::{self, CONTROL_SOCKET, Context, Listener, NotifyResult, StopWeb};
 
 /// Requests in flight end within three seconds of a stop; this is a little more.
@@ -90,6 +91,10 @@ impl web::Daemon for Side {
 
     fn wake_worker(&self) {
         self.shared.wake_worker();
+    }
+
+    fn cancel_running(&self, repository: RepositoryId, deployment: DeploymentId) -> bool {
+        self.shared.activities.cancel(repository, deployment, Cause::Cancel)
     }
 
     fn check_now(&self, id: RepositoryId) {

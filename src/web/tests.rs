@@ -4,7 +4,9 @@
 
 mod access;
 mod api;
+mod hands_on;
 
+use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
@@ -20,7 +22,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::config::{Environment, Problem, Severity};
-use crate::model::{Asked, Commit, CommitHash, DeploymentId, LogLevel, Trigger};
+use crate::model::{Asked, Commit, CommitHash, CommitPrefix, DeploymentId, Ending, LogLevel, Trigger};
 use crate::store::{BroughtUp, Outcome, ProjectSpec, RepositorySpec};
 
 /// Nothing in these tests takes longer, unless it is broken.
@@ -31,6 +33,8 @@ struct FakeDaemon {
     docker_problem: Mutex<Option<String>>,
     wakes: AtomicUsize,
     checked: Mutex<Vec<RepositoryId>>,
+    /// What runs, and is asked to end; with what happens at that moment.
+    running: Mutex<HashMap<DeploymentId, Box<dyn FnOnce() + Send>>>,
     /// Notifiers of the repository `held` take as long as somebody else has this.
     held: Mutex<()>,
     holding: AtomicUsize,
@@ -44,6 +48,12 @@ impl Daemon for FakeDaemon {
 
     fn wake_worker(&self) {
         self.wakes.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn cancel_running(&self, _: RepositoryId, deployment: DeploymentId) -> bool {
+        let Some(at_that_moment) = self.running.lock().unwrap().remove(&deployment) else { return false };
+        at_that_moment();
+        true
     }
 
     fn check_now(&self, id: RepositoryId) {
@@ -135,6 +145,7 @@ impl Scene {
             docker_problem: Mutex::default(),
             wakes: AtomicUsize::new(0),
             checked: Mutex::default(),
+            running: Mutex::default(),
             held: Mutex::default(),
             holding: AtomicUsize::new(0),
             started_at: Instant::now(),
