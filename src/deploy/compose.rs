@@ -6,10 +6,11 @@ mod files;
 mod heal;
 mod looks;
 mod plan;
+mod survey;
 mod up;
 mod watch;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -18,7 +19,7 @@ use self::client::Client;
 use self::explain::Tail;
 use self::looks::{Looks, Watched};
 use self::watch::{Container, Expected, Failure, Verdict, Watch};
-use super::{Driver, Log, Plan, Stack, StepError, Timing, Up, UpError};
+use super::{Driver, Log, Plan, Resident, Stack, StepError, Timing, Up, UpError};
 use crate::command::{Command, Limit};
 use crate::config::Settings;
 use crate::config::project::UnsetVariables;
@@ -190,6 +191,36 @@ impl Driver for Compose {
             volumes: resolved.volumes,
             mounts: resolved.mounts,
         })
+    }
+
+    fn survey(&self, limit: &Limit) -> Result<Vec<Resident>, StepError> {
+        survey::containers(&self.client, limit)
+    }
+
+    fn owners_of_volumes(
+        &self,
+        names: &BTreeSet<String>,
+        limit: &Limit,
+    ) -> Result<BTreeMap<String, Option<String>>, StepError> {
+        survey::owners_of_volumes(&self.client, names, limit)
+    }
+
+    fn services_of_all_profiles(
+        &self,
+        stack: &Stack,
+        plan: &Plan,
+        limit: &Limit,
+    ) -> Result<BTreeSet<String>, StepError> {
+        const WHAT: &str = "docker compose config --services";
+        let captured = self
+            .call(stack, &plan.files, Some(&plan.project), limit)
+            .args(["--profile", "*", "config", "--services"])
+            .capture(limit, MAX_CONFIG_BYTES)
+            .map_err(|error| explain::not_run(WHAT, &error, Chance::CanPass))?;
+        if !captured.status.success() {
+            return Err(in_files(explain::failed(WHAT, &Tail::of(&captured.stderr), captured.status), &plan.files));
+        }
+        Ok(String::from_utf8_lossy(&captured.stdout).lines().map(|line| line.trim().to_owned()).collect())
     }
 
     fn up(&self, stack: &Stack, plan: &Plan, how: &Up, limit: &Limit, log: &mut dyn Log) -> Result<(), UpError> {

@@ -1,13 +1,19 @@
 //! From a pending row to a running stack: the pipeline, and the drivers that run stacks.
 
-mod claims;
+pub mod checkout;
 pub mod compose;
 pub mod containers;
+pub mod control;
 mod journal;
 pub mod pipeline;
 mod probe;
 pub mod remote;
+pub mod secret_files;
+pub mod settle;
 pub mod stack;
+pub mod takeover;
+#[cfg(test)]
+mod testing;
 mod variables;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -164,7 +170,7 @@ pub struct Resident {
     pub id: String,
     /// Its name.
     pub name: String,
-    /// The compose project that it belongs to.
+    /// The compose project that it belongs to; none where Compose does not count it as its own.
     pub project: Option<String>,
     /// The folder that it was brought up from.
     pub folder: Option<PathBuf>,
@@ -172,6 +178,8 @@ pub struct Resident {
     pub service: Option<String>,
     /// Whether it is of `docker compose run`.
     pub is_one_off: bool,
+    /// Whether it ran and does not run any more.
+    pub has_ended: bool,
 }
 
 /// How long to wait for a stack.
@@ -198,6 +206,33 @@ pub trait Driver: Send + Sync {
     /// # Errors
     /// What is wrong with it, in one line.
     fn plan(&self, stack: &Stack, limit: &Limit, log: &mut dyn Log) -> Result<Plan, StepError>;
+
+    /// All containers of this host, whoever made them. It needs no plan, so that it can be asked at the same time.
+    ///
+    /// # Errors
+    /// Why they cannot be known, in one line.
+    fn survey(&self, limit: &Limit) -> Result<Vec<Resident>, StepError>;
+
+    /// Those of the volumes that exist, and the compose project that each was made for.
+    ///
+    /// # Errors
+    /// Why that cannot be known, in one line.
+    fn owners_of_volumes(
+        &self,
+        names: &BTreeSet<String>,
+        limit: &Limit,
+    ) -> Result<BTreeMap<String, Option<String>>, StepError>;
+
+    /// All services of the stack's files, those of inactive profiles too: their containers are nobody's orphans.
+    ///
+    /// # Errors
+    /// What is wrong with the files, in one line.
+    fn services_of_all_profiles(
+        &self,
+        stack: &Stack,
+        plan: &Plan,
+        limit: &Limit,
+    ) -> Result<BTreeSet<String>, StepError>;
 
     /// Brings it up, and makes the services of `how.recreate` anew unless that just happened; what depends on them runs
     /// on. Past its limit, or cancelled, what works on it is ended; it never heals by itself: where the error says

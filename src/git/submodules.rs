@@ -7,10 +7,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use git2::{ObjectType, Oid, Repository, TreeEntry};
+use git2::{ObjectType, Oid, Repository, Tree, TreeEntry};
 
 use super::checkout::{Entry, Files, Kind, folders_above};
 use super::libgit::Failed;
+use super::scope::Scope;
 use super::smart_http::may_have_credential;
 use super::{GitError, Remote, RemoteUrl, Scheme, fetch, one_line, store};
 use crate::command::Limit;
@@ -90,28 +91,36 @@ impl Sources {
         if kind == ObjectType::Blob { Ok(size as u64) } else { Err(git2::Error::from_str("a file that is no blob")) }
     }
 
-    /// The files of a commit; submodules are fetched.
+    /// The files of a commit that are in the scope; submodules are fetched.
     pub fn fetch_and_flatten(
         &mut self,
         commit: Oid,
+        scope: &Scope,
         remote: &Remote,
         limit: &Limit,
         notes: &mut Vec<String>,
     ) -> Result<Files, Failed> {
-        self.list(commit, remote, &mut Missing::Fetch(limit, notes))
+        self.list(commit, scope, remote, &mut Missing::Fetch(limit, notes))
     }
 
-    /// The files of a commit as far as the stores have them; none when they do not have the commit.
-    pub fn flatten(&mut self, commit: Oid, remote: &Remote) -> Option<Files> {
-        self.list(commit, remote, &mut Missing::Skip).ok()
+    /// The files of a commit that are in the scope, as far as the stores have them; none when they do not have the
+    /// commit.
+    pub fn flatten(&mut self, commit: Oid, scope: &Scope, remote: &Remote) -> Option<Files> {
+        self.list(commit, scope, remote, &mut Missing::Skip).ok()
     }
 
-    fn list(&mut self, commit: Oid, remote: &Remote, missing: &mut Missing<'_>) -> Result<Files, Failed> {
+    fn list(
+        &mut self,
+        commit: Oid,
+        scope: &Scope,
+        remote: &Remote,
+        missing: &mut Missing<'_>,
+    ) -> Result<Files, Failed> {
         let mut files = Files::new();
         let mut places = vec![Place { source: 0, commit, prefix: Vec::new(), remote: remote.clone(), depth: 0 }];
         let mut submodules = 0;
         while let Some(place) = places.pop() {
-            for (path, commit) in list_files(&self.repositories[place.source], &place, &mut files)? {
+            for (path, commit) in list_files(&self.repositories[place.source], &place, scope, &mut files)? {
                 submodules += 1;
                 if submodules > MAX_SUBMODULES || place.depth >= MAX_DEPTH {
                     return Err(GitError::lasting(format!(
@@ -139,7 +148,8 @@ impl Sources {
         missing: &mut Missing<'_>,
     ) -> Result<Option<Place>, Failed> {
         let shown = one_line(String::from_utf8_lossy(&[&parent.prefix[..], &path].concat()).into_owned());
-        let declared = declared_submodules(&self.repositories[parent.source], parent.commit)?;
+        let repository = &self.repositories[parent.source];
+        let declared = declared_submodules(repository, &repository.find_commit(parent.commit)?.tree()?)?;
         let Some(declared) = declared.get(&path) else {
             if let Missing::Fetch(_, notes) = missing {
                 notes.push(format!("the submodule {shown} has no entry in .gitmodules and is left out"));
@@ -188,14 +198,22 @@ fn name_submodule(failed: Failed, shown: &str) -> Failed {
     }
 }
 
-/// Adds the files of one commit; its submodules come back, by their path in it.
-fn list_files(repository: &Repository, place: &Place, files: &mut Files) -> Result<Vec<(Vec<u8>, Oid)>, Failed> {
+/// Adds the files of one commit that are in the scope; its submodules come back, by their path in it.
+fn list_files(
+    repository: &Repository,
+    place: &Place,
+    scope: &Scope,
+    files: &mut Files,
+) -> Result<Vec<(Vec<u8>, Oid)>, Failed> {
     let mut submodules = Vec::new();
     let mut entries = 0;
     let mut folders = vec![(place.prefix.clone(), repository.find_commit(place.commit)?.tree()?)];
     while let Some((prefix, tree)) = folders.pop() {
         for entry in &tree {
             let path = [&prefix, entry.name_bytes()].concat();
+            if !scope.touches(&path) {
+                continue;
+            }
             check_name(&entry, &path)?;
             match entry.kind() {
                 Some(ObjectType::Tree) => {
@@ -203,7 +221,7 @@ fn list_files(repository: &Repository, place: &Place, files: &mut Files) -> Resu
                     folders.push(([&path[..], b"/"].concat(), folder));
                 }
                 Some(ObjectType::Commit) => submodules.push((path[place.prefix.len()..].to_vec(), entry.id())),
-                _ => {
+                _ if scope.holds(&path) => {
                     let kind = match entry.filemode_raw() {
                         MODE_LINK => Kind::Link,
                         MODE_EXECUTABLE => Kind::Executable,
@@ -211,6 +229,7 @@ fn list_files(repository: &Repository, place: &Place, files: &mut Files) -> Resu
                     };
                     files.insert(path, Entry { oid: entry.id(), kind, source: place.source });
                 }
+                _ => {}
             }
             entries += 1;
             if entries.max(files.len()) > MAX_FILES {
@@ -240,14 +259,16 @@ fn never_checked_out(path: &[u8]) -> Failed {
 
 /// An entry of `.gitmodules`.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Declared {
+pub(super) struct Declared {
     name: String,
     url: String,
 }
 
 /// What `.gitmodules` of a commit says, by path.
-fn declared_submodules(repository: &Repository, commit: Oid) -> Result<BTreeMap<Vec<u8>, Declared>, Failed> {
-    let tree = repository.find_commit(commit)?.tree()?;
+pub(super) fn declared_submodules(
+    repository: &Repository,
+    tree: &Tree<'_>,
+) -> Result<BTreeMap<Vec<u8>, Declared>, git2::Error> {
     let Some(entry) = tree.get_name(".gitmodules").filter(|entry| entry.kind() == Some(ObjectType::Blob)) else {
         return Ok(BTreeMap::new());
     };

@@ -20,8 +20,8 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::config::{Environment, Problem, Severity};
-use crate::model::{Asked, Commit, DeploymentId, LogLevel, Trigger};
-use crate::store::{Outcome, ProjectSpec, RepositorySpec};
+use crate::model::{Asked, Commit, CommitHash, DeploymentId, LogLevel, Trigger};
+use crate::store::{BroughtUp, Outcome, ProjectSpec, RepositorySpec};
 
 /// Nothing in these tests takes longer, unless it is broken.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -97,6 +97,7 @@ fn spec(name: &str, repositories: &[&str]) -> ProjectSpec {
         path: ".".to_owned(),
         local_path: format!("/srv/{key}"),
         check_interval_seconds: 300,
+        is_manual: false,
         config_hash: "1".to_owned(),
     };
     ProjectSpec {
@@ -178,8 +179,9 @@ impl Scene {
     fn start_deployment(&self, name: &str) -> DeploymentId {
         let id = self.queue(name);
         self.store.start(id, "1", Timestamp::now()).unwrap();
-        let hash = format!("{id:040x}").parse().unwrap();
-        self.store.checked_out(id, &Commit { hash, subject: "Say hello".into(), author: "Ada".into() }).unwrap();
+        let hash: CommitHash = format!("{id:040x}").parse().unwrap();
+        let commit = Commit { hash: hash.clone(), subject: "Say hello".into(), author: "Ada".into() };
+        self.store.checked_out(id, &commit, &hash).unwrap();
         id
     }
 

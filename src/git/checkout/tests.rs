@@ -171,7 +171,7 @@ fn files_changed_on_the_host_are_kept_and_become_what_the_commit_says() {
     lab.put("both", "two\n");
     fs::remove_file(lab.clone().join("removed")).unwrap();
     lab.push("two");
-    let notes = lab.deploy().unwrap().notes;
+    let notes = lab.deploy().unwrap().notes.clone();
     assert_eq!(
         (lab.read("changed"), lab.read("both"), lab.read("deleted")),
         ("one\n".into(), "two\n".into(), "one\n".into())
@@ -383,8 +383,7 @@ fn a_new_local_path_holds_nothing_of_ours() {
     checkout.local_path = lab.root().join("elsewhere/deep");
     fs::create_dir_all(&checkout.local_path).unwrap();
     fs::write(checkout.local_path.join("file"), "precious").unwrap();
-    let deploy =
-        || crate::git::child::fetch_and_checkout(&lab.remote.borrow(), &checkout, &super::super::testing::limit());
+    let deploy = || lab.deploy_as(&checkout);
     assert!(deploy().unwrap_err().message.contains("file (a file)"));
     fs::remove_dir_all(lab.root().join("elsewhere")).unwrap();
     deploy().unwrap();
@@ -451,7 +450,7 @@ fn lfs_pointers_are_named() {
     let lab = Lab::new();
     lab.put("movie", "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n");
     lab.push("one");
-    let notes = lab.deploy().unwrap().notes;
+    let notes = lab.deploy().unwrap().notes.clone();
     assert!(notes[0].contains("Git LFS is not supported") && notes[0].ends_with(": movie"), "{notes:?}");
 }
 

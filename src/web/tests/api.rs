@@ -315,7 +315,13 @@ fn without_docker_its_logs_are_a_bad_gateway() {
     assert_eq!(scene.get("/api/projects/home/repositories/web/logs").body, "", "nothing was ever brought up");
     assert_eq!(scene.get("/containers/web-1/logs").status, 404, "nothing was ever brought up");
     let id = scene.start_deployment("web");
-    scene.store.up_begins(id, "web", std::path::Path::new("/srv/web")).unwrap();
+    let brought_up = BroughtUp {
+        compose_project: "web".into(),
+        folder: "/srv/web".into(),
+        services: Default::default(),
+        volumes: Default::default(),
+    };
+    scene.store.up_begins(id, &brought_up).unwrap();
     for path in ["/api/projects/home/repositories/web/logs", "/containers/web-1/logs"] {
         let answer = scene.get(path);
         assert_eq!((answer.status, &answer.json()["error"]), (502, &json!("bad_gateway")), "{path}");
