@@ -171,8 +171,13 @@ fn keep_newest(lines: &mut Vec<(String, String)>) {
 }
 
 impl Container {
+    /// Folders are compared as they are once links are followed: a stack that was taken over may have been started
+    /// through one.
     fn belongs_to(&self, stack: &StackLabels) -> bool {
-        self.project == stack.project && self.folder == stack.folder
+        let real = |folder: &str| Path::new(folder).canonicalize().ok();
+        let is_same =
+            self.folder == stack.folder || real(&self.folder).is_some_and(|folder| Some(folder) == real(&stack.folder));
+        self.project == stack.project && is_same
     }
 }
 
