@@ -174,6 +174,11 @@ impl Checkout {
     fn undo_file(&self) -> PathBuf {
         self.store.with_extension("undo")
     }
+
+    /// Whether something of the last checkout can be put back.
+    pub fn can_be_put_back(&self) -> bool {
+        self.undo_file().exists()
+    }
 }
 
 /// What a fetch did, and a checkout where there was a reason for one.
