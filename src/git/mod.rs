@@ -13,6 +13,7 @@ mod child;
 mod fetch;
 mod known_hosts;
 mod libgit;
+mod objects;
 mod pack;
 mod smart_http;
 mod store;

@@ -4,13 +4,16 @@
 //! so it is not trusted: https and ssh only, relative ones under the parent's host, and the parent's credential only
 //! for the parent's scheme, host and port.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
+use std::io::{self, Write};
 use std::path::Path;
 
 use git2::{ObjectType, Oid, Repository, TreeEntry};
 
 use super::checkout::{Entry, Files, Kind, folders_above};
 use super::libgit::Failed;
+use super::objects::{MAX_HELD_BYTES, Objects};
 use super::smart_http::may_have_credential;
 use super::{GitError, Remote, RemoteUrl, Scheme, fetch, one_line, store};
 use crate::command::Limit;
@@ -35,7 +38,19 @@ const MODE_LINK: i32 = 0o120_000;
 
 /// The stores that files come from: the repository's own, then its submodules'.
 pub(super) struct Sources {
-    repositories: Vec<Repository>,
+    sources: Vec<Source>,
+}
+
+/// A store, and the way to its large files, once one is asked for.
+struct Source {
+    repository: Repository,
+    objects: OnceCell<Objects>,
+}
+
+impl Source {
+    fn new(repository: Repository) -> Source {
+        Source { repository, objects: OnceCell::new() }
+    }
 }
 
 /// A commit that is to be listed, in its place.
@@ -57,36 +72,51 @@ enum Missing<'a> {
 
 impl Sources {
     pub fn new(repository: Repository) -> Sources {
-        Sources { repositories: vec![repository] }
+        Sources { sources: vec![Source::new(repository)] }
     }
 
     /// The repository's own store.
     pub fn main(&self) -> &Repository {
-        &self.repositories[0]
+        &self.sources[0].repository
     }
 
     /// Keeps the stores of the submodules from growing; only after a checkout, which needs the old commits too.
     pub fn tidy(&self, limit: &Limit) {
-        for repository in &self.repositories {
-            store::tidy(repository, limit.left());
+        for source in &self.sources {
+            store::tidy(&source.repository, limit.left());
         }
     }
 
-    /// A file's content.
+    /// A file's content, of at most [`MAX_HELD_BYTES`].
     pub fn read(&self, entry: &Entry) -> Result<Vec<u8>, git2::Error> {
-        self.with_content(entry, <[u8]>::to_vec)
+        let odb = self.source(entry).repository.odb()?;
+        if odb.read_header(entry.oid)?.0 as u64 > MAX_HELD_BYTES {
+            return Err(git2::Error::from_str("a content that is too large for memory"));
+        }
+        Ok(odb.read(entry.oid)?.data().to_vec())
     }
 
-    /// Does something with a file's content, which is in memory once and only for that time.
-    pub fn with_content<R>(&self, entry: &Entry, act: impl FnOnce(&[u8]) -> R) -> Result<R, git2::Error> {
-        let odb = self.repositories[entry.source].odb()?;
-        let object = odb.read(entry.oid)?;
-        Ok(act(object.data()))
+    /// Hands a file's content over, a large one in pieces.
+    ///
+    /// # Errors
+    /// The store is damaged, or lacks space for undoing a large delta; or what `out` says.
+    pub fn copy(&self, entry: &Entry, out: &mut impl Write) -> io::Result<()> {
+        let store_failed = |error: git2::Error| io::Error::other(error.message().to_owned());
+        let source = self.source(entry);
+        let odb = source.repository.odb().map_err(store_failed)?;
+        if self.size(entry).map_err(store_failed)? <= MAX_HELD_BYTES {
+            return out.write_all(odb.read(entry.oid).map_err(store_failed)?.data());
+        }
+        if source.objects.get().is_none() {
+            let folder = source.repository.path().join("objects");
+            let _ = source.objects.set(Objects::open(&folder, &folder.join("pack"))?);
+        }
+        source.objects.get().map_or(Ok(()), |objects| objects.stream(entry.oid, out))
     }
 
     /// A file's size in bytes.
     pub fn size(&self, entry: &Entry) -> Result<u64, git2::Error> {
-        let (size, kind) = self.repositories[entry.source].odb()?.read_header(entry.oid)?;
+        let (size, kind) = self.source(entry).repository.odb()?.read_header(entry.oid)?;
         if kind == ObjectType::Blob { Ok(size as u64) } else { Err(git2::Error::from_str("a file that is no blob")) }
     }
 
@@ -106,12 +136,16 @@ impl Sources {
         self.list(commit, remote, &mut Missing::Skip).ok()
     }
 
+    fn source(&self, entry: &Entry) -> &Source {
+        &self.sources[entry.source]
+    }
+
     fn list(&mut self, commit: Oid, remote: &Remote, missing: &mut Missing<'_>) -> Result<Files, Failed> {
         let mut files = Files::new();
         let mut places = vec![Place { source: 0, commit, prefix: Vec::new(), remote: remote.clone(), depth: 0 }];
         let mut submodules = 0;
         while let Some(place) = places.pop() {
-            for (path, commit) in list_files(&self.repositories[place.source], &place, &mut files)? {
+            for (path, commit) in list_files(&self.sources[place.source].repository, &place, &mut files)? {
                 submodules += 1;
                 if submodules > MAX_SUBMODULES || place.depth >= MAX_DEPTH {
                     return Err(GitError::lasting(format!(
@@ -139,7 +173,7 @@ impl Sources {
         missing: &mut Missing<'_>,
     ) -> Result<Option<Place>, Failed> {
         let shown = one_line(String::from_utf8_lossy(&[&parent.prefix[..], &path].concat()).into_owned());
-        let declared = declared_submodules(&self.repositories[parent.source], parent.commit)?;
+        let declared = declared_submodules(&self.sources[parent.source].repository, parent.commit)?;
         let Some(declared) = declared.get(&path) else {
             if let Missing::Fetch(_, notes) = missing {
                 notes.push(format!("the submodule {shown} has no entry in .gitmodules and is left out"));
@@ -154,7 +188,7 @@ impl Sources {
             Missing::Skip => parent.remote.clone(),
         };
         let name = Oid::hash_object(ObjectType::Blob, declared.name.as_bytes())?.to_string();
-        let folder = self.repositories[parent.source].path().join("modules").join(name);
+        let folder = self.sources[parent.source].repository.path().join("modules").join(name);
         let repository = match missing {
             Missing::Fetch(limit, _) => {
                 fetch_submodule(&folder, &remote, commit, limit).map_err(|failed| name_submodule(failed, &shown))?
@@ -164,9 +198,9 @@ impl Sources {
                 _ => return Ok(None),
             },
         };
-        self.repositories.push(repository);
+        self.sources.push(Source::new(repository));
         let prefix = [&parent.prefix[..], &path, b"/"].concat();
-        Ok(Some(Place { source: self.repositories.len() - 1, commit, prefix, remote, depth: parent.depth + 1 }))
+        Ok(Some(Place { source: self.sources.len() - 1, commit, prefix, remote, depth: parent.depth + 1 }))
     }
 }
 
@@ -251,8 +285,12 @@ fn declared_submodules(repository: &Repository, commit: Oid) -> Result<BTreeMap<
     let Some(entry) = tree.get_name(".gitmodules").filter(|entry| entry.kind() == Some(ObjectType::Blob)) else {
         return Ok(BTreeMap::new());
     };
-    let blob = repository.find_blob(entry.id())?;
-    let text = String::from_utf8_lossy(&blob.content()[..blob.size().min(MAX_GITMODULES_BYTES)]);
+    let odb = repository.odb()?;
+    if odb.read_header(entry.id())?.0 > MAX_GITMODULES_BYTES {
+        let why = format!("the commit's .gitmodules is larger than {MAX_GITMODULES_BYTES} bytes");
+        return Err(GitError::lasting(why).into());
+    }
+    let text = String::from_utf8_lossy(odb.read(entry.id())?.data()).into_owned();
     Ok(read_gitmodules(&text))
 }
 

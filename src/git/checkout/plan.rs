@@ -2,19 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 
 use git2::{ObjectType, Oid};
 use rustix::fs::{OFlags, fstat};
 use rustix::io::Errno;
 
 use super::super::libgit::Failed;
+use super::super::objects::{Hasher, PIECE_BYTES, copy_pieces};
 use super::cache::Cache;
 use super::worktree::{Above, Found, Stamp, WorkTree};
 use super::{Entry, Files, Kind, Trees, folders_above, io_failed, show, split};
-
-/// Files that a killed run may have left half-written are looked at up to this size.
-const MAX_TORN_BYTES: u64 = 64 * 1024 * 1024;
 
 /// What will be done.
 #[derive(Debug, Default)]
@@ -144,7 +142,7 @@ impl Planner<'_> {
             Found::Folder => self.plan_file_for_folder(path, entry)?,
             Found::Other => self.collide(path, &found),
             Found::Link(target) if entry.kind == Kind::Link => {
-                if self.trees.sources.read(entry)? != *target {
+                if !self.leads_to(entry, target)? {
                     self.replace(path, entry, &found)?;
                 }
             }
@@ -306,7 +304,7 @@ impl Planner<'_> {
         match found {
             Found::Link(target) => {
                 for entry in known.iter().filter(|entry| entry.kind == Kind::Link) {
-                    if self.trees.sources.read(entry)? == *target {
+                    if self.leads_to(entry, target)? {
                         return Ok(Some(Standing::Ours));
                     }
                 }
@@ -338,14 +336,13 @@ impl Planner<'_> {
         if let Some((_, oid)) = self.last_read.as_ref().filter(|(read, _)| read == path) {
             return Ok(Some(*oid == entry.oid));
         }
-        let (bytes, after) = match self.read(path) {
-            Ok(read) => read,
+        let (oid, after) = match self.hash(path, stamp) {
+            Ok(hashed) => hashed,
             Err(error) => {
                 self.plan.unreadable.insert(path.to_vec(), error);
                 return Ok(None);
             }
         };
-        let oid = Oid::hash_object(ObjectType::Blob, &bytes)?;
         if after == *stamp {
             self.cache.put(path, stamp, oid);
         }
@@ -353,12 +350,19 @@ impl Planner<'_> {
         Ok(Some(oid == entry.oid))
     }
 
-    /// A file's content, and its stamp after it was read.
-    fn read(&self, path: &[u8]) -> Result<(Vec<u8>, Stamp), Errno> {
+    /// Whether a link of a commit leads there.
+    fn leads_to(&self, entry: &Entry, target: &[u8]) -> Result<bool, Failed> {
+        let sources = &self.trees.sources;
+        Ok(sources.size(entry)? == target.len() as u64 && sources.read(entry)? == *target)
+    }
+
+    /// The name that a file's content has in a store, and its stamp after it was read.
+    fn hash(&self, path: &[u8], stamp: &Stamp) -> Result<(Oid, Stamp), Errno> {
         let mut file = File::from(self.tree.open_file(path, OFlags::RDONLY)?);
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
-        Ok((bytes, Stamp::of(&fstat(&file)?)))
+        let mut hasher = Hasher::new(ObjectType::Blob, stamp.size);
+        let hashed = copy_pieces(&mut file, &mut hasher).and_then(|_| hasher.finish());
+        let oid = hashed.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        Ok((oid, Stamp::of(&fstat(&file)?)))
     }
 
     /// Whether a file is what a killed run left of rewriting one commit's content with another's: it begins as the one
@@ -368,13 +372,21 @@ impl Planner<'_> {
             // A power failure can leave a new file without its content; an empty one is no loss.
             return Ok(true);
         }
-        if self.trees.perhaps.is_empty() || known.len() < 2 || stamp.size > MAX_TORN_BYTES {
+        if self.trees.perhaps.is_empty() || known.len() < 2 {
             return Ok(false);
         }
-        let Ok((bytes, _)) = self.read(path) else { return Ok(false) };
-        let contents: Vec<Vec<u8>> =
-            known.iter().map(|entry| self.trees.sources.read(entry)).collect::<Result<_, git2::Error>>()?;
-        Ok(contents.iter().any(|begun| contents.iter().any(|old| is_mix(&bytes, begun, old))))
+        let mut likenesses = Vec::new();
+        for entry in known {
+            let Ok(file) = self.tree.open_file(path, OFlags::RDONLY) else { return Ok(false) };
+            let mut likeness = Likeness::new(File::from(file), stamp.size);
+            let copied = self.trees.sources.copy(entry, &mut likeness);
+            if likeness.is_unreadable {
+                return Ok(false);
+            }
+            copied.map_err(|error| git2::Error::from_str(&error.to_string()))?;
+            likenesses.push(likeness);
+        }
+        Ok(likenesses.iter().any(|begun| likenesses.iter().any(|old| is_mix(begun, old))))
     }
 }
 
@@ -388,10 +400,58 @@ impl Seen {
     }
 }
 
-/// Whether `bytes` is `old` with its beginning overwritten by that of `begun`.
-fn is_mix(bytes: &[u8], begun: &[u8], old: &[u8]) -> bool {
-    let same = bytes.iter().zip(begun).take_while(|(a, b)| a == b).count();
-    bytes[same..] == old[same.min(old.len())..] && (same > 0 || bytes == old)
+/// How far a file is like a content that is written into this, in pieces.
+struct Likeness<R> {
+    file: R,
+    file_bytes: u64,
+    content_bytes: u64,
+    /// Up to where both are the same from their beginnings on.
+    same_until: u64,
+    /// From where both are the same up to the end of the shorter one.
+    same_from: u64,
+    is_unreadable: bool,
+    piece: Vec<u8>,
+}
+
+impl<R: Read> Likeness<R> {
+    fn new(file: R, file_bytes: u64) -> Likeness<R> {
+        let piece = Vec::with_capacity(PIECE_BYTES);
+        Likeness { file, file_bytes, content_bytes: 0, same_until: 0, same_from: 0, is_unreadable: false, piece }
+    }
+}
+
+impl<R: Read> io::Write for Likeness<R> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let bytes = &bytes[..bytes.len().min(PIECE_BYTES)];
+        self.piece.clear();
+        let read = self.file.by_ref().take(bytes.len() as u64).read_to_end(&mut self.piece);
+        self.is_unreadable |= read.is_err();
+        read?;
+        for (at, (one, other)) in (self.content_bytes..).zip(bytes.iter().zip(&self.piece)) {
+            if one != other {
+                self.same_from = at + 1;
+            } else if self.same_until == at {
+                self.same_until += 1;
+            }
+        }
+        self.content_bytes += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Whether a file is `old` with its beginning overwritten by that of `begun`.
+fn is_mix<R>(begun: &Likeness<R>, old: &Likeness<R>) -> bool {
+    let ends_as_old = if old.content_bytes < begun.same_until || old.content_bytes != old.file_bytes {
+        // The file has grown beyond the old content: all of it is of the new one.
+        begun.same_until == begun.file_bytes && old.content_bytes <= begun.file_bytes
+    } else {
+        old.same_from <= begun.same_until
+    };
+    ends_as_old && (begun.same_until > 0 || (old.same_from == 0 && old.content_bytes == old.file_bytes))
 }
 
 /// One line that names what is in the way.
@@ -402,10 +462,21 @@ pub(super) fn describe_collisions(collisions: &BTreeMap<Vec<u8>, &'static str>) 
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
 
     #[test]
     fn a_half_written_file_is_recognised_exactly() {
+        let likeness = |file: &'static [u8], content: &[u8]| {
+            let mut likeness = Likeness::new(file, file.len() as u64);
+            content.chunks(3).for_each(|piece| likeness.write_all(piece).unwrap());
+            likeness
+        };
+        let is_mix = |file: &[u8], begun: &[u8], old: &[u8]| {
+            let file: &'static [u8] = Vec::leak(file.to_vec());
+            is_mix(&likeness(file, begun), &likeness(file, old))
+        };
         let (old, new) = (b"aaaaaaaa", b"bbbb");
         for written in 0..=new.len() {
             let mut torn = old.to_vec();
