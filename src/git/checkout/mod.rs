@@ -12,6 +12,7 @@ mod plan;
 mod saved;
 #[cfg(test)]
 mod tests;
+mod torn;
 mod worktree;
 
 use std::collections::BTreeMap;

@@ -2,15 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{self, Read};
 
 use git2::{ObjectType, Oid};
 use rustix::fs::{OFlags, fstat};
 use rustix::io::Errno;
 
 use super::super::libgit::Failed;
-use super::super::objects::{Hasher, PIECE_BYTES, copy_pieces};
+use super::super::objects::{Hasher, copy_pieces};
 use super::cache::Cache;
+use super::torn::{Likeness, is_mix};
 use super::worktree::{Above, Found, Stamp, WorkTree};
 use super::{Entry, Files, Kind, Trees, folders_above, io_failed, show, split};
 
@@ -380,7 +380,7 @@ impl Planner<'_> {
             let Ok(file) = self.tree.open_file(path, OFlags::RDONLY) else { return Ok(false) };
             let mut likeness = Likeness::new(File::from(file), stamp.size);
             let copied = self.trees.sources.copy(entry, &mut likeness);
-            if likeness.is_unreadable {
+            if likeness.is_unreadable() {
                 return Ok(false);
             }
             copied.map_err(|error| git2::Error::from_str(&error.to_string()))?;
@@ -400,93 +400,8 @@ impl Seen {
     }
 }
 
-/// How far a file is like a content that is written into this, in pieces.
-struct Likeness<R> {
-    file: R,
-    file_bytes: u64,
-    content_bytes: u64,
-    /// Up to where both are the same from their beginnings on.
-    same_until: u64,
-    /// From where both are the same up to the end of the shorter one.
-    same_from: u64,
-    is_unreadable: bool,
-    piece: Vec<u8>,
-}
-
-impl<R: Read> Likeness<R> {
-    fn new(file: R, file_bytes: u64) -> Likeness<R> {
-        let piece = Vec::with_capacity(PIECE_BYTES);
-        Likeness { file, file_bytes, content_bytes: 0, same_until: 0, same_from: 0, is_unreadable: false, piece }
-    }
-}
-
-impl<R: Read> io::Write for Likeness<R> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let bytes = &bytes[..bytes.len().min(PIECE_BYTES)];
-        self.piece.clear();
-        let read = self.file.by_ref().take(bytes.len() as u64).read_to_end(&mut self.piece);
-        self.is_unreadable |= read.is_err();
-        read?;
-        for (at, (one, other)) in (self.content_bytes..).zip(bytes.iter().zip(&self.piece)) {
-            if one != other {
-                self.same_from = at + 1;
-            } else if self.same_until == at {
-                self.same_until += 1;
-            }
-        }
-        self.content_bytes += bytes.len() as u64;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Whether a file is `old` with its beginning overwritten by that of `begun`.
-fn is_mix<R>(begun: &Likeness<R>, old: &Likeness<R>) -> bool {
-    let ends_as_old = if old.content_bytes < begun.same_until || old.content_bytes != old.file_bytes {
-        // The file has grown beyond the old content: all of it is of the new one.
-        begun.same_until == begun.file_bytes && old.content_bytes <= begun.file_bytes
-    } else {
-        old.same_from <= begun.same_until
-    };
-    ends_as_old && (begun.same_until > 0 || (old.same_from == 0 && old.content_bytes == old.file_bytes))
-}
-
 /// One line that names what is in the way.
 pub(super) fn describe_collisions(collisions: &BTreeMap<Vec<u8>, &'static str>) -> String {
     let named: Vec<String> = collisions.iter().map(|(path, what)| format!("{} ({what})", show(path))).collect();
     super::some_of(&named)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::Write as _;
-
-    use super::*;
-
-    #[test]
-    fn a_half_written_file_is_recognised_exactly() {
-        let likeness = |file: &'static [u8], content: &[u8]| {
-            let mut likeness = Likeness::new(file, file.len() as u64);
-            content.chunks(3).for_each(|piece| likeness.write_all(piece).unwrap());
-            likeness
-        };
-        let is_mix = |file: &[u8], begun: &[u8], old: &[u8]| {
-            let file: &'static [u8] = Vec::leak(file.to_vec());
-            is_mix(&likeness(file, begun), &likeness(file, old))
-        };
-        let (old, new) = (b"aaaaaaaa", b"bbbb");
-        for written in 0..=new.len() {
-            let mut torn = old.to_vec();
-            torn[..written].copy_from_slice(&new[..written]);
-            assert!(is_mix(&torn, new, old), "{written}");
-        }
-        assert!(is_mix(b"bbbbbbbbb", b"bbbbbbbbb", b"aa"), "the whole new content");
-        assert!(is_mix(b"bbb", b"bbbbbb", b"aa"), "a longer one that was begun");
-        for other in [&b"bbcaaaaa"[..], b"bbbbaaa", b"aaaaaaab", b"x", b""] {
-            assert!(!is_mix(other, new, old), "{other:?}");
-        }
-    }
 }

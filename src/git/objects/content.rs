@@ -13,8 +13,9 @@ use sha1_checked::Sha1;
 
 use super::damaged;
 
-/// The largest content that is ever held in memory; everything larger goes through it in pieces.
-pub(in crate::git) const MAX_HELD_BYTES: u64 = 16 * 1024 * 1024;
+/// The largest content that is ever held in memory; everything larger goes through it in pieces. In unit tests it is
+/// small, so that they see both without large files.
+pub(in crate::git) const MAX_HELD_BYTES: u64 = if cfg!(test) { 256 * 1024 } else { 16 * 1024 * 1024 };
 /// The pieces in which contents go from one place to another.
 pub(in crate::git) const PIECE_BYTES: usize = 64 * 1024;
 

@@ -13,6 +13,8 @@ mod index;
 mod local;
 mod pack;
 mod receive;
+#[cfg(test)]
+mod tests;
 
 use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, Read, Write};
