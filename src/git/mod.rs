@@ -14,6 +14,7 @@ mod choice;
 mod fetch;
 mod known_hosts;
 mod libgit;
+mod objects;
 mod pack;
 mod people;
 mod run;

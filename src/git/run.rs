@@ -66,7 +66,7 @@ fn put_back_locked(checkout: &Checkout) -> Result<PutBack, GitError> {
         Ok(Some(undo)) => {
             journal = journal_of(undo.local_path());
             let failed = |error: git2::Error| GitError::passing(format!("libgit2: {}", error.message()));
-            let sources = Sources::open(store, undo.stores()).map_err(failed)?;
+            let sources = Sources::open(store, undo.stores(), undo.copies()).map_err(failed)?;
             checkout::put_back(&undo, sources, &mut journal, checkout, &mut notes)?;
             // What the store says of it is for people, and keeps objects that the next checkout can do without.
             let _ = Repository::open_bare(store).and_then(|repository| say_in_store(&repository, store, undo.base()));
@@ -153,7 +153,7 @@ impl Run<'_> {
         let Some(since) = &self.checkout.skip_if_unchanged_since else { return Ok(false) };
         match Oid::from_str(since.as_str()) {
             Ok(since) if repository.find_commit(since).is_ok() => {
-                Ok(Scope::of(&self.checkout.watch_paths).is_same(repository, since, commit)?)
+                Scope::of(&self.checkout.watch_paths).is_same(repository, since, commit)
             }
             _ => Ok(false),
         }

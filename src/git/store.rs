@@ -1,20 +1,19 @@
 //! Object stores: one a repository, bare, ours alone. Opened, repaired, and kept from growing.
 
+use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use git2::{ObjectType, Repository, RepositoryInitOptions};
+use git2::{ObjectType, Oid, Repository, RepositoryInitOptions};
 use rustix::fs::{FlockOperation, flock};
 
-use super::GitError;
+use super::{GitError, objects};
 
 /// Packs from which on they are made one: a fetch adds one each time.
 pub(super) const MAX_PACKS: usize = 16;
-/// What the smaller packs together may weigh before they are taken for mostly garbage of rewritten history.
-const MAX_GARBAGE_BYTES: u64 = 64 * 1024 * 1024;
 /// Time that making one pack of all may take; a deployment waits for it.
 const MAX_REPACK_TIME: Duration = Duration::from_secs(60);
 
@@ -103,18 +102,32 @@ fn names_in(folder: &Path) -> Vec<String> {
     entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
-/// Makes one pack of many, without the objects that no reference reaches any more. Where it cannot, or takes too long,
-/// the store stays as it is.
+/// Combines packs where there are many, and removes what no reference reaches any more. Where it cannot, or takes too
+/// long, the store stays as it is.
 pub(super) fn tidy(repository: &Repository, left: Duration) {
-    let packs = packs_of(repository);
-    let largest = packs.iter().map(|(_, size)| *size).max().unwrap_or(0);
-    let rest = packs.iter().map(|(_, size)| *size).sum::<u64>() - largest;
-    let is_due = packs.len() >= MAX_PACKS && packs.len() % MAX_PACKS == 0;
-    if is_due || rest > largest.max(MAX_GARBAGE_BYTES) {
-        let deadline = Instant::now() + MAX_REPACK_TIME.min(left / 2);
-        // Not worth a failed deployment: the next one tries again.
-        let _ = repack(repository, &packs, deadline);
+    let deadline = Instant::now() + MAX_REPACK_TIME.min(left / 2);
+    // Not worth a failed deployment: the next one tries again.
+    let _ = try_to_tidy(repository, deadline);
+}
+
+fn try_to_tidy(repository: &Repository, deadline: Instant) -> Result<(), git2::Error> {
+    let mut packs = packs_of(repository);
+    packs.sort_by_key(|(_, size)| std::cmp::Reverse(*size));
+    let Some((_, largest)) = packs.first().cloned() else { return Ok(()) };
+    let rest: u64 = packs.iter().skip(1).map(|(_, size)| size).sum();
+    let roots = roots_of(repository)?;
+    let known = KnownRoots::read(repository);
+    let failed = |error: io::Error| git2::Error::from_str(&error.to_string());
+    let objects = repository.path().join("objects");
+    let all: Vec<PathBuf> = packs.into_iter().map(|(path, _)| path).collect();
+    if known.have_left(repository, &roots) || rest > largest / 2 {
+        let reachable = reachable_from(repository, &roots, deadline)?;
+        objects::combine(&objects, &all, Some(&reachable), deadline).map_err(failed)?;
+    } else if all.len() > MAX_PACKS {
+        // All but the largest: the cost is that of what came lately, not that of the store.
+        objects::combine(&objects, &all[1..], None, deadline).map_err(failed)?;
     }
+    known.replace(&roots).map_err(failed)
 }
 
 /// The packs and their sizes.
@@ -124,29 +137,82 @@ fn packs_of(repository: &Repository) -> Vec<(PathBuf, u64)> {
     packs.filter_map(|name| Some((folder.join(&name), fs::metadata(folder.join(&name)).ok()?.len()))).collect()
 }
 
-fn repack(repository: &Repository, old: &[(PathBuf, u64)], deadline: Instant) -> Result<(), git2::Error> {
+/// What the references point at.
+fn roots_of(repository: &Repository) -> Result<BTreeSet<Oid>, git2::Error> {
+    let targets = repository.references()?.map(|reference| Ok(reference?.peel(ObjectType::Any)?.id()));
+    targets.collect()
+}
+
+/// What the references pointed at when the store was tidied last, kept beside it: where the references of now reach all
+/// of it, there is nothing to remove.
+struct KnownRoots {
+    path: PathBuf,
+    roots: BTreeSet<Oid>,
+}
+
+impl KnownRoots {
+    fn read(repository: &Repository) -> KnownRoots {
+        let path = repository.path().join("shiparr-roots");
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        KnownRoots { path, roots: text.lines().filter_map(|line| Oid::from_str(line).ok()).collect() }
+    }
+
+    /// Whether history was rewritten, or what kept an old commit has gone.
+    fn have_left(&self, repository: &Repository, now: &BTreeSet<Oid>) -> bool {
+        let is_reached = |old: &Oid| {
+            now.contains(old)
+                || repository.find_commit(*old).is_err()
+                || now.iter().any(|root| repository.graph_descendant_of(*root, *old).unwrap_or(false))
+        };
+        !self.roots.iter().all(is_reached)
+    }
+
+    fn replace(self, roots: &BTreeSet<Oid>) -> io::Result<()> {
+        if self.roots == *roots {
+            return Ok(());
+        }
+        let text: String = roots.iter().map(|root| format!("{root}\n")).collect();
+        let temporary = self.path.with_extension("new");
+        fs::write(&temporary, text)?;
+        fs::rename(&temporary, &self.path)
+    }
+}
+
+/// The objects that the roots are made of, with their history.
+fn reachable_from(
+    repository: &Repository,
+    roots: &BTreeSet<Oid>,
+    deadline: Instant,
+) -> Result<HashSet<Oid>, git2::Error> {
+    let (mut reachable, mut trees) = (HashSet::new(), Vec::new());
     let mut walk = repository.revwalk()?;
-    let mut builder = repository.packbuilder()?;
-    builder.set_progress_callback(move |_, _, _| Instant::now() < deadline)?;
-    for reference in repository.references()? {
-        let target = reference?.peel(ObjectType::Any)?;
-        if target.kind() == Some(ObjectType::Tag) {
-            builder.insert_object(target.id(), None)?;
+    for root in roots {
+        let mut object = repository.find_object(*root, None)?;
+        while let Some(tag) = object.as_tag() {
+            reachable.insert(tag.id());
+            object = tag.target()?;
         }
-        walk.push(target.peel_to_commit()?.id())?;
+        walk.push(object.peel_to_commit()?.id())?;
     }
-    builder.insert_walk(&mut walk)?;
-    if builder.object_count() == 0 {
-        return Ok(());
-    }
-    builder.write(&repository.path().join("objects/pack"), 0o444)?;
-    let new = builder.name().map(|name| format!("pack-{name}.pack"));
-    for (pack, _) in old {
-        if pack.file_name().and_then(|name| name.to_str()) != new.as_deref() {
-            // The index goes last: a pack without one is removed as half-written, an index without a pack likewise.
-            let _ = fs::remove_file(pack);
-            let _ = fs::remove_file(pack.with_extension("idx"));
+    for commit in walk {
+        let commit = repository.find_commit(commit?)?;
+        reachable.insert(commit.id());
+        trees.push(commit.tree_id());
+        while let Some(tree) = trees.pop() {
+            if Instant::now() > deadline {
+                return Err(git2::Error::from_str("it takes too long"));
+            }
+            if !reachable.insert(tree) {
+                continue;
+            }
+            for entry in &repository.find_tree(tree)? {
+                match entry.kind() {
+                    Some(ObjectType::Tree) if !reachable.contains(&entry.id()) => trees.push(entry.id()),
+                    Some(ObjectType::Blob) => drop(reachable.insert(entry.id())),
+                    _ => {}
+                }
+            }
         }
     }
-    Ok(())
+    Ok(reachable)
 }

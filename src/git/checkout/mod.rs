@@ -22,6 +22,7 @@ mod tests_killed;
 mod tests_put_back;
 #[cfg(test)]
 mod tests_shared;
+mod torn;
 mod undo;
 mod worktree;
 
