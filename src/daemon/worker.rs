@@ -259,7 +259,11 @@ impl Worker {
             Ok(Begun::Ended(ended)) => finish::end(&self.shared, &self.threads, *ended),
             Err(error) => {
                 activities.end(id);
-                return Err(error);
+                match error {
+                    // Somebody cancelled it in between: then it is not pending any more.
+                    StoreError::Refused(why) => log::debug!("{}: {why}", repository.name),
+                    other => return Err(other),
+                }
             }
         }
         Ok(Look::Ran)

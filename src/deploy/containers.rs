@@ -1,6 +1,7 @@
 //! The containers of stacks that Shiparr deployed, how they are, and their logs, for whoever looks at them.
 
 use std::collections::{HashMap, VecDeque};
+use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;

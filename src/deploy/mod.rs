@@ -74,12 +74,13 @@ pub enum Containers {
 impl UpError {
     /// The same with what came of [`Driver::heal`] after it.
     #[must_use]
-    pub fn after_healing(self, healed: Result<(), StepError>) -> StepError {
+    pub fn after_healing(self, healed: Result<(), StepError>) -> UpError {
         let how = match healed {
             Ok(()) => "what it had stopped was started again".to_owned(),
             Err(error) => format!("what it had stopped could not all be started again: {error}"),
         };
-        StepError { message: format!("{}; {how}", self.error.message), ..self.error }
+        let error = StepError { message: format!("{}; {how}", self.error.message), ..self.error };
+        UpError { error, ..self }
     }
 }
 

@@ -319,9 +319,12 @@ impl Running {
             settle::keep(checkout, &mut self.journal);
         }
         // A stop leaves that to the next start: now there is no time for it.
-        if containers == Containers::Interrupted && self.control.cause() != Some(Cause::Stop) {
-            settle::heal(host, &stack, &plan, &mut self.journal);
-        }
+        let result = match result {
+            Err(error) if containers == Containers::Interrupted && self.control.cause() != Some(Cause::Stop) => {
+                Err(error.after_healing(host.driver.heal(&stack, &plan, &mut self.journal)))
+            }
+            other => other,
+        };
         result?;
         secret_files.up_has_ended();
         self.journal.step("up", step);
@@ -375,8 +378,10 @@ impl Running {
                 self.journal.line(LogLevel::Warning, &format!("interrupted: Shiparr stops ({message})"));
                 return self.ended(None);
             }
-            Some(Cause::Cancel) => Outcome::Cancelled { error: "cancelled".to_owned() },
-            Some(Cause::Supersede { by }) => Outcome::Superseded { error: format!("superseded by deployment {by}") },
+            Some(Cause::Cancel) => Outcome::Cancelled { error: format!("cancelled: {message}") },
+            Some(Cause::Supersede { by }) => {
+                Outcome::Superseded { error: format!("superseded by deployment {by}: {message}") }
+            }
             None => Outcome::Failed { error: message, chance: error.chance },
         };
         self.ended(Some(outcome))

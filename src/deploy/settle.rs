@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::journal::Journal;
 use super::pipeline::{Host, Job, assemble};
-use super::{Log, Plan, Stack, StepError, checkout};
+use super::{Log, StepError, checkout};
 use crate::command::Limit;
 use crate::config::Repository;
 use crate::git;
@@ -35,14 +35,6 @@ pub fn put_back(host: &Host, job: &Job, checkout: &git::Checkout, journal: &mut 
 pub fn keep(checkout: &git::Checkout, journal: &mut Journal) {
     if let Err(error) = git::keep(checkout) {
         journal.line(LogLevel::Warning, &format!("what could put the files back could not be removed: {error}"));
-    }
-}
-
-/// Starts what an `up` that was ended in the middle left stopped.
-pub fn heal(host: &Host, stack: &Stack, plan: &Plan, journal: &mut Journal) {
-    match host.driver.heal(stack, plan, journal) {
-        Ok(()) => journal.line(LogLevel::Info, "what had been stopped runs again"),
-        Err(error) => journal.line(LogLevel::Error, &format!("some of it may stay stopped: {error}")),
     }
 }
 
@@ -123,6 +115,5 @@ fn heal_interrupted(
     if !is_same {
         return Err(gone("it is configured as another compose project, or in another folder"));
     }
-    heal(host, &stack, &plan, journal);
-    Ok(())
+    host.driver.heal(&stack, &plan, journal)
 }
