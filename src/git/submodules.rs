@@ -5,15 +5,17 @@
 //! for the parent's scheme, host and port.
 
 use std::cell::OnceCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use git2::{ObjectType, Oid, Repository, TreeEntry};
+use git2::{ObjectType, Oid, Repository, Tree, TreeEntry};
 
 use super::checkout::{Entry, Files, Kind, folders_above};
 use super::libgit::Failed;
-use super::objects::{MAX_HELD_BYTES, Objects};
+use super::objects::{MAX_HELD_BYTES, Objects, copy_pieces};
+use super::scope::Scope;
 use super::smart_http::may_have_credential;
 use super::{GitError, Remote, RemoteUrl, Scheme, fetch, one_line, store};
 use crate::command::Limit;
@@ -32,6 +34,9 @@ const MAX_SHOWN_CHARS: usize = 200;
 /// Bound on `.gitmodules`.
 const MAX_GITMODULES_BYTES: usize = 256 * 1024;
 
+/// References to commits whose contents may have to be put back.
+const HELD: &str = "refs/shiparr/held/";
+
 /// The modes of tree entries.
 const MODE_EXECUTABLE: i32 = 0o100_755;
 const MODE_LINK: i32 = 0o120_000;
@@ -39,17 +44,21 @@ const MODE_LINK: i32 = 0o120_000;
 /// The stores that files come from: the repository's own, then its submodules'.
 pub(super) struct Sources {
     sources: Vec<Source>,
+    /// Commits that the working tree is compared with.
+    compared: Vec<(usize, Oid)>,
 }
 
 /// A store, and the way to its large files, once one is asked for.
 struct Source {
     repository: Repository,
     objects: OnceCell<Objects>,
+    /// Contents that lie in files of their own.
+    copies: BTreeMap<Oid, PathBuf>,
 }
 
 impl Source {
     fn new(repository: Repository) -> Source {
-        Source { repository, objects: OnceCell::new() }
+        Source { repository, objects: OnceCell::new(), copies: BTreeMap::new() }
     }
 }
 
@@ -72,7 +81,55 @@ enum Missing<'a> {
 
 impl Sources {
     pub fn new(repository: Repository) -> Sources {
-        Sources { sources: vec![Source::new(repository)] }
+        Sources { sources: vec![Source::new(repository)], compared: Vec::new() }
+    }
+
+    /// The stores again that [`Sources::relative_paths`] named, and as the last one `copies`: files that hold contents.
+    /// Stores that are gone, or damaged, have none.
+    pub fn open(
+        main: &Path,
+        relative_paths: &[PathBuf],
+        copies: BTreeMap<Oid, PathBuf>,
+    ) -> Result<Sources, git2::Error> {
+        let empty = || Repository::from_odb(git2::Odb::new()?);
+        let open = |path: &PathBuf| Repository::open_bare(main.join(path)).or_else(|_| empty()).map(Source::new);
+        let mut sources: Vec<Source> = relative_paths.iter().map(open).collect::<Result<_, _>>()?;
+        sources.push(Source { copies, ..Source::new(empty()?) });
+        Ok(Sources { sources, compared: Vec::new() })
+    }
+
+    /// Where the stores are, from the repository's own, which is the first.
+    pub fn relative_paths(&self) -> Vec<PathBuf> {
+        let main = self.main().path();
+        let relative = |repository: &Repository| repository.path().strip_prefix(main).map(Path::to_owned);
+        self.sources.iter().map(|source| relative(&source.repository).unwrap_or_default()).collect()
+    }
+
+    /// Keeps in each store the commits that the working tree was compared with, and no others of earlier runs: their
+    /// contents may have to be put back.
+    pub fn hold_compared(&self) -> Result<(), git2::Error> {
+        let mut held: BTreeMap<&Path, (&Repository, BTreeSet<Oid>)> = BTreeMap::new();
+        for Source { repository, .. } in &self.sources {
+            held.entry(repository.path()).or_insert((repository, BTreeSet::new()));
+        }
+        for (source, commit) in &self.compared {
+            let repository = &self.sources[*source].repository;
+            held.entry(repository.path()).or_insert((repository, BTreeSet::new())).1.insert(*commit);
+        }
+        for (repository, commits) in held.values() {
+            let name = |commit: &Oid| format!("{HELD}{commit}");
+            let names: BTreeSet<String> = commits.iter().map(name).collect();
+            for reference in repository.references_glob(&format!("{HELD}*"))? {
+                let mut reference = reference?;
+                if !reference.name().is_some_and(|name| names.contains(name)) {
+                    reference.delete()?;
+                }
+            }
+            for commit in commits {
+                repository.reference(&name(commit), *commit, true, "may be put back")?;
+            }
+        }
+        Ok(())
     }
 
     /// The repository's own store.
@@ -103,6 +160,9 @@ impl Sources {
     pub fn copy(&self, entry: &Entry, out: &mut impl Write) -> io::Result<()> {
         let store_failed = |error: git2::Error| io::Error::other(error.message().to_owned());
         let source = self.source(entry);
+        if let Some(copy) = source.copies.get(&entry.oid) {
+            return copy_pieces(&mut File::open(copy)?, out).map(drop);
+        }
         let odb = source.repository.odb().map_err(store_failed)?;
         if self.size(entry).map_err(store_failed)? <= MAX_HELD_BYTES {
             return out.write_all(odb.read(entry.oid).map_err(store_failed)?.data());
@@ -116,36 +176,52 @@ impl Sources {
 
     /// A file's size in bytes.
     pub fn size(&self, entry: &Entry) -> Result<u64, git2::Error> {
-        let (size, kind) = self.source(entry).repository.odb()?.read_header(entry.oid)?;
+        let source = self.source(entry);
+        if let Some(copy) = source.copies.get(&entry.oid) {
+            return copy.metadata().map(|data| data.len()).map_err(|error| git2::Error::from_str(&error.to_string()));
+        }
+        let (size, kind) = source.repository.odb()?.read_header(entry.oid)?;
         if kind == ObjectType::Blob { Ok(size as u64) } else { Err(git2::Error::from_str("a file that is no blob")) }
     }
 
-    /// The files of a commit; submodules are fetched.
+    /// The files of a commit that are in the scope; submodules are fetched.
     pub fn fetch_and_flatten(
         &mut self,
         commit: Oid,
+        scope: &Scope,
         remote: &Remote,
         limit: &Limit,
         notes: &mut Vec<String>,
     ) -> Result<Files, Failed> {
-        self.list(commit, remote, &mut Missing::Fetch(limit, notes))
+        self.list(commit, scope, remote, &mut Missing::Fetch(limit, notes))
     }
 
-    /// The files of a commit as far as the stores have them; none when they do not have the commit.
-    pub fn flatten(&mut self, commit: Oid, remote: &Remote) -> Option<Files> {
-        self.list(commit, remote, &mut Missing::Skip).ok()
+    /// The files of a commit that are in the scope, as far as the stores have them; none when they do not have the
+    /// commit.
+    pub fn flatten(&mut self, commit: Oid, scope: &Scope, remote: &Remote) -> Option<Files> {
+        self.list(commit, scope, remote, &mut Missing::Skip).ok()
     }
 
     fn source(&self, entry: &Entry) -> &Source {
         &self.sources[entry.source]
     }
 
-    fn list(&mut self, commit: Oid, remote: &Remote, missing: &mut Missing<'_>) -> Result<Files, Failed> {
+    fn list(
+        &mut self,
+        commit: Oid,
+        scope: &Scope,
+        remote: &Remote,
+        missing: &mut Missing<'_>,
+    ) -> Result<Files, Failed> {
         let mut files = Files::new();
         let mut places = vec![Place { source: 0, commit, prefix: Vec::new(), remote: remote.clone(), depth: 0 }];
         let mut submodules = 0;
         while let Some(place) = places.pop() {
-            for (path, commit) in list_files(&self.sources[place.source].repository, &place, &mut files)? {
+            let inner = list_files(&self.sources[place.source].repository, &place, scope, &mut files)?;
+            if matches!(missing, Missing::Skip) {
+                self.compared.push((place.source, place.commit));
+            }
+            for (path, commit) in inner {
                 submodules += 1;
                 if submodules > MAX_SUBMODULES || place.depth >= MAX_DEPTH {
                     return Err(GitError::lasting(format!(
@@ -173,7 +249,8 @@ impl Sources {
         missing: &mut Missing<'_>,
     ) -> Result<Option<Place>, Failed> {
         let shown = one_line(String::from_utf8_lossy(&[&parent.prefix[..], &path].concat()).into_owned());
-        let declared = declared_submodules(&self.sources[parent.source].repository, parent.commit)?;
+        let repository = &self.sources[parent.source].repository;
+        let declared = declared_submodules(repository, &repository.find_commit(parent.commit)?.tree()?)?;
         let Some(declared) = declared.get(&path) else {
             if let Missing::Fetch(_, notes) = missing {
                 notes.push(format!("the submodule {shown} has no entry in .gitmodules and is left out"));
@@ -222,14 +299,22 @@ fn name_submodule(failed: Failed, shown: &str) -> Failed {
     }
 }
 
-/// Adds the files of one commit; its submodules come back, by their path in it.
-fn list_files(repository: &Repository, place: &Place, files: &mut Files) -> Result<Vec<(Vec<u8>, Oid)>, Failed> {
+/// Adds the files of one commit that are in the scope; its submodules come back, by their path in it.
+fn list_files(
+    repository: &Repository,
+    place: &Place,
+    scope: &Scope,
+    files: &mut Files,
+) -> Result<Vec<(Vec<u8>, Oid)>, Failed> {
     let mut submodules = Vec::new();
     let mut entries = 0;
     let mut folders = vec![(place.prefix.clone(), repository.find_commit(place.commit)?.tree()?)];
     while let Some((prefix, tree)) = folders.pop() {
         for entry in &tree {
             let path = [&prefix, entry.name_bytes()].concat();
+            if !scope.touches(&path) {
+                continue;
+            }
             check_name(&entry, &path)?;
             match entry.kind() {
                 Some(ObjectType::Tree) => {
@@ -237,7 +322,7 @@ fn list_files(repository: &Repository, place: &Place, files: &mut Files) -> Resu
                     folders.push(([&path[..], b"/"].concat(), folder));
                 }
                 Some(ObjectType::Commit) => submodules.push((path[place.prefix.len()..].to_vec(), entry.id())),
-                _ => {
+                _ if scope.holds(&path) => {
                     let kind = match entry.filemode_raw() {
                         MODE_LINK => Kind::Link,
                         MODE_EXECUTABLE => Kind::Executable,
@@ -245,6 +330,7 @@ fn list_files(repository: &Repository, place: &Place, files: &mut Files) -> Resu
                     };
                     files.insert(path, Entry { oid: entry.id(), kind, source: place.source });
                 }
+                _ => {}
             }
             entries += 1;
             if entries.max(files.len()) > MAX_FILES {
@@ -274,14 +360,16 @@ fn never_checked_out(path: &[u8]) -> Failed {
 
 /// An entry of `.gitmodules`.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Declared {
+pub(super) struct Declared {
     name: String,
     url: String,
 }
 
 /// What `.gitmodules` of a commit says, by path.
-fn declared_submodules(repository: &Repository, commit: Oid) -> Result<BTreeMap<Vec<u8>, Declared>, Failed> {
-    let tree = repository.find_commit(commit)?.tree()?;
+pub(super) fn declared_submodules(
+    repository: &Repository,
+    tree: &Tree<'_>,
+) -> Result<BTreeMap<Vec<u8>, Declared>, Failed> {
     let Some(entry) = tree.get_name(".gitmodules").filter(|entry| entry.kind() == Some(ObjectType::Blob)) else {
         return Ok(BTreeMap::new());
     };

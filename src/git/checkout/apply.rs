@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use super::super::GitError;
 use super::super::libgit::Failed;
 use super::super::objects::MAX_HELD_BYTES;
+use super::adopt::Adoption;
 use super::plan::{Plan, Seen, Write, describe_collisions};
 use super::worktree::{Above, Found, OPEN_FOLDER, Stamp, WorkTree};
 use super::{Entry, Kind, MAX_NAMED_PATHS, Trees, folders_above, io_failed, show, split};
@@ -28,12 +29,13 @@ impl Plan {
     ///
     /// # Errors
     /// Files in the way, paths that cannot be written, too little space, contents that the store does not have.
-    pub(super) fn check(&self, tree: &WorkTree, trees: &Trees) -> Result<(), Failed> {
+    pub(super) fn check(&self, tree: &WorkTree, trees: &Trees, adoption: &Adoption) -> Result<(), Failed> {
         if !self.collisions.is_empty() {
             return Err(GitError::passing(format!(
-                "untracked in {} and in the way of the commit's own files: {}; nothing was written. Move them away, or commit them as they are",
+                "untracked in {} and in the way of the commit's own files: {}; nothing was written. Move them away, or commit them as they are{}",
                 tree.path.display(),
-                describe_collisions(&self.collisions)
+                describe_collisions(&self.collisions),
+                adoption.hint().map_or_else(String::new, |hint| format!("; {hint}")),
             ))
             .into());
         }
@@ -198,7 +200,7 @@ pub(super) fn apply(
     temporary_name: String,
     notes: &mut Vec<String>,
 ) -> Result<(), Failed> {
-    let mut writer = Writer { tree, trees, temporary_name, notes, unlinked: Vec::new() };
+    let mut writer = Writer::new(tree, trees, temporary_name, notes);
     for (path, seen) in &plan.removes {
         writer.remove(path, seen)?;
     }
@@ -209,8 +211,8 @@ pub(super) fn apply(
         writer.write(write)?;
     }
     writer.note_unlinked();
-    for (path, stamp, kind) in &plan.modes {
-        writer.set_mode(path, stamp, *kind)?;
+    for (path, stamp, entry) in &plan.modes {
+        writer.set_mode(path, stamp, entry.kind)?;
     }
     for folder in &plan.emptied_folders {
         // Where something is left in it, it stays.
@@ -244,7 +246,8 @@ fn remove_folder(tree: &WorkTree, folder: &[u8]) -> Result<(), Errno> {
     }
 }
 
-struct Writer<'a> {
+/// Changes single files.
+pub(super) struct Writer<'a> {
     tree: &'a WorkTree,
     trees: &'a Trees,
     temporary_name: String,
@@ -253,8 +256,13 @@ struct Writer<'a> {
     unlinked: Vec<String>,
 }
 
-impl Writer<'_> {
-    fn remove(&mut self, path: &[u8], seen: &Seen) -> Result<(), Failed> {
+impl<'a> Writer<'a> {
+    pub fn new(tree: &'a WorkTree, trees: &'a Trees, temporary_name: String, notes: &'a mut Vec<String>) -> Writer<'a> {
+        Writer { tree, trees, temporary_name, notes, unlinked: Vec::new() }
+    }
+
+    /// Removes a file or link that was seen there.
+    pub fn remove(&mut self, path: &[u8], seen: &Seen) -> Result<(), Failed> {
         let found = self.tree.look(path).map_err(|error| io_failed("look at", path, error))?;
         let is_same = match (&found, seen) {
             (Found::File(now), Seen::File(then)) => now == then,
@@ -272,7 +280,8 @@ impl Writer<'_> {
         removed.map_err(|error| io_failed("remove", path, error))
     }
 
-    fn write(&mut self, write: &Write) -> Result<(), Failed> {
+    /// Makes a file, rewrites it in place, or replaces it.
+    pub fn write(&mut self, write: &Write) -> Result<(), Failed> {
         let Some(stamp) = &write.over else { return self.create(&write.path, &write.entry, false) };
         if stamp.has_other_names {
             self.unlinked.push(show(&write.path));
@@ -448,7 +457,7 @@ fn reserve(file: impl AsFd, from: u64, to: u64) -> Result<(), Errno> {
     }
 }
 
-fn rename_without_replacing(folder: &OwnedFd, from: &str, to: &[u8]) -> Result<(), Errno> {
+pub(super) fn rename_without_replacing(folder: &OwnedFd, from: &str, to: &[u8]) -> Result<(), Errno> {
     match renameat_with(folder, from, folder, to, RenameFlags::NOREPLACE) {
         // Network file systems do not know the flag.
         Err(Errno::INVAL | Errno::NOSYS) => match statat(folder, to, AtFlags::SYMLINK_NOFOLLOW) {

@@ -25,6 +25,16 @@ impl<R: Read> Likeness<R> {
         Likeness { file, file_bytes, content_bytes: 0, same_until: 0, same_from: 0, is_unreadable: false, piece }
     }
 
+    /// Looks at what both have in common from a place on, and not from their beginnings.
+    pub fn from_place(self, place: u64) -> Likeness<R> {
+        Likeness { same_until: place, ..self }
+    }
+
+    /// Up to where both are the same.
+    pub fn same_until(&self) -> u64 {
+        self.same_until
+    }
+
     /// Whether the file could not be read.
     pub fn is_unreadable(&self) -> bool {
         self.is_unreadable
@@ -64,6 +74,17 @@ pub(super) fn is_mix<R>(begun: &Likeness<R>, old: &Likeness<R>) -> bool {
     }
 }
 
+/// Whether a file is what is left when `after` was being written over `before`, and then `before` over that, and each
+/// was ended somewhere: it begins as the one, goes on as the other, and ends as the first. `after` is compared from
+/// where `before` ends to be the same.
+pub(super) fn is_between<R>(before: &Likeness<R>, after: &Likeness<R>) -> bool {
+    if after.same_until >= after.file_bytes {
+        // It has all of the one's length, or was still growing.
+        return after.file_bytes == after.content_bytes || after.file_bytes >= before.content_bytes;
+    }
+    before.content_bytes == before.file_bytes && before.same_from <= after.same_until
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;
@@ -91,6 +112,35 @@ mod tests {
         assert!(is_mix(b"bbb", b"bbbbbb", b"aa"), "a longer one that was begun");
         for other in [&b"bbcaaaaa"[..], b"bbbbaaa", b"aaaaaaab", b"x", b""] {
             assert!(!is_mix(other, new, old), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_ended_twice_is_recognised_and_nothing_else() {
+        let is_between = |file: &[u8], before: &[u8], after: &[u8]| {
+            let file: &'static [u8] = Vec::leak(file.to_vec());
+            let mut first = Likeness::new(file, file.len() as u64);
+            first.write_all(before).unwrap();
+            let mut second = Likeness::new(file, file.len() as u64).from_place(first.same_until());
+            after.chunks(3).for_each(|piece| second.write_all(piece).unwrap());
+            is_between(&first, &second)
+        };
+        for (before, after) in [(&b"aaaaaaaa"[..], &b"bbbb"[..]), (b"aaaa", b"bbbbbbbb"), (b"aaaa", b"bbbb")] {
+            for forth in 0..=after.len() {
+                let mut torn = before.to_vec();
+                torn.resize(before.len().max(forth), 0);
+                torn[..forth].copy_from_slice(&after[..forth]);
+                for back in 0..=before.len() {
+                    let mut twice = torn.clone();
+                    twice.resize(torn.len().max(back), 0);
+                    twice[..back].copy_from_slice(&before[..back]);
+                    assert!(is_between(&twice, before, after), "{forth} {back} {}", String::from_utf8_lossy(&twice));
+                }
+            }
+            assert!(is_between(before, before, after) && is_between(after, before, after));
+        }
+        for other in [&b"aabbabaa"[..], b"aaabb", b"bbbba", b"x", b"aaaaaaaab", b"a"] {
+            assert!(!is_between(other, b"aaaaaaaa", b"bbbb"), "{}", String::from_utf8_lossy(other));
         }
     }
 }
