@@ -13,7 +13,7 @@ use std::time::Instant;
 use git2::Oid;
 
 use super::entry::{Form, Header};
-use super::index::Record;
+use super::index::{Index, Record};
 use super::pack::{Pack, PackWriter, install};
 use super::{Objects, damaged};
 
@@ -33,8 +33,11 @@ struct Chosen {
     is_made_whole: bool,
 }
 
-/// Makes one pack of those at `packs`, which lie in the folder `objects` of a store, and removes them. With `wanted`,
-/// the objects that it does not name are left out.
+/// Makes one pack of those at `packs`, which lie in the folder `objects` of a store, and removes them. An object that
+/// several have is taken from the first one. With `wanted`, the objects that it does not name are left out.
+///
+/// Each pack must be complete in itself, so that the bases of deltas that come from one pack are found in it, or in one
+/// before it: no circle comes together.
 ///
 /// # Errors
 /// A pack that is damaged, a disk that is full, or the deadline: then all is as it was.
@@ -46,9 +49,9 @@ pub(in crate::git) fn combine(
 ) -> io::Result<()> {
     let scratch = objects.join("pack");
     let store = Objects::open(objects, &scratch)?;
-    // The oldest first, and of the copies of an object the oldest: a delta's base was there before it, or came with
-    // it, so no circle comes together. A copy that came later was made to complete a pack.
-    let picked: Vec<&Pack> = store.packs.iter().filter(|pack| packs.contains(&pack.path)).collect();
+    let pick = |path: &PathBuf| store.packs.iter().find(|pack| pack.path == *path);
+    let picked: Option<Vec<&Pack>> = packs.iter().map(pick).collect();
+    let picked = picked.ok_or_else(|| damaged("a pack is gone"))?;
     let mut plan = Plan { chosen: Vec::new(), places: HashMap::new() };
     for (number, pack) in picked.iter().enumerate() {
         plan.choose(number, pack, wanted, deadline)?;
@@ -65,6 +68,21 @@ pub(in crate::git) fn combine(
         fs::remove_file(&pack.path)?;
     }
     Ok(())
+}
+
+/// The names of the objects in some packs.
+///
+/// # Errors
+/// An index that cannot be read.
+pub(in crate::git) fn names_in(packs: &[PathBuf]) -> io::Result<HashSet<Oid>> {
+    let mut names = HashSet::new();
+    for pack in packs {
+        let index = Index::read(&pack.with_extension("idx"))?;
+        for place in 0..index.count() {
+            names.insert(index.record(place)?.oid);
+        }
+    }
+    Ok(names)
 }
 
 struct Plan {

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use git2::Oid;
@@ -49,6 +49,17 @@ impl Index {
         let is_whole =
             counts.is_sorted() && index.bytes.len() >= head + index.count * (NAME_BYTES + 8) + 2 * NAME_BYTES;
         if is_whole { Ok(index) } else { Err(damaged(&format!("{} is damaged", path.display()))) }
+    }
+
+    /// How many objects an index names, where it looks like one; only a few bytes of it are read.
+    pub fn peek(path: &Path) -> io::Result<u32> {
+        let file = File::open(path)?;
+        let mut head = [0; MAGIC.len() + FANOUT_BYTES];
+        file.read_exact_at(&mut head, 0)?;
+        let count = head[head.len() - 4..].try_into().map_or(0, u32::from_be_bytes);
+        let least_bytes = head.len() as u64 + u64::from(count) * (NAME_BYTES as u64 + 8) + 2 * NAME_BYTES as u64;
+        let is_one = head[..MAGIC.len()] == MAGIC && file.metadata()?.len() >= least_bytes;
+        if is_one { Ok(count) } else { Err(damaged(&format!("{} is damaged", path.display()))) }
     }
 
     /// How many objects there are.

@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use flate2::bufread::ZlibDecoder;
 use git2::{ObjectType, Oid};
 
-pub(super) use combine::combine;
+pub(super) use combine::{combine, names_in};
 use content::{At, Collector};
 pub(super) use content::{Content, Hasher, MAX_HELD_BYTES, PIECE_BYTES, copy_pieces};
 use entry::{DeltaSizes, Form, apply_delta};
@@ -65,7 +65,9 @@ impl Objects {
             objects.folders.push(folder);
         }
         for folder in &objects.folders {
-            objects.packs.extend(open_packs(&folder.join("pack"))?);
+            for path in packs_in(&folder.join("pack"))? {
+                objects.packs.push(Pack::open(path)?);
+            }
         }
         Ok(objects)
     }
@@ -193,8 +195,16 @@ fn undo_delta(base: &Content, delta: impl Read, scratch: &Path) -> io::Result<Co
     result.finish()
 }
 
-/// The packs in a folder, the oldest first.
-fn open_packs(folder: &Path) -> io::Result<Vec<Pack>> {
+/// Looks at the beginnings of a store's packs.
+///
+/// # Errors
+/// One is damaged.
+pub(super) fn peek_at_packs(objects: &Path) -> io::Result<()> {
+    packs_in(&objects.join("pack"))?.iter().try_for_each(|path| Pack::peek(path))
+}
+
+/// The packs in a folder that have an index.
+fn packs_in(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let mut packs = Vec::new();
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(packs),
@@ -203,10 +213,9 @@ fn open_packs(folder: &Path) -> io::Result<Vec<Pack>> {
     for entry in entries {
         let path = entry?.path();
         if path.extension().is_some_and(|ending| ending == "pack") && path.with_extension("idx").exists() {
-            packs.push(Pack::open(path)?);
+            packs.push(path);
         }
     }
-    packs.sort_by(|one, other| (one.modified, &one.path).cmp(&(other.modified, &other.path)));
     Ok(packs)
 }
 

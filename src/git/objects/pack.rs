@@ -3,8 +3,8 @@
 use std::cell::OnceCell;
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use flate2::bufread::ZlibDecoder;
 use flate2::write::ZlibEncoder;
@@ -29,7 +29,6 @@ pub(super) struct Pack {
     pub path: PathBuf,
     pub file: File,
     pub size: u64,
-    pub modified: SystemTime,
     pub index: Index,
     /// Where the entries begin, in their order in the pack, and their places in the index.
     by_offset: OnceCell<Vec<(u64, usize)>>,
@@ -42,9 +41,17 @@ impl Pack {
     pub fn open(path: PathBuf) -> io::Result<Pack> {
         let index = Index::read(&path.with_extension("idx"))?;
         let file = File::open(&path)?;
-        let metadata = file.metadata()?;
-        let (size, modified) = (metadata.len(), metadata.modified()?);
-        Ok(Pack { path, file, size, modified, index, by_offset: OnceCell::new() })
+        let size = file.metadata()?.len();
+        Ok(Pack { path, file, size, index, by_offset: OnceCell::new() })
+    }
+
+    /// Whether a pack and its index look like that, and belong together; only a few bytes of them are read.
+    pub fn peek(path: &Path) -> io::Result<()> {
+        let mut head = [0; MAGIC.len() + 4];
+        File::open(path)?.read_exact_at(&mut head, 0)?;
+        let count = Index::peek(&path.with_extension("idx"))?;
+        let is_one = head[..MAGIC.len()] == MAGIC && head[MAGIC.len()..] == count.to_be_bytes();
+        if is_one { Ok(()) } else { Err(damaged(&format!("{} is damaged", path.display()))) }
     }
 
     /// What the index knows, in the order of the entries in the pack.

@@ -120,7 +120,9 @@ impl Store {
 
     fn packs(&self) -> Vec<PathBuf> {
         let files = fs::read_dir(self.objects().join("pack")).unwrap().map(|entry| entry.unwrap().path());
-        files.filter(|path| path.extension().is_some_and(|ending| ending == "pack")).collect()
+        let mut packs: Vec<PathBuf> = files.filter(|path| path.extension().is_some_and(|end| end == "pack")).collect();
+        packs.sort_by_key(|path| fs::metadata(path).unwrap().modified().unwrap());
+        packs
     }
 
     fn combine(&self, wanted: Option<&HashSet<Oid>>) -> io::Result<()> {
