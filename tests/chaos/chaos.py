@@ -81,9 +81,11 @@ class Chaos:
 
     def strike(self):
         """Waits for the moment of the next kill."""
-        aim = self.random.choice((*AIMS, "start-up", "any", "any", "any"))
+        aim = self.random.choice((*AIMS, "decrypted", "start-up", "any", "any", "any"))
         if aim == "start-up":
             time.sleep(self.random.uniform(0, 0.4))
+        elif aim == "decrypted":
+            self.scene.wait_for_plain_text(AIM_LIMIT_SECONDS)
         elif aim == "any":
             time.sleep(self.random.uniform(0.2, 6))
         else:

@@ -33,7 +33,8 @@ def final_check(scene):
         wrong += check_tree(scene, stack)
     wrong += check_untracked(scene)
     if wrong:
-        raise Failure("\n".join(wrong))
+        # What lies there before and after the stop is told once.
+        raise Failure("\n".join(dict.fromkeys(wrong)))
     scene.daemon.start()
 
 

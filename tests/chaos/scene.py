@@ -297,6 +297,12 @@ class Scene:
                 made[path] = (path.stat().st_ino, text)
         return made
 
+    def wait_for_plain_text(self, limit_seconds):
+        """Until a deployment has something decrypted, or the limit is over."""
+        until = time.monotonic() + limit_seconds
+        while time.monotonic() < until and not any(self.runtime.glob("secrets/*/*")):
+            time.sleep(0.002)
+
     # ---- Those who act ----
 
     def push_something(self):
