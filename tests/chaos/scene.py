@@ -218,7 +218,7 @@ class Scene:
         self.disk = SmallDisk(self.folder / "data")
         self.timeless_only = False
         self.accepted, self.refused, self.may_refuse = [], [], False
-        self.figures = ""
+        self.inodes, self.figures = {}, ""
         self.stacks, self.engine, self.proxy, self.daemon = [], None, None, None
         try:
             self.set_up(arguments)
