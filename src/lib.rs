@@ -24,11 +24,25 @@
 //! ```text
 //!  timer, one a repository ───────┐                              ┌─ child: shiparr git  (libgit2: fetch, checkout)
 //!  gate ─ handlers of tiny_http ──┼─ pending row + bell ─▶ worker ┼─ child: sops
-//!  (TCP and control socket)       │  (SQLite)                     ├─ driver ─ child: compose
-//!  main: signals, start, stop ────┤                               └─ finished row ─▶ teller ─ child: shoutrrr
-//!  reload: looks at project files ┘
-//!  docker: asks whether it answers
+//!  (TCP and control socket)       │  (SQLite)               │     └─ driver ─ child: compose up
+//!  main: signals, start, stop ────┤                         ▼ up has ended
+//!  reload: looks at project files ┘                       waiter, one a stack that is waited for
+//!  docker: asks whether it answers                          │     └─ driver: looks at the containers
+//!                                                           ▼ finished row
+//!                                                         teller ─ child: shoutrrr
 //! ```
+//!
+//! There is one worker, and everything that changes files or containers on the host happens on it, one deployment after
+//! the other: no two checkouts or `up`s can meet, and nothing has to be locked against another one. What follows an
+//! `up` only looks, and may take minutes where a stack is bad; so a [`deploy::pipeline::Waiting`] moves to a waiter, a
+//! thread of its own that ends with the deployment, and the worker takes the next row. Three rules keep that simple:
+//!
+//! - A waiter changes nothing but its own row. Its looks at Docker are shared with those of the other waiters.
+//! - A repository has one running row at most, so there is one waiter for it at most, and the worker starts nothing of
+//!   it before that has ended. Where a later row would bring something else, the worker ends the waiter
+//!   (`superseded`) and takes the row at its next look.
+//! - Whoever ends a deployment before its end says why ([`deploy::control::Cause`]), and the thread that has it records
+//!   it.
 //!
 //! # Invariants
 //!

@@ -1,5 +1,6 @@
 //! Plain types that every module shares: names, commits, statuses and their transitions. No I/O.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
@@ -140,7 +141,39 @@ impl Trigger {
     pub fn forces(self) -> bool {
         matches!(self, Trigger::Api | Trigger::Cli | Trigger::Config | Trigger::Retry)
     }
+
+    /// Whether it says which commit is deployed: a person who names none asks for the tip. Every other trigger leaves
+    /// that as it is.
+    pub fn chooses_commit(self) -> bool {
+        matches!(self, Trigger::Api | Trigger::Cli)
+    }
 }
+
+/// How a failed deployment came to its end, which decides whether it is tried again, told, and compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Ending {
+    /// It does not parse, decrypt or get healthy.
+    ForGood,
+    /// The cause can pass by itself, and so it is tried again.
+    CanPass,
+    /// A newer row of its repository ended the wait for health.
+    Superseded,
+    /// A person ended it.
+    Cancelled,
+    /// Shiparr ended while it was running.
+    Interrupted,
+    /// No project file named its repository any more before it began.
+    Orphaned,
+}
+
+words!(Ending {
+    ForGood = "for_good",
+    CanPass = "can_pass",
+    Superseded = "superseded",
+    Cancelled = "cancelled",
+    Interrupted = "interrupted",
+    Orphaned = "orphaned",
+});
 
 /// How grave a log line is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -171,14 +204,15 @@ pub struct Asked {
 }
 
 impl Asked {
-    /// Both wishes together, with the other one's commit where it has one.
+    /// Both wishes together, after a trigger that asks for `more` joined. The commit is this one's, unless the trigger
+    /// is one that says which ([`Trigger::chooses_commit`]).
     #[must_use]
-    pub fn and(self, other: Asked) -> Asked {
+    pub fn joined_by(self, trigger: Trigger, more: Asked) -> Asked {
         Asked {
-            pull: self.pull || other.pull,
-            recreate: self.recreate || other.recreate,
-            adopt: self.adopt || other.adopt,
-            commit: other.commit.or(self.commit),
+            pull: self.pull || more.pull,
+            recreate: self.recreate || more.recreate,
+            adopt: self.adopt || more.adopt,
+            commit: if trigger.chooses_commit() { more.commit } else { self.commit },
         }
     }
 }
@@ -348,6 +382,16 @@ pub struct RepositoryRecord {
     pub compose_project: Option<String>,
     /// The folder of the last `up`.
     pub up_folder: Option<String>,
+    /// The services of every `up` since compose project or folder last changed.
+    pub brought_up_services: BTreeSet<String>,
+    /// The volumes, as Docker names them, of every `up` since compose project or folder last changed.
+    pub brought_up_volumes: BTreeSet<String>,
+    /// What people accepted with `--adopt`, and what is not refused again; the keys are those of who refuses.
+    pub accepted: BTreeSet<String>,
+    /// Whether its commits are deployed only when somebody asks (`deploy: manual`).
+    pub is_manual: bool,
+    /// Whether, under `deploy: manual`, a commit or a configuration is there that was not deployed.
+    pub waiting: bool,
     /// When it was first seen.
     pub created_at: Timestamp,
     /// The newest deployment, skipped ones included.
@@ -391,7 +435,9 @@ pub struct DeploymentRecord {
     pub attempt: u32,
     /// What was asked of it.
     pub asked: Asked,
-    /// One line: why it failed, or, while pending, what it waits for.
+    /// How it failed; none where it did not.
+    pub ending: Option<Ending>,
+    /// One line: why it failed or was skipped, or, while pending, what it waits for.
     pub error: Option<String>,
     /// When it was accepted.
     pub created_at: Timestamp,

@@ -81,6 +81,13 @@ impl Lab {
             checked_out,
             saved: self.path("data/saved/p/r"),
             name: "p/r".to_owned(),
+            commit: None,
+            watch_paths: Vec::new(),
+            shares_local_path: false,
+            siblings: Vec::new(),
+            skip_if_unchanged_since: None,
+            adopt: false,
+            put_back_first: false,
         }
     }
 

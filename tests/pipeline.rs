@@ -2,6 +2,7 @@
 //! own for the order of the steps.
 #![allow(clippy::disallowed_methods, reason = "tests start programs and threads")]
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
@@ -11,8 +12,9 @@ use jiff::Timestamp;
 use shiparr::command::Limit;
 use shiparr::config::catalog::{Accepted, Basis, Catalog};
 use shiparr::config::{Environment, Settings, Severity};
-use shiparr::deploy::pipeline::{self, Host, Job, Run};
-use shiparr::deploy::{self, Driver, Log, Plan, Stack, StepError, Timing, Up};
+use shiparr::deploy::control::{Cause, Control};
+use shiparr::deploy::pipeline::{self, Begun, Host, Job};
+use shiparr::deploy::{self, Containers, Driver, Log, Plan, Resident, Stack, StepError, Timing, Up, UpError};
 use shiparr::git;
 use shiparr::model::{Asked, Chance, DeploymentId, DeploymentRecord, LogLevel, Status, Trigger};
 use shiparr::store::{Outcome, ProjectSpec, RepositorySpec, Store};
@@ -58,6 +60,7 @@ impl Lab {
             },
             settings: Arc::new(settings),
             store,
+            hash_key: [7; 32],
         };
         let job = job(&host);
         Lab { folder, host, job, compose_project }
@@ -83,14 +86,25 @@ impl Lab {
         git(&["-c", "user.name=Ada", "-c", "user.email=a@example.com", "commit", "-q", "-m", "Say hello"]);
     }
 
-    fn run(&self) -> Run {
+    fn run(&self) -> Option<Outcome> {
         self.commit();
-        pipeline::run(&self.host, &self.job, &Limit::after(LIMIT)).unwrap()
+        self.deploy(&Control::new(LIMIT))
+    }
+
+    /// What the worker and the thread that waits do, one after the other.
+    fn deploy(&self, control: &Control) -> Option<Outcome> {
+        let mut ended = match pipeline::begin(&self.host, self.job.clone(), control).unwrap() {
+            Begun::Waits(waiting) => waiting.watch(&self.host),
+            Begun::Ended(ended) => *ended,
+        };
+        ended.record(&self.host).unwrap();
+        ended.tidy(&self.host);
+        ended.outcome().cloned()
     }
 
     fn run_to_error(&self) -> (String, Chance) {
         match self.run() {
-            Run::Finished(Outcome::Failed { error, chance }) => (error, chance),
+            Some(Outcome::Failed { error, chance }) => (error, chance),
             other => panic!("{other:?}\n{}", self.log()),
         }
     }
@@ -173,6 +187,7 @@ fn job(host: &Host) -> Job {
         path: repository.path.display().to_string(),
         local_path: repository.local_path.display().to_string(),
         check_interval_seconds: repository.check_interval.as_secs(),
+        is_manual: false,
         config_hash: "hash".to_owned(),
     };
     let project = ProjectSpec {
@@ -197,7 +212,7 @@ fn a_commit_becomes_a_running_stack_with_its_secrets() {
     // A dollar sign would be a variable for Compose; single quotes keep it.
     lab.write_encrypted(".env.enc", "PASSWORD='correct horse $battery'\n");
     let run_result = lab.run();
-    assert!(matches!(run_result, Run::Finished(Outcome::Success)), "{run_result:?}\n{}", lab.log());
+    assert!(matches!(run_result, Some(Outcome::Success)), "{run_result:?}\n{}", lab.log());
 
     let deployment = lab.deployment();
     assert_eq!(deployment.status, Status::Success);
@@ -263,8 +278,8 @@ fn the_time_limit_ends_the_wait_and_is_recorded() {
     let lab = Lab::new(&compose, "", &[], None);
     lab.commit();
     let began = Instant::now();
-    let result = pipeline::run(&lab.host, &lab.job, &Limit::after(Duration::from_secs(6))).unwrap();
-    assert!(matches!(&result, Run::Finished(Outcome::Failed { .. })), "{result:?}");
+    let result = lab.deploy(&Control::new(Duration::from_secs(6)));
+    assert!(matches!(&result, Some(Outcome::Failed { .. })), "{result:?}");
     assert!(began.elapsed() < Duration::from_secs(60));
     let error = lab.deployment().error.unwrap();
     assert!(error.contains("`timeout`") && error.contains("web-1 is starting"), "{error}");
@@ -276,18 +291,18 @@ fn a_shutdown_leaves_the_row_for_the_next_start() {
     let lab = Lab::new(&compose, "env_file: .env.enc", &[], None);
     lab.write_encrypted(".env.enc", "PASSWORD=correct horse\n");
     lab.commit();
-    let limit = Limit::after(LIMIT);
+    let control = Control::new(LIMIT);
     let result = std::thread::scope(|scope| {
-        let running = scope.spawn(|| pipeline::run(&lab.host, &lab.job, &limit).unwrap());
+        let running = scope.spawn(|| lab.deploy(&control));
         let mut seen = lab.host.store.change_seen();
         let until = Instant::now() + LIMIT;
         while !lab.log().contains("waiting: ") && Instant::now() < until {
             seen = lab.host.store.wait_for_change(seen, Duration::from_secs(1));
         }
-        limit.cancel();
+        control.end(Cause::Stop);
         running.join().unwrap()
     });
-    assert!(matches!(result, Run::LeftRunning), "{result:?}");
+    assert!(result.is_none(), "{result:?}");
     assert_eq!(lab.deployment().status, Status::Running);
     assert!(lab.log().contains("interrupted"), "{}", lab.log());
     lab.assert_clean();
@@ -331,15 +346,40 @@ impl Driver for Recorder {
         })
     }
 
-    fn up(&self, stack: &Stack, _: &Plan, _: &Up, _: &Limit, log: &mut dyn Log) -> Result<(), StepError> {
+    fn survey(&self, _: &Limit) -> Result<Vec<Resident>, StepError> {
+        Ok(Vec::new())
+    }
+
+    fn owners_of_volumes(
+        &self,
+        _: &BTreeSet<String>,
+        _: &Limit,
+    ) -> Result<BTreeMap<String, Option<String>>, StepError> {
+        Ok(BTreeMap::new())
+    }
+
+    fn services_of_all_profiles(&self, _: &Stack, _: &Plan, _: &Limit) -> Result<BTreeSet<String>, StepError> {
+        Ok(BTreeSet::new())
+    }
+
+    fn up(&self, stack: &Stack, _: &Plan, _: &Up, _: &Limit, log: &mut dyn Log) -> Result<(), UpError> {
         self.note(if stack.asked.recreate { "up anew" } else { "up" });
         log.line(LogLevel::Info, "the password is correct horse");
-        self.up.clone()
+        self.up.clone().map_err(|error| UpError { error, containers: Containers::Untouched })
+    }
+
+    fn heal(&self, _: &Stack, _: &Plan, _: &mut dyn Log) -> Result<(), StepError> {
+        self.note("heal");
+        Ok(())
     }
 
     fn wait(&self, _: &Plan, _: &Timing, _: &Limit, _: &mut dyn Log) -> Result<(), StepError> {
         self.note("wait");
         Ok(())
+    }
+
+    fn start_unmounted(&self, _: &str, _: &Limit) -> Result<Vec<String>, StepError> {
+        unreachable!("nothing is restored")
     }
 
     fn prune_images(&self, _: &Limit, _: &mut dyn Log) -> Result<(), StepError> {

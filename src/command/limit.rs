@@ -34,6 +34,12 @@ impl Limit {
         Limit { deadline: self.deadline.min(instant_after(time)), cancellation: Arc::clone(&self.cancellation) }
     }
 
+    /// The same cancellation with a deadline of its own, `time` from now.
+    #[must_use]
+    pub fn anew(&self, time: Duration) -> Limit {
+        Limit { deadline: instant_after(time), cancellation: Arc::clone(&self.cancellation) }
+    }
+
     /// Time left; zero when it is over or was cancelled.
     pub fn left(&self) -> Duration {
         if self.is_cancelled() { Duration::ZERO } else { self.deadline.saturating_duration_since(Instant::now()) }
@@ -100,6 +106,14 @@ mod tests {
     fn at_most_never_lengthens() {
         let limit = Limit::after(Duration::from_secs(1)).at_most(Duration::MAX);
         assert!(limit.left() <= Duration::from_secs(1));
+    }
+
+    #[test]
+    fn anew_it_has_time_again_unless_it_was_cancelled() {
+        let over = Limit::after(Duration::ZERO);
+        assert!(!over.anew(Duration::from_secs(60)).is_over());
+        over.cancel();
+        assert!(over.anew(Duration::from_secs(60)).is_over());
     }
 
     #[test]

@@ -3,11 +3,14 @@
 //! Started in this order: lock, database, configuration, listeners, threads. Stopped in this order: timers and gate
 //! (nothing new comes in), the worker (a running deployment may end), the database.
 
+mod activity;
 mod docker;
+mod finish;
 mod lock;
 mod logging;
 mod once;
 mod reload;
+mod restore;
 mod shared;
 mod tell;
 mod threads;
@@ -49,8 +52,9 @@ pub enum Event {
     ThreadDied(String),
 }
 
-/// After a running deployment was cancelled, its children get SIGTERM and 15 s later SIGKILL; then it must have ended.
-const CANCELLED_LIMIT: Duration = Duration::from_secs(20);
+/// After a running deployment was interrupted, its children get SIGTERM and 15 s later SIGKILL, and what it had checked
+/// out is put back; then it must have ended.
+const INTERRUPTED_LIMIT: Duration = Duration::from_secs(30);
 /// Project files that could not be loaded (the database refused, or there was no room for a thread) are loaded again
 /// after this.
 const RELOAD_AGAIN: Duration = Duration::from_secs(10);
@@ -115,8 +119,10 @@ impl Start {
             environment: settings.environment.for_children(),
         };
         let driver = crate::deploy::driver(&settings);
-        let host = Host { settings, store, driver, git };
-        Ok(Start { shared: Arc::new(Shared::new(host, hash_key, catalog)), loaded, _locks: [data_lock, runtime_lock] })
+        let host = Host { settings, store, driver, git, hash_key };
+        let shared = Arc::new(Shared::new(host, catalog));
+        shared.restore.begin(&shared.host)?;
+        Ok(Start { shared, loaded, _locks: [data_lock, runtime_lock] })
     }
 }
 
@@ -180,7 +186,7 @@ impl Daemon {
         let before = shared.catalog();
         let reloaded = reload::load(&shared.host.settings, &shared.host.store, &before).and_then(|catalog| {
             reload::log_problems(&before.problems, &catalog.problems);
-            reload::record(&shared.host.settings, &shared.host.store, &shared.hash_key, &catalog)?;
+            reload::record(&shared.host.settings, &shared.host.store, &shared.host.hash_key, &catalog)?;
             let catalog = Arc::new(catalog);
             shared.set_catalog(Arc::clone(&catalog));
             reload::queue_changed(&shared.host.store)?;
@@ -196,16 +202,13 @@ impl Daemon {
 
     fn stop(mut self) {
         let shared = &self.start.shared;
-        log::info!(
-            "stopping: a running deployment may go on for {} s",
-            shared.host.settings.shutdown_timeout.as_secs()
-        );
+        log::info!("stopping: running deployments may go on for {} s", shared.host.settings.shutdown_timeout.as_secs());
         self.threads.stopping();
         self.timers.stop();
         self.web.stop();
         shared.wake_worker();
-        if !ended_within(&self.worker, shared.host.settings.shutdown_timeout) {
-            log::warn!("the running deployment did not end in time and is interrupted; it is queued again");
+        if !all_ended_within(shared, &self.worker, shared.host.settings.shutdown_timeout) {
+            log::warn!("not every running deployment ended in time: what is left is interrupted and queued again");
             interrupt(shared, &self.worker);
         }
         shared.wake_teller();
@@ -228,14 +231,21 @@ fn next_event(events: &Receiver<Event>, is_loaded: bool) -> anyhow::Result<Event
     if is_other(&event) { Ok(event) } else { Ok(events.try_iter().find(is_other).unwrap_or(event)) }
 }
 
-/// Cancels the running deployment and waits until the worker has put away what belongs to it. The worker takes no other
-/// row once the threads are stopping; one that died itself is not waited for.
+/// Ends the running deployments and waits until what belongs to them is put away. The worker takes no other row once the
+/// threads are stopping; one that died itself is not waited for.
 fn interrupt(shared: &Shared, worker: &JoinHandle<()>) {
-    shared.cancel_running();
+    shared.activities.stop();
     shared.wake_worker();
-    if !ended_within(worker, CANCELLED_LIMIT) {
-        log::error!("the worker did not end within {} s", CANCELLED_LIMIT.as_secs());
+    if !all_ended_within(shared, worker, INTERRUPTED_LIMIT) {
+        log::error!("a deployment did not end within {} s", INTERRUPTED_LIMIT.as_secs());
     }
+}
+
+/// Waits for the worker and for the deployments that it has handed on, at most `time`; whether all of it ended.
+fn all_ended_within(shared: &Shared, worker: &JoinHandle<()>, time: Duration) -> bool {
+    let until = Instant::now() + time;
+    ended_within(worker, time)
+        && shared.activities.wait_until_none_runs(until.saturating_duration_since(Instant::now()))
 }
 
 /// Waits for a thread, at most `time`; whether it ended.

@@ -46,10 +46,16 @@ pub fn run(shared: &Arc<Shared>, threads: &Threads, events: Receiver<Event>) -> 
         }
     }
     let worker = Worker::new(Arc::clone(shared), threads.clone());
+    worker.put_back_interrupted();
     let mut blocked_since: Option<Instant> = None;
     while !threads.are_stopping() {
         match worker.look()? {
             Look::Ran => blocked_since = None,
+            // What waits for its stack may bring rows that waited for it.
+            Look::Idle | Look::Blocked { .. } if shared.activities.any_runs() => {
+                blocked_since = None;
+                shared.wait_for_work(LOOK_EVERY);
+            }
             Look::Idle => break,
             Look::Blocked { .. } => {
                 if blocked_since.get_or_insert_with(Instant::now).elapsed() >= BLOCKED_LIMIT {
@@ -59,8 +65,11 @@ pub fn run(shared: &Arc<Shared>, threads: &Threads, events: Receiver<Event>) -> 
             }
         }
     }
+    shared.activities.wait_until_none_runs(super::INTERRUPTED_LIMIT);
     for record in shared.host.store.repositories(None)?.into_iter().filter(|record| record.orphaned_at.is_none()) {
-        if record.status != Some(Status::Success) {
+        if record.waiting {
+            wrong.insert(record.name, "a new commit waits for somebody to ask for it (`deploy: manual`)".to_owned());
+        } else if record.status != Some(Status::Success) {
             let last = record.last_deployment.and_then(|deployment| deployment.error);
             wrong.entry(record.name).or_insert_with(|| last.unwrap_or_else(|| "it was never deployed".to_owned()));
         }
@@ -82,7 +91,7 @@ fn stop_on_signal(shared: &Arc<Shared>, threads: &Threads, events: Receiver<Even
         while let Ok(event) = events.recv() {
             if matches!(event, Event::Stop) {
                 also.stopping();
-                shared.cancel_running();
+                shared.activities.stop();
                 shared.wake_worker();
             }
         }

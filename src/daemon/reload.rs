@@ -13,8 +13,8 @@ use jiff::Timestamp;
 use super::Event;
 use super::shared::Shared;
 use super::threads::Threads;
+use crate::config::project::Deploy;
 use crate::config::{Accepted, AcceptedRepository, Basis, Catalog, Problem, Settings, Severity};
-use crate::model::{Asked, Trigger};
 use crate::store::{ProjectSpec, RepositorySpec, Store};
 
 /// How often the folder is looked at. Looking (not inotify) also sees changes on network and overlay file systems.
@@ -34,7 +34,16 @@ pub fn load(settings: &Settings, store: &Store, previous: &Catalog) -> anyhow::R
         repositories: repositories
             .into_iter()
             .filter(|record| record.orphaned_at.is_none())
-            .map(|record| (record.name, AcceptedRepository { id: record.id, local_path: record.local_path.into() }))
+            .map(|record| {
+                let accepted = AcceptedRepository {
+                    id: record.id,
+                    local_path: record.local_path.into(),
+                    path: record.path.into(),
+                    url: record.git_url,
+                    branch: record.branch,
+                };
+                (record.name, accepted)
+            })
             .collect(),
     };
     let basis = Basis { settings, previous, accepted: &accepted, unset_names: Severity::Error };
@@ -63,6 +72,7 @@ pub fn record(settings: &Settings, store: &Store, hash_key: &[u8; 32], catalog: 
                     path: repository.path.display().to_string(),
                     local_path: repository.local_path.display().to_string(),
                     check_interval_seconds: repository.check_interval.as_secs(),
+                    is_manual: repository.deploy == Deploy::Manual,
                     config_hash: repository.config_hash(hash_key, &settings.environment),
                 })
                 .collect(),
@@ -72,7 +82,7 @@ pub fn record(settings: &Settings, store: &Store, hash_key: &[u8; 32], catalog: 
     Ok(())
 }
 
-/// Queues what differs from the configuration of its last started deployment. It comes after the new catalog is in
+/// Queues what differs from the configuration of its last started deployment; under `deploy: manual` it waits. It comes after the new catalog is in
 /// place: a row that the worker starts later has the new configuration, and one that it started before is seen here.
 /// One that starts just now is the worker's to compare.
 ///
@@ -80,7 +90,7 @@ pub fn record(settings: &Settings, store: &Store, hash_key: &[u8; 32], catalog: 
 /// The database's.
 pub fn queue_changed(store: &Store) -> anyhow::Result<()> {
     for id in store.changed_configurations()? {
-        let queued = store.enqueue(id, Trigger::Config, Asked::default(), Timestamp::now())?;
+        let Some(queued) = store.configuration_changed(id, Timestamp::now())? else { continue };
         if let Some(record) = store.repository(id)?.filter(|_| !queued.joined) {
             log::info!("{}: its configuration changed: queued as deployment {}", record.name, queued.deployment_id);
         }

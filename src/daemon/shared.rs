@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 
-use crate::command::Limit;
+use super::activity::Activities;
+use super::restore::Restore;
 use crate::config::Catalog;
 use crate::deploy::pipeline::Host;
 use crate::model::RepositoryId;
@@ -17,13 +18,14 @@ pub struct Shared {
     pub host: Host,
     /// When the daemon started.
     pub started_at: Instant,
-    /// Keys the hashes of configurations, so that a stored one tells nothing of the values.
-    pub hash_key: [u8; 32],
+    /// What goes on with each repository.
+    pub activities: Activities,
+    /// Decrypted files that stacks mount and that are gone.
+    pub restore: Restore,
     catalog: RwLock<Arc<Catalog>>,
     worker: Bell,
     teller: Bell,
     docker: Mutex<Docker>,
-    running: Mutex<Option<Limit>>,
     timers: Mutex<HashMap<RepositoryId, Arc<Bell>>>,
 }
 
@@ -69,16 +71,16 @@ pub struct Docker {
 
 impl Shared {
     /// Puts together what the threads share.
-    pub fn new(host: Host, hash_key: [u8; 32], catalog: Catalog) -> Shared {
+    pub fn new(host: Host, catalog: Catalog) -> Shared {
         Shared {
             host,
             started_at: Instant::now(),
-            hash_key,
+            activities: Activities::default(),
+            restore: Restore::default(),
             catalog: RwLock::new(Arc::new(catalog)),
             worker: Bell::new(),
             teller: Bell::new(),
             docker: Mutex::default(),
-            running: Mutex::default(),
             timers: Mutex::default(),
         }
     }
@@ -141,18 +143,6 @@ impl Shared {
     pub fn check_now(&self, id: RepositoryId) {
         if let Some(timer) = self.timers.lock().unwrap_or_else(PoisonError::into_inner).get(&id) {
             timer.ring();
-        }
-    }
-
-    /// The worker begins a deployment that ends with `limit`, or is done with it.
-    pub fn set_running(&self, limit: Option<Limit>) {
-        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = limit;
-    }
-
-    /// Ends the running deployment, if there is one.
-    pub fn cancel_running(&self) {
-        if let Some(limit) = &*self.running.lock().unwrap_or_else(PoisonError::into_inner) {
-            limit.cancel();
         }
     }
 }

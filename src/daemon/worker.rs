@@ -1,18 +1,25 @@
-//! The single deploy worker: it takes rows from the queue, one after the other.
+//! The single deploy worker: it takes rows from the queue, one after the other, each up to the end of its `up`.
+//!
+//! Everything that changes files or containers happens on this one thread. Waiting until a stack is well only looks:
+//! that is done by a thread of its own for each stack that has come so far ([`finish`](super::finish)), and the worker
+//! goes on with the next repository.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::docker;
+use super::activity::Running;
 use super::shared::Shared;
 use super::threads::Threads;
+use super::{docker, finish};
 use crate::command::Limit;
 use crate::config::{Catalog, Repository};
-use crate::deploy::pipeline::{self, Job};
-use crate::model::{Asked, DeploymentRecord, RepositoryName, RepositoryRecord, Status, Trigger};
+use crate::deploy::control::{Cause, Control};
+use crate::deploy::pipeline::{self, Begun, Job};
+use crate::deploy::{checkout, settle};
+use crate::model::{CommitHash, DeploymentId, DeploymentRecord, RepositoryName, RepositoryRecord, Status};
 use crate::store::StoreError;
 
 /// The queue is looked at this often even when nobody rings: a bell that is lost costs at most this.
@@ -21,19 +28,23 @@ const LOOK_AGAIN: Duration = Duration::from_secs(30);
 const DOCKER_AGAIN: Duration = Duration::from_secs(2);
 /// After the database refused.
 const DATABASE_AGAIN: Duration = Duration::from_secs(5);
+/// For asking what a row that waits for another one of its repository would change. A remote that hangs holds up the
+/// queue for as long.
+const LOOK_AHEAD_LIMIT: Duration = Duration::from_secs(20);
 
 /// Takes rows from the queue.
 pub struct Worker {
     shared: Arc<Shared>,
     threads: Threads,
-    /// The last deployment's row is still `running`, because the database did not take its outcome.
-    unrecorded: AtomicBool,
+    /// Rows that change nothing of the stack that is waited for, by what was observed of the remote when they were
+    /// looked at.
+    changes_nothing: Mutex<HashMap<DeploymentId, Option<CommitHash>>>,
 }
 
 /// What a look at the queue came to.
 #[derive(Debug)]
 pub enum Look {
-    /// A deployment ran to its end.
+    /// A deployment was begun; it has ended, or its stack is waited for.
     Ran,
     /// Rows wait, and none of them can start now.
     Blocked {
@@ -44,14 +55,23 @@ pub enum Look {
     Idle,
 }
 
+/// A row that could start, as far as the project files go.
+struct Candidate<'a> {
+    deployment: DeploymentRecord,
+    repository: &'a Repository,
+    /// The deployment of the same repository whose stack is waited for.
+    behind: Option<Running>,
+}
+
 impl Worker {
     /// A worker on the daemon's queue.
     pub fn new(shared: Arc<Shared>, threads: Threads) -> Worker {
-        Worker { shared, threads, unrecorded: AtomicBool::new(false) }
+        Worker { shared, threads, changes_nothing: Mutex::default() }
     }
 
     /// Works until the daemon stops.
     pub fn run(&self) {
+        self.put_back_interrupted();
         while !self.threads.are_stopping() {
             let pause = match self.look() {
                 Ok(Look::Ran) => continue,
@@ -62,53 +82,69 @@ impl Worker {
                     DATABASE_AGAIN
                 }
             };
+            let pause = if self.shared.restore.go_on(&self.shared) { DOCKER_AGAIN.min(pause) } else { pause };
             self.shared.wait_for_work(pause);
         }
     }
 
-    /// Takes the next row that may start and runs it to its end.
+    /// Puts the files back of deployments that were interrupted before they changed a container.
+    pub fn put_back_interrupted(&self) {
+        let host = &self.shared.host;
+        let catalog = self.shared.catalog();
+        for repository in catalog.repositories() {
+            let record = host.store.repository_named(&repository.name);
+            let done = record.and_then(|record| match record {
+                Some(record) => settle::put_back_interrupted(host, repository, &record),
+                None => Ok(()),
+            });
+            if let Err(error) = done {
+                log::error!("{}: {error}", repository.name);
+            }
+        }
+    }
+
+    /// Takes the next row that may start and brings its stack up.
     ///
     /// # Errors
     /// The database's; the row is then still there.
     pub fn look(&self) -> Result<Look, StoreError> {
         let store = &self.shared.host.store;
-        if self.unrecorded.load(Ordering::Relaxed) {
-            // The outcome could not be stored, on a full disk say: nobody knows it now, so the deployment counts as
-            // interrupted.
-            store.recover(Timestamp::now())?;
-            self.unrecorded.store(false, Ordering::Relaxed);
-        }
         store.enqueue_due_retries(Timestamp::now())?;
         let pending = store.pending()?;
         if pending.is_empty() {
             return Ok(Look::Idle);
         }
         let catalog = self.shared.catalog();
-        let mut ready = Vec::new();
+        let mut candidates = Vec::new();
         for deployment in pending {
             match self.obstacle(&catalog, &deployment)? {
-                Ok(repository) => ready.push((deployment, repository)),
+                Ok(repository) => {
+                    let behind = self.shared.activities.running(deployment.repository_id);
+                    candidates.push(Candidate { deployment, repository, behind });
+                }
                 Err(reason) => store.waits_for(deployment.id, Some(&reason))?,
             }
         }
-        // The sort is stable and rows come oldest first.
-        ready.sort_by_key(|(_, repository)| std::cmp::Reverse(repository.priority));
-        if ready.is_empty() {
+        if candidates.is_empty() {
             return Ok(Look::Blocked { by_docker: false });
         }
         if let Err(problem) = docker::ask(&self.shared) {
-            for (deployment, _) in &ready {
-                store.waits_for(deployment.id, Some(&format!("waits for Docker: {problem}")))?;
+            for candidate in &candidates {
+                store.waits_for(candidate.deployment.id, Some(&format!("waits for Docker: {problem}")))?;
             }
             return Ok(Look::Blocked { by_docker: true });
         }
-        for (deployment, _) in &ready {
+        self.supersede(&mut candidates)?;
+        for candidate in &candidates {
             // What they waited for is there; now they wait for their turn.
-            store.waits_for(deployment.id, None)?;
+            store.waits_for(candidate.deployment.id, None)?;
         }
-        let (deployment, repository) = ready.swap_remove(0);
-        self.deploy(deployment, repository, &catalog)?;
-        Ok(Look::Ran)
+        // The rows come oldest first, and of equals the first is taken.
+        let next = candidates.into_iter().min_by_key(|candidate| std::cmp::Reverse(candidate.repository.priority));
+        match next {
+            Some(Candidate { deployment, repository, .. }) => self.deploy(deployment, repository, &catalog),
+            None => Ok(Look::Blocked { by_docker: false }),
+        }
     }
 
     /// Why a row cannot start now; its repository when it can.
@@ -121,6 +157,9 @@ impl Worker {
         let Some(repository) = catalog.repository(name) else {
             return Ok(Err(format!("waits for the project file of {} to load: see `shiparr check`", name.project)));
         };
+        if let Some(hands) = self.shared.activities.hands(deployment.repository_id) {
+            return Ok(Err(held(name, &hands.who)));
+        }
         for other in &repository.depends_on {
             let other = RepositoryName { project: name.project.clone(), name: other.clone() };
             if catalog.repository(&other).is_none() {
@@ -135,48 +174,95 @@ impl Worker {
         Ok(Ok(repository))
     }
 
+    /// Takes out the rows whose repository has a deployment that is waited for, and ends those waits that the row will
+    /// bring to something else: what is bad is not waited for once its repair is there.
+    fn supersede(&self, candidates: &mut Vec<Candidate<'_>>) -> Result<(), StoreError> {
+        let (behind, ready): (Vec<_>, Vec<_>) =
+            std::mem::take(candidates).into_iter().partition(|candidate| candidate.behind.is_some());
+        *candidates = ready;
+        self.forget_looks(&behind);
+        for Candidate { deployment, repository, behind } in behind {
+            let Some(running) = behind else { continue };
+            let reason = format!("waits for deployment {} of the same repository to end", running.deployment);
+            self.shared.host.store.waits_for(deployment.id, Some(&reason))?;
+            if self.will_deploy(&deployment, repository, &running)? {
+                running.control.end(Cause::Supersede { by: deployment.id });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a row will not be skipped once the deployment that is waited for has ended.
+    fn will_deploy(
+        &self,
+        deployment: &DeploymentRecord,
+        repository: &Repository,
+        running: &Running,
+    ) -> Result<bool, StoreError> {
+        let Some(since) = &running.waits_with else { return Ok(false) };
+        if deployment.forced {
+            return Ok(true);
+        }
+        let host = &self.shared.host;
+        let Some(record) = host.store.repository(deployment.repository_id)? else { return Ok(false) };
+        if self.looks().get(&deployment.id) == Some(&record.observed_commit) {
+            return Ok(false);
+        }
+        let limit = Limit::after(LOOK_AHEAD_LIMIT);
+        match checkout::changes_since(host, repository, &record, since, &limit) {
+            Ok(true) => Ok(true),
+            Ok(false) => {
+                self.looks().insert(deployment.id, record.observed_commit);
+                Ok(false)
+            }
+            Err(error) => {
+                // The row itself will say so when its turn comes; the stack that is waited for may be well by then.
+                log::debug!("{}: nobody knows yet what deployment {} brings: {error}", repository.name, deployment.id);
+                Ok(false)
+            }
+        }
+    }
+
+    fn looks(&self) -> MutexGuard<'_, HashMap<DeploymentId, Option<CommitHash>>> {
+        self.changes_nothing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn forget_looks(&self, still_waiting: &[Candidate<'_>]) {
+        self.looks().retain(|id, _| still_waiting.iter().any(|candidate| candidate.deployment.id == *id));
+    }
+
     fn deploy(
         &self,
         deployment: DeploymentRecord,
         repository: &Repository,
         catalog: &Arc<Catalog>,
-    ) -> Result<(), StoreError> {
-        let host = &self.shared.host;
-        let Some(record) = host.store.repository(deployment.repository_id)? else {
+    ) -> Result<Look, StoreError> {
+        let (host, activities) = (&self.shared.host, &self.shared.activities);
+        let (id, deployment_id) = (deployment.repository_id, deployment.id);
+        let Some(record) = host.store.repository(id)? else {
             return Err(StoreError::Refused(format!("{} has no record in the database", repository.name)));
         };
-        let limit = Limit::after(repository.timeout);
-        self.shared.set_running(Some(limit.clone()));
-        // Whoever stops the daemon says so first and cancels what runs then: one of the two is seen here.
+        let control = Control::new(repository.timeout);
+        if let Err(who) = activities.begin(id, deployment_id, &control) {
+            host.store.waits_for(deployment_id, Some(&held(&repository.name, &who)))?;
+            return Ok(Look::Blocked { by_docker: false });
+        }
+        // Whoever stops the daemon says so first and ends what runs then: one of the two is seen here.
         if self.threads.are_stopping() {
-            self.shared.set_running(None);
-            return Ok(());
+            activities.end(id);
+            return Ok(Look::Ran);
         }
-        let config_hash = repository.config_hash(&self.shared.hash_key, &host.settings.environment);
+        let config_hash = repository.config_hash(&host.hash_key, &host.settings.environment);
         let job = Job { deployment, record, repository: repository.clone(), catalog: Arc::clone(catalog), config_hash };
-        let run = pipeline::run(host, &job, &limit);
-        self.shared.set_running(None);
-        self.shared.wake_teller();
-        self.unrecorded.store(run.is_err(), Ordering::Relaxed);
-        run?;
-        self.queue_newer_configuration(&job)
-    }
-
-    /// A reload between the look at the catalog and the start of the row joined a row that then ran with what was
-    /// configured before.
-    fn queue_newer_configuration(&self, job: &Job) -> Result<(), StoreError> {
-        let (catalog, environment) = (self.shared.catalog(), &self.shared.host.settings.environment);
-        let Some(now) = catalog.repository(&job.repository.name) else { return Ok(()) };
-        // Both hashes are of this moment: a secret's file that changed is no change of the configuration.
-        let hash = |repository: &Repository| repository.config_hash(&self.shared.hash_key, environment);
-        if hash(now) == hash(&job.repository) {
-            return Ok(());
+        match pipeline::begin(host, job, &control) {
+            Ok(Begun::Waits(waiting)) => finish::wait(&self.shared, &self.threads, waiting),
+            Ok(Begun::Ended(ended)) => finish::end(&self.shared, &self.threads, *ended),
+            Err(error) => {
+                activities.end(id);
+                return Err(error);
+            }
         }
-        match self.shared.host.store.enqueue(job.record.id, Trigger::Config, Asked::default(), Timestamp::now()) {
-            // It became an orphan meanwhile.
-            Err(StoreError::Refused(_)) => Ok(()),
-            queued => queued.map(drop),
-        }
+        Ok(Look::Ran)
     }
 
     fn until_next_retry(&self) -> Duration {
@@ -186,6 +272,10 @@ impl Worker {
             Err(_) => DATABASE_AGAIN,
         }
     }
+}
+
+fn held(name: &RepositoryName, who: &str) -> String {
+    format!("waits for {who}, who works on it with `shiparr compose`; `shiparr cancel {name}` ends that")
 }
 
 /// Why a repository that another one depends on does not let it go yet.
@@ -203,16 +293,18 @@ fn dependency_unmet(record: &RepositoryRecord) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
     use std::path::Path;
-    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
     use crate::config::Settings;
     use crate::daemon::threads::STACK_BYTES;
     use crate::daemon::{interrupt, reload};
     use crate::deploy::pipeline::Host;
-    use crate::deploy::{Driver, Log, Plan, Stack, StepError, Timing, Up};
+    use crate::deploy::{Driver, Log, Plan, Resident, Stack, StepError, Timing, Up, UpError};
     use crate::git;
+    use crate::model::{Asked, Trigger};
     use crate::store::Store;
 
     /// Does something when it is asked whether Docker answers: that is between the look at the queue and the start of
@@ -240,12 +332,36 @@ mod tests {
             unreachable!("there is no git")
         }
 
-        fn up(&self, _: &Stack, _: &Plan, _: &Up, _: &Limit, _: &mut dyn Log) -> Result<(), StepError> {
+        fn survey(&self, _: &Limit) -> Result<Vec<Resident>, StepError> {
+            Ok(Vec::new())
+        }
+
+        fn owners_of_volumes(
+            &self,
+            _: &BTreeSet<String>,
+            _: &Limit,
+        ) -> Result<BTreeMap<String, Option<String>>, StepError> {
+            Ok(BTreeMap::new())
+        }
+
+        fn services_of_all_profiles(&self, _: &Stack, _: &Plan, _: &Limit) -> Result<BTreeSet<String>, StepError> {
+            Ok(BTreeSet::new())
+        }
+
+        fn up(&self, _: &Stack, _: &Plan, _: &Up, _: &Limit, _: &mut dyn Log) -> Result<(), UpError> {
+            unreachable!("there is no git")
+        }
+
+        fn heal(&self, _: &Stack, _: &Plan, _: &mut dyn Log) -> Result<(), StepError> {
             unreachable!("there is no git")
         }
 
         fn wait(&self, _: &Plan, _: &Timing, _: &Limit, _: &mut dyn Log) -> Result<(), StepError> {
             unreachable!("there is no git")
+        }
+
+        fn start_unmounted(&self, _: &str, _: &Limit) -> Result<Vec<String>, StepError> {
+            unreachable!("nothing is restored")
         }
 
         fn prune_images(&self, _: &Limit, _: &mut dyn Log) -> Result<(), StepError> {
@@ -281,8 +397,9 @@ mod tests {
                 settings: Arc::new(settings),
                 driver: Box::new(meanwhile.clone()),
                 git: git::Child { program: "/nonexistent/git-child".into(), environment: Vec::new() },
+                hash_key: [7; 32],
             };
-            let shared = Arc::new(Shared::new(host, [7; 32], Catalog::default()));
+            let shared = Arc::new(Shared::new(host, Catalog::default()));
             let threads = Threads::new(crossbeam_channel::unbounded().0);
             load(&shared);
             Scene { folder, shared, threads, meanwhile }
@@ -309,7 +426,7 @@ mod tests {
         let (shared, threads) = (Arc::clone(&scene.shared), scene.threads.clone());
         scene.meanwhile.set(move || {
             threads.stopping();
-            shared.cancel_running();
+            shared.activities.stop();
         });
         scene.worker().look().unwrap();
         assert_eq!(scene.pending().iter().map(|row| row.trigger).collect::<Vec<_>>(), [Trigger::Api]);
@@ -325,10 +442,14 @@ mod tests {
         interrupt(&scene.shared, &idle);
         assert!(idle.is_finished());
 
-        let (limit, ended) = (Limit::after(FAR), Arc::new(AtomicBool::new(false)));
-        scene.shared.set_running(Some(limit.clone()));
+        let control = Control::new(FAR);
+        scene.shared.activities.begin(1, 1, &control).unwrap();
+        let (shared, ended) = (Arc::clone(&scene.shared), Arc::new(AtomicBool::new(false)));
         let at_the_end = Arc::clone(&ended);
-        let deploying = move || at_the_end.store(!limit.sleep(FAR), Ordering::Relaxed);
+        let deploying = move || {
+            at_the_end.store(!control.limit().sleep(FAR), Ordering::Relaxed);
+            shared.activities.end(1);
+        };
         let busy = scene.threads.start("worker", STACK_BYTES, deploying).unwrap();
         interrupt(&scene.shared, &busy);
         assert!(busy.is_finished() && ended.load(Ordering::Relaxed));
@@ -344,7 +465,7 @@ mod tests {
         let host = &shared.host;
         let catalog = reload::load(&host.settings, &host.store, &shared.catalog()).unwrap();
         assert!(catalog.problems.is_empty(), "{:?}", catalog.problems);
-        reload::record(&host.settings, &host.store, &shared.hash_key, &catalog).unwrap();
+        reload::record(&host.settings, &host.store, &host.hash_key, &catalog).unwrap();
         shared.set_catalog(Arc::new(catalog));
         reload::queue_changed(&host.store).unwrap();
     }

@@ -1,23 +1,29 @@
 //! The Docker Compose driver.
 
 mod client;
+pub mod env_files;
 mod explain;
 mod files;
+mod heal;
+mod looks;
 mod plan;
+mod survey;
+mod up;
 mod watch;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use self::client::Client;
 use self::explain::Tail;
-use self::watch::{Container, Expected, Failure, Now, Verdict, Watch};
-use super::{Driver, Log, Plan, Stack, StepError, Timing, Up};
-use crate::command::{Command, Limit, Output};
+use self::looks::{Looks, Watched};
+use self::watch::{Container, Expected, Failure, Verdict, Watch};
+use super::{Driver, Log, Plan, Resident, Stack, StepError, Timing, Up, UpError};
+use crate::command::{Command, Limit};
 use crate::config::Settings;
-use crate::config::project::{Build, Pull, UnsetVariables};
+use crate::config::project::UnsetVariables;
 use crate::model::{Chance, LogLevel};
 
 /// The most that the resolved configuration may say.
@@ -36,40 +42,23 @@ const MAX_LOGGED_CONTAINERS: usize = 5;
 /// Runs stacks with `docker compose`.
 pub struct Compose {
     client: Client,
+    looks: Looks,
 }
 
 impl Compose {
     /// With the programs and the environment that the settings name.
     pub fn new(settings: &Settings) -> Compose {
-        Compose { client: Client::new(&settings.docker_bin, settings.environment.for_children()) }
+        Compose::with(Client::new(&settings.docker_bin, settings.environment.for_children()))
+    }
+
+    fn with(client: Client) -> Compose {
+        Compose { client, looks: Looks::default() }
     }
 
     /// A call of Compose for this stack, up to the verb.
     fn call(&self, stack: &Stack, files: &[PathBuf], project: Option<&str>, limit: &Limit) -> Command {
         let hidden = |name: &str| stack.variables.contains_key(name) && !keeps(name);
         self.client.compose(&hidden, limit).args(arguments(stack, files, project)).folder(&stack.folder)
-    }
-
-    /// Runs a verb that changes something; its output goes into the log as it comes.
-    fn change(&self, what: &str, command: Command, limit: &Limit, log: &mut dyn Log) -> Result<(), StepError> {
-        let (mut said, mut complained, mut changed) = (Tail::default(), Tail::default(), false);
-        let ended = command.stream(limit, &mut |output, line| {
-            let line = line.trim_end();
-            if line.trim().is_empty() {
-                return;
-            }
-            let tail = if output == Output::Err { &mut complained } else { &mut said };
-            tail.push(line);
-            changed |= output == Output::Err && changes_a_container(line);
-            log.line(LogLevel::Info, line);
-        });
-        let chance_of_timeout = if changed { Chance::Final } else { Chance::CanPass };
-        let status = ended.map_err(|error| explain::not_run(what, &error, chance_of_timeout))?;
-        if status.success() {
-            return Ok(());
-        }
-        let tail = if complained.is_empty() { &said } else { &complained };
-        Err(explain::failed(what, tail, status))
     }
 
     /// The containers of a compose project as they are now, without those of `docker compose run`.
@@ -80,6 +69,20 @@ impl Compose {
         let listed = self.client.ask("docker ps", args, limit)?;
         let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
         self.inspect(&listed.split_whitespace().collect::<Vec<_>>(), limit)
+    }
+
+    /// Id and compose project of every container of this host that belongs to one, without those of `docker compose run`.
+    fn list(&self, limit: &Limit) -> Result<Vec<(String, String)>, StepError> {
+        let lasting = "label=com.docker.compose.oneoff=False";
+        let format = r#"{{.ID}} {{.Label "com.docker.compose.project"}}"#;
+        let args = ["ps", "-a", "--no-trunc", "--filter", lasting, "--format", format];
+        let listed = self.client.ask("docker ps", args, limit)?;
+        let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+        Ok(listed
+            .lines()
+            .filter_map(|line| line.split_once(' '))
+            .map(|(id, of)| (id.to_owned(), of.to_owned()))
+            .collect())
     }
 
     /// Those of the containers that are still there.
@@ -106,22 +109,27 @@ impl Compose {
             since: timing.since,
         };
         let (mut watch, mut pause, mut told) = (Watch::default(), FIRST_PAUSE, Vec::new());
+        let mut watched = Watched::new(self, &plan.project);
         // However short the time to wait, what there is to wait for is known.
-        let mut containers =
-            self.containers(&plan.project, &limit.at_most(timing.health_timeout.max(DIAGNOSIS_LIMIT)))?;
+        let first = limit.at_most(timing.health_timeout.max(DIAGNOSIS_LIMIT));
+        let (mut at, mut containers) = watched.look(Instant::now(), true, &first)?;
         let limit = &limit.at_most(timing.health_timeout);
         loop {
-            let verdict = watch.judge(&containers, &expected, Now::read());
-            let Verdict::NotYet { waits_for, settles_in, .. } = &verdict else { return Ok(verdict) };
+            let verdict = watch.judge(&containers, &expected, at);
+            let Verdict::NotYet { waits_for, settles_in, is_short, .. } = &verdict else { return Ok(verdict) };
             if told != *waits_for {
                 log.line(LogLevel::Info, &format!("waiting: {}", waits_for.join(", ")));
                 told.clone_from(waits_for);
             }
-            if !limit.sleep(settles_in.map_or(pause, |settles_in| pause.min(settles_in))) {
+            let due = settles_in.filter(|settles_in| *settles_in <= pause);
+            let looked = Instant::now();
+            if !limit.sleep(due.unwrap_or(pause)) {
                 return Ok(verdict);
             }
+            // Another stack's look in the meantime will do, unless this very moment matters.
+            let since = if due.is_some() { Instant::now() } else { looked };
             pause = (pause * 3 / 2).min(LONGEST_PAUSE);
-            containers = match self.look_again(&containers, &plan.project, limit) {
+            (at, containers) = match watched.look(since, *is_short, limit) {
                 // What was seen before tells more than the question that was cut off.
                 Err(_) if limit.is_over() => return Ok(verdict),
                 seen => seen?,
@@ -129,18 +137,13 @@ impl Compose {
         }
     }
 
-    fn look_again(&self, before: &[Container], project: &str, limit: &Limit) -> Result<Vec<Container>, StepError> {
-        let ids: Vec<&str> = before.iter().map(|container| container.id.as_str()).collect();
-        let inspected = self.inspect(&ids, limit)?;
-        // Somebody else may have replaced one.
-        let all_are_there = !ids.is_empty() && inspected.len() == ids.len();
-        if all_are_there { Ok(inspected) } else { self.containers(project, limit) }
-    }
-
     /// Puts the last log lines of containers into the deployment's log. Says so where that fails: it must not hide the
     /// failure itself.
     fn log_tails(&self, containers: &[(String, String)], limit: &Limit, log: &mut dyn Log) {
         for (id, name) in containers.iter().take(MAX_LOGGED_CONTAINERS) {
+            if limit.is_cancelled() {
+                return;
+            }
             log.line(LogLevel::Error, &format!("last log lines of {name}:"));
             let ended = self.client.docker().args(["logs", "--tail", LOG_LINES, id]).stream(limit, &mut |_, line| {
                 log.line(LogLevel::Error, &format!("{name} | {}", line.trim_end()));
@@ -149,23 +152,6 @@ impl Compose {
                 log.line(LogLevel::Warning, &format!("cannot read the log of {name}: {error}"));
             }
         }
-    }
-
-    /// After a failed `up`: the logs of those containers that did not do what they should.
-    fn log_failed_containers(&self, plan: &Plan, limit: &Limit, log: &mut dyn Log) {
-        if limit.is_cancelled() {
-            return;
-        }
-        let limit = Limit::after(DIAGNOSIS_LIMIT);
-        let failed: Vec<_> = match self.containers(&plan.project, &limit) {
-            Ok(containers) => containers
-                .iter()
-                .filter(|container| container.has_failed())
-                .map(|container| (container.id.clone(), container.name().to_owned()))
-                .collect(),
-            Err(_) => return,
-        };
-        self.log_tails(&failed, &limit, log);
     }
 }
 
@@ -202,23 +188,58 @@ impl Driver for Compose {
             builds: resolved.builds,
             one_shots: resolved.one_shots,
             services: resolved.services,
-            ..Plan::default()
+            container_names: resolved.container_names,
+            volumes: resolved.volumes,
+            mounts: resolved.mounts,
         })
     }
 
-    fn up(&self, stack: &Stack, plan: &Plan, how: &Up, limit: &Limit, log: &mut dyn Log) -> Result<(), StepError> {
-        let call = || self.call(stack, &plan.files, Some(&plan.project), limit);
-        if stack.build == Build::Always && plan.builds {
-            // `up` cannot ask for newer base images.
-            self.change("docker compose build", call().args(["build", "--pull"]), limit, log)?;
+    fn survey(&self, limit: &Limit) -> Result<Vec<Resident>, StepError> {
+        survey::containers(&self.client, limit)
+    }
+
+    fn owners_of_volumes(
+        &self,
+        names: &BTreeSet<String>,
+        limit: &Limit,
+    ) -> Result<BTreeMap<String, Option<String>>, StepError> {
+        survey::owners_of_volumes(&self.client, names, limit)
+    }
+
+    fn services_of_all_profiles(
+        &self,
+        stack: &Stack,
+        plan: &Plan,
+        limit: &Limit,
+    ) -> Result<BTreeSet<String>, StepError> {
+        const WHAT: &str = "docker compose config --services";
+        let captured = self
+            .call(stack, &plan.files, Some(&plan.project), limit)
+            .args(["--profile", "*", "config", "--services"])
+            .capture(limit, MAX_CONFIG_BYTES)
+            .map_err(|error| explain::not_run(WHAT, &error, Chance::CanPass))?;
+        if !captured.status.success() {
+            return Err(in_files(explain::failed(WHAT, &Tail::of(&captured.stderr), captured.status), &plan.files));
         }
-        let orphans = how.remove_orphans.then_some("--remove-orphans");
-        let up = call().args(["up", "-d"]).args(orphans).args(wishes(stack, plan));
-        let result = self.change("docker compose up", up, limit, log);
-        if result.is_err() {
-            self.log_failed_containers(plan, limit, log);
+        Ok(String::from_utf8_lossy(&captured.stdout).lines().map(|line| line.trim().to_owned()).collect())
+    }
+
+    fn up(&self, stack: &Stack, plan: &Plan, how: &Up, limit: &Limit, log: &mut dyn Log) -> Result<(), UpError> {
+        self.bring_up(stack, plan, how, limit, log)
+    }
+
+    fn heal(&self, stack: &Stack, plan: &Plan, log: &mut dyn Log) -> Result<(), StepError> {
+        self.start_what_stopped(stack, plan, log)
+    }
+
+    fn start_unmounted(&self, project: &str, limit: &Limit) -> Result<Vec<String>, StepError> {
+        let containers = self.containers(project, limit)?;
+        let unmounted: Vec<&Container> = containers.iter().filter(|container| container.could_not_mount()).collect();
+        if !unmounted.is_empty() {
+            let ids = unmounted.iter().map(|container| container.id.as_str());
+            self.client.ask("docker start", ["start"].into_iter().chain(ids), limit)?;
         }
-        result
+        Ok(unmounted.iter().map(|container| container.name().to_owned()).collect())
     }
 
     fn wait(&self, plan: &Plan, timing: &Timing, limit: &Limit, log: &mut dyn Log) -> Result<(), StepError> {
@@ -231,14 +252,13 @@ impl Driver for Compose {
             Verdict::Bad(failures) => (told(&failures), named(failures)),
             Verdict::NotYet { waits_for, containers, .. } => (too_late(&waits_for, timing, limit), containers),
         };
-        if !limit.is_cancelled() {
-            self.log_tails(&containers, &Limit::after(DIAGNOSIS_LIMIT), log);
-        }
+        self.log_tails(&containers, &limit.anew(DIAGNOSIS_LIMIT), log);
         Err(StepError::for_good(message))
     }
 
     fn prune_images(&self, limit: &Limit, log: &mut dyn Log) -> Result<(), StepError> {
-        self.change("docker image prune", self.client.docker().args(["image", "prune", "-f"]), limit, log)
+        let command = self.client.docker().args(["image", "prune", "-f"]);
+        Ok(self.change("docker image prune", command, limit, log)?)
     }
 }
 
@@ -271,27 +291,6 @@ fn arguments(stack: &Stack, files: &[PathBuf], project: Option<&str>) -> Vec<OsS
     add("--env-file", stack.variables_file.as_deref().unwrap_or(Path::new("/dev/null")).as_os_str());
     stack.profiles.iter().for_each(|profile| add("--profile", profile.as_ref()));
     arguments
-}
-
-/// What the configuration and the one who asked want of `up`.
-fn wishes(stack: &Stack, plan: &Plan) -> Vec<&'static str> {
-    let mut wishes = Vec::new();
-    match stack.build {
-        Build::Auto if plan.builds => wishes.push("--build"),
-        Build::Never => wishes.push("--no-build"),
-        Build::Auto | Build::Always => {}
-    }
-    match stack.pull {
-        _ if stack.asked.pull => wishes.extend(["--pull", "always"]),
-        Pull::Always => wishes.extend(["--pull", "always"]),
-        Pull::Never => wishes.extend(["--pull", "never"]),
-        // Compose's own default, which minds a service's `pull_policy`.
-        Pull::Missing => {}
-    }
-    if stack.asked.recreate {
-        wishes.push("--force-recreate");
-    }
-    wishes
 }
 
 /// The compose project, unless a file names it.
@@ -333,14 +332,6 @@ fn refuse_ciphertext(places: &[String]) -> Result<(), StepError> {
         "still encrypted by sops: {}; name the file with these values in `env_file`, so that it is decrypted",
         places.join(", ")
     )))
-}
-
-/// Whether a line of Compose's progress says that a container is not as it was any more.
-fn changes_a_container(line: &str) -> bool {
-    let Some((_, what)) = line.trim().strip_prefix("Container ").and_then(|rest| rest.split_once(' ')) else {
-        return false;
-    };
-    !matches!(what.trim(), "Running" | "Waiting" | "Healthy")
 }
 
 fn told(failures: &[Failure]) -> String {

@@ -1,6 +1,7 @@
 //! A deployment's log: each line scrubbed, then stored as it comes.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Instant;
 
 use jiff::Timestamp;
@@ -11,17 +12,17 @@ use crate::secrets::Scrubber;
 use crate::store::Store;
 
 /// Writes a deployment's log. A log that cannot be written stops no deployment.
-pub struct Journal<'a> {
-    store: &'a Store,
+pub struct Journal {
+    store: Arc<Store>,
     id: DeploymentId,
     scrubber: Scrubber,
     /// The daemon's own log hears once that this one cannot be written, not once a line.
     broken: bool,
 }
 
-impl<'a> Journal<'a> {
+impl Journal {
     /// With the secrets that are known so far.
-    pub fn new(store: &'a Store, id: DeploymentId, scrubber: Scrubber) -> Journal<'a> {
+    pub fn new(store: Arc<Store>, id: DeploymentId, scrubber: Scrubber) -> Journal {
         Journal { store, id, scrubber, broken: false }
     }
 
@@ -41,7 +42,7 @@ impl<'a> Journal<'a> {
     }
 }
 
-impl Log for Journal<'_> {
+impl Log for Journal {
     fn line(&mut self, level: LogLevel, message: &str) {
         let scrubbed = self.scrubber.scrub(message);
         if let Err(error) = self.store.log(self.id, level, &scrubbed, Timestamp::now()) {

@@ -1,13 +1,19 @@
 //! From a pending row to a running stack: the pipeline, and the drivers that run stacks.
 
-mod claims;
+pub mod checkout;
 pub mod compose;
 pub mod containers;
+pub mod control;
 mod journal;
 pub mod pipeline;
 mod probe;
 pub mod remote;
+pub mod secret_files;
+pub mod settle;
 pub mod stack;
+pub mod takeover;
+#[cfg(test)]
+mod testing;
 mod variables;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,6 +47,45 @@ impl StepError {
     /// One that can pass by itself.
     pub fn for_now(message: impl Into<String>) -> StepError {
         StepError { message: message.into(), chance: Chance::CanPass }
+    }
+}
+
+/// Why a stack was not brought up, and how that leaves its containers.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{error}")]
+pub struct UpError {
+    /// Why.
+    pub error: StepError,
+    /// How the containers are left.
+    pub containers: Containers,
+}
+
+/// How a failed `up` leaves the containers of a stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Containers {
+    /// None was made, stopped or removed: what ran before runs.
+    Untouched,
+    /// Some may have been; the driver came to its own end.
+    Changed,
+    /// Some may have been, and it was ended in the middle: until [`Driver::heal`], one may stay stopped because of that.
+    Interrupted,
+}
+
+impl UpError {
+    /// The same with what came of [`Driver::heal`] after it.
+    #[must_use]
+    pub fn after_healing(self, healed: Result<(), StepError>) -> StepError {
+        let how = match healed {
+            Ok(()) => "what it had stopped was started again".to_owned(),
+            Err(error) => format!("what it had stopped could not all be started again: {error}"),
+        };
+        StepError { message: format!("{}; {how}", self.error.message), ..self.error }
+    }
+}
+
+impl From<UpError> for StepError {
+    fn from(error: UpError) -> StepError {
+        error.error
     }
 }
 
@@ -125,7 +170,7 @@ pub struct Resident {
     pub id: String,
     /// Its name.
     pub name: String,
-    /// The compose project that it belongs to.
+    /// The compose project that it belongs to; none where Compose does not count it as its own.
     pub project: Option<String>,
     /// The folder that it was brought up from.
     pub folder: Option<PathBuf>,
@@ -133,6 +178,8 @@ pub struct Resident {
     pub service: Option<String>,
     /// Whether it is of `docker compose run`.
     pub is_one_off: bool,
+    /// Whether it ran and does not run any more.
+    pub has_ended: bool,
 }
 
 /// How long to wait for a stack.
@@ -160,13 +207,60 @@ pub trait Driver: Send + Sync {
     /// What is wrong with it, in one line.
     fn plan(&self, stack: &Stack, limit: &Limit, log: &mut dyn Log) -> Result<Plan, StepError>;
 
-    /// Brings it up.
+    /// All containers of this host, whoever made them. It needs no plan, so that it can be asked at the same time.
     ///
     /// # Errors
-    /// What failed, in one line; the failing containers' last lines are in the log.
-    fn up(&self, stack: &Stack, plan: &Plan, how: &Up, limit: &Limit, log: &mut dyn Log) -> Result<(), StepError>;
+    /// Why they cannot be known, in one line.
+    fn survey(&self, limit: &Limit) -> Result<Vec<Resident>, StepError>;
 
-    /// Waits until it is well.
+    /// Those of the volumes that exist, and the compose project that each was made for.
+    ///
+    /// # Errors
+    /// Why that cannot be known, in one line.
+    fn owners_of_volumes(
+        &self,
+        names: &BTreeSet<String>,
+        limit: &Limit,
+    ) -> Result<BTreeMap<String, Option<String>>, StepError>;
+
+    /// All services of the stack's files, those of inactive profiles too: their containers are nobody's orphans.
+    ///
+    /// # Errors
+    /// What is wrong with the files, in one line.
+    fn services_of_all_profiles(
+        &self,
+        stack: &Stack,
+        plan: &Plan,
+        limit: &Limit,
+    ) -> Result<BTreeSet<String>, StepError>;
+
+    /// Brings it up, and makes the services of `how.recreate` anew unless that just happened; what depends on them runs
+    /// on. Past its limit, or cancelled, what works on it is ended; it never heals by itself: where the error says
+    /// [`Containers::Interrupted`], the caller calls [`Driver::heal`], or leaves that to the next start.
+    ///
+    /// # Errors
+    /// What failed, in one line, with what it left behind that does not run; the failing containers' last lines are in
+    /// the log.
+    fn up(&self, stack: &Stack, plan: &Plan, how: &Up, limit: &Limit, log: &mut dyn Log) -> Result<(), UpError>;
+
+    /// Starts what an `up` that was ended in the middle left stopped, as far as it is there: nothing is pulled or built,
+    /// a service that has no container gets none, and only what cannot be started as it is, is made anew. It needs the
+    /// same files and variables as `up`, and has a time limit of its own, because the deployment's is over by then.
+    ///
+    /// # Errors
+    /// What stays stopped, and why, in one line.
+    fn heal(&self, stack: &Stack, plan: &Plan, log: &mut dyn Log) -> Result<(), StepError>;
+
+    /// Starts those containers of a project that could not be started because something that they mount was not there,
+    /// and answers their names: after a reboot, Docker was there before the decrypted files.
+    ///
+    /// # Errors
+    /// What stays stopped, and why, in one line.
+    fn start_unmounted(&self, project: &str, limit: &Limit) -> Result<Vec<String>, StepError>;
+
+    /// Waits until it is well: healthy, or up for `settle_time`, or ended with 0 where that is meant (spec section 4, step
+    /// 5). Many stacks may be waited for at the same time, each on a thread of its own: they are looked at together, so
+    /// the load does not grow with their number. Returns at once when the limit is cancelled, also while Docker hangs.
     ///
     /// # Errors
     /// What is not well, in one line; the failing containers' last lines are in the log.

@@ -1,21 +1,31 @@
 //! The numbered steps of a deployment (spec section 4).
+//!
+//! [`begin`] takes a pending row to the end of its `up`, on the worker's thread: all that changes anything on the host
+//! is in there, and so one deployment does it at a time. What is left, waiting until the stack is well, only looks: a
+//! [`Waiting`] can be carried to a thread of its own, and the worker goes on. Either way a deployment comes to its
+//! [`Ended`], which records the outcome.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
+use super::control::{Cause, Control};
 use super::journal::Journal;
+use super::secret_files::{self, SecretFiles, Switched};
+use super::takeover::{self, Judgement, Memory, Situation};
 use super::variables::{self, Plaintext, Variables};
-use super::{Driver, Log, Plan, Stack, StepError, Timing, Up, claims, probe, remote, stack};
+use super::{
+    Containers, Driver, Log, Plan, Resident, Stack, StepError, Timing, Up, UpError, checkout, probe, remote, settle,
+    stack,
+};
 use crate::command::Limit;
 use crate::config::{Catalog, Repository, Settings};
-use crate::git;
-use crate::model::{Asked, Chance, Commit, DeploymentRecord, LogLevel, RepositoryRecord};
+use crate::git::{self, Done, Fetched};
+use crate::model::{Asked, Chance, Commit, CommitHash, DeploymentRecord, LogLevel, RepositoryRecord};
 use crate::secrets::Scrubber;
-use crate::store::{Outcome, Store, StoreError};
+use crate::store::{self, Outcome, Store, StoreError};
 
 /// For removing unused images after a success.
 const PRUNE_LIMIT: Duration = Duration::from_secs(300);
@@ -30,9 +40,12 @@ pub struct Host {
     pub driver: Box<dyn Driver>,
     /// What fetches and checks out.
     pub git: git::Child,
+    /// Keys the hashes of configurations and of secrets, so that a stored one tells nothing of the values.
+    pub hash_key: [u8; 32],
 }
 
 /// One deployment that is to be run.
+#[derive(Clone)]
 pub struct Job {
     /// Its row, pending.
     pub deployment: DeploymentRecord,
@@ -46,147 +59,405 @@ pub struct Job {
     pub config_hash: String,
 }
 
-/// What came of a deployment that was begun.
-#[derive(Clone, Debug)]
-pub enum Run {
-    /// It ended, and that is recorded.
-    Finished(Outcome),
-    /// Its limit was cancelled because Shiparr stops: the row stays `running`, and `Store::recover` queues it again at
-    /// the next start.
-    LeftRunning,
+/// A deployment after the part of it that changes the host.
+pub enum Begun {
+    /// Its `up` has ended; its stack may not be well yet.
+    Waits(Box<Waiting>),
+    /// It came to an end before.
+    Ended(Box<Ended>),
 }
 
-/// Runs a pending deployment from its start to its recorded outcome. `limit` is the time for the whole deployment
-/// (`timeout` of the repository); cancelling it means that Shiparr stops.
+/// Runs a pending deployment up to the end of its `up`.
 ///
 /// # Errors
-/// The database does not take the start or the outcome. A failed deployment is none: it is recorded.
-pub fn run(host: &Host, job: &Job, limit: &Limit) -> Result<Run, StoreError> {
-    let (id, name, began) = (job.deployment.id, &job.repository.name, Instant::now());
+/// The database does not take the start; the row is pending still. A failed deployment is no error.
+pub fn begin(host: &Host, job: Job, control: &Control) -> Result<Begun, StoreError> {
+    let (id, began) = (job.deployment.id, Instant::now());
     host.store.start(id, &job.config_hash, Timestamp::now())?;
-    log::info!("{name}: deployment {id} begins ({})", job.deployment.trigger);
-    let mut journal = Journal::new(&host.store, id, known_secrets(host, job));
+    log::info!("{}: deployment {id} begins ({})", job.repository.name, job.deployment.trigger);
+    let journal = Journal::new(Arc::clone(&host.store), id, known_secrets(host, &job));
+    let mut running = Running { job, control: control.clone(), journal, began };
+    Ok(match running.bring_up(host) {
+        Ok(Reached::Up(up, commit)) => Begun::Waits(Box::new(Waiting { running, up: *up, commit })),
+        Ok(Reached::NothingToDo(reason)) => running.ended(Some(Outcome::Skipped { reason })).into(),
+        Err(error) => running.failed(error).into(),
+    })
+}
 
-    let outcome = match deploy(host, job, limit, &mut journal) {
-        Ok(()) => Outcome::Success,
-        Err(error) if limit.is_cancelled() => {
-            log::warn!("{name}: deployment {id} is interrupted: Shiparr stops; it is queued again at the next start");
-            journal.line(LogLevel::Warning, &format!("interrupted: Shiparr stops ({error})"));
-            return Ok(Run::LeftRunning);
+/// A deployment whose `up` has ended.
+pub struct Waiting {
+    running: Running,
+    up: BroughtUp,
+    commit: CommitHash,
+}
+
+impl Waiting {
+    /// The commit that it brought up.
+    pub fn commit(&self) -> &CommitHash {
+        &self.commit
+    }
+
+    /// Its repository, for the log.
+    pub fn job(&self) -> &Job {
+        &self.running.job
+    }
+
+    /// Step 5: waits until the stack is well, or it is known that it will not be.
+    pub fn watch(mut self, host: &Host) -> Ended {
+        let Running { job, control, journal, .. } = &mut self.running;
+        let (step, limit, repository) = (Instant::now(), control.limit(), &job.repository);
+        let Repository { health_timeout, settle_time, .. } = *repository;
+        let timing = Timing { since: self.up.since, health_timeout, settle_time };
+        let well = host.driver.wait(&self.up.plan, &timing, limit, journal).and_then(|()| match &repository.probe {
+            None => Ok(()),
+            Some(probe) => {
+                let url = probe.url.resolve(&host.settings.environment).map_err(StepError::for_good)?;
+                probe::wait(probe, url.expose(), &host.settings.proxies, limit, journal)
+            }
+        });
+        match well {
+            Ok(()) => {
+                journal.step("well", step);
+                let ended = self.running.ended(Some(Outcome::Success));
+                Ended { secret_files: Some(self.up.secret_files), ..ended }
+            }
+            Err(error) => self.running.failed(error),
         }
-        Err(error) => Outcome::Failed { error: one_line(&journal.scrub(&error.message)), chance: error.chance },
-    };
-
-    // 6. Record it; telling people is for those who read the record.
-    match &outcome {
-        Outcome::Success => journal.step("success", began),
-        Outcome::Failed { error, .. } => journal.line(LogLevel::Error, &format!("failed: {error}")),
     }
-    host.store.finish(id, &outcome, Timestamp::now())?;
-    match &outcome {
-        Outcome::Success => log::info!("{name}: deployment {id} succeeded in {:.1} s", began.elapsed().as_secs_f64()),
-        Outcome::Failed { error, .. } => log::error!("{name}: deployment {id} failed: {error}"),
-    }
-    if matches!(outcome, Outcome::Success) && host.settings.enable_image_prune {
-        prune_images(host, limit, &mut journal);
-    }
-    Ok(Run::Finished(outcome))
 }
 
-/// From the commit to the stack that is well: steps 1 to 5.
-fn deploy(host: &Host, job: &Job, limit: &Limit, journal: &mut Journal<'_>) -> Result<(), StepError> {
-    let (stack, plan, plaintext) = prepare(host, job, limit, journal).map_err(|error| match limit.is_over() {
-        // Nothing that runs has changed.
-        true => StepError { chance: Chance::CanPass, ..error },
-        false => error,
-    })?;
-
-    // 4. Bring it up; that it begins is written first.
-    host.store.up_begins(job.deployment.id, &plan.project, &stack.folder).map_err(not_recorded)?;
-    let (step, since) = (Instant::now(), Timestamp::now());
-    let how = Up { remove_orphans: true, recreate: BTreeSet::new() };
-    host.driver.up(&stack, &plan, &how, limit, journal)?;
-    drop(plaintext);
-    journal.step("up", step);
-
-    // 5. Wait until it is well.
-    let step = Instant::now();
-    let Repository { health_timeout, settle_time, .. } = job.repository;
-    host.driver.wait(&plan, &Timing { since, health_timeout, settle_time }, limit, journal)?;
-    if let Some(probe) = &job.repository.probe {
-        let url = probe.url.resolve(&host.settings.environment).map_err(StepError::for_good)?;
-        probe::wait(probe, url.expose(), &host.settings.proxies, limit, journal)?;
-    }
-    journal.step("well", step);
-    Ok(())
+/// A deployment that has come to its end, and whose outcome is to be recorded.
+pub struct Ended {
+    running: Running,
+    /// None: Shiparr stops, the row stays `running`, and `Store::recover` queues it again at the next start.
+    outcome: Option<Outcome>,
+    /// After a success: those of the stack.
+    secret_files: Option<Switched>,
 }
 
-/// Steps 1 to 3, which change no container. What lies in plain text goes with the `Plaintext`, however the deployment
-/// ends.
-fn prepare(
+impl Ended {
+    /// What came of it; none where Shiparr stops before that is known.
+    pub fn outcome(&self) -> Option<&Outcome> {
+        self.outcome.as_ref()
+    }
+
+    /// What was deployed.
+    pub fn job(&self) -> &Job {
+        &self.running.job
+    }
+
+    /// Step 6: records the outcome. Telling people is for those who read the record.
+    ///
+    /// # Errors
+    /// The database does not take it: then it can be called again.
+    pub fn record(&self, host: &Host) -> Result<(), StoreError> {
+        let Some(outcome) = &self.outcome else { return Ok(()) };
+        let Running { job, began, .. } = &self.running;
+        let (id, name, seconds) = (job.deployment.id, &job.repository.name, began.elapsed().as_secs_f64());
+        host.store.finish(id, outcome, Timestamp::now())?;
+        match outcome {
+            Outcome::Success => log::info!("{name}: deployment {id} succeeded in {seconds:.1} s"),
+            Outcome::Skipped { reason } => log::info!("{name}: deployment {id} is skipped: {reason}"),
+            Outcome::Superseded { error } | Outcome::Cancelled { error } => {
+                log::warn!("{name}: deployment {id}: {error}");
+            }
+            Outcome::Failed { error, .. } => log::error!("{name}: deployment {id} failed: {error}"),
+        }
+        Ok(())
+    }
+
+    /// What a success allows: decrypted files and images that nothing uses any more go.
+    pub fn tidy(&mut self, host: &Host) {
+        let Some(secret_files) = &self.secret_files else { return };
+        let Running { control, journal, .. } = &mut self.running;
+        match secret_files.remove_unnamed() {
+            Ok(links) if links.is_empty() => {}
+            Ok(links) => journal.line(LogLevel::Info, &format!("not in `secret_files` any more: {}", listed(&links))),
+            Err(error) => journal.line(LogLevel::Warning, &error.message),
+        }
+        if host.settings.enable_image_prune {
+            prune_images(host, control.limit(), journal);
+        }
+    }
+}
+
+impl From<Ended> for Begun {
+    fn from(ended: Ended) -> Begun {
+        Begun::Ended(Box::new(ended))
+    }
+}
+
+/// How far a deployment came without an error.
+enum Reached {
+    /// Compose has done what it was to do.
+    Up(Box<BroughtUp>, CommitHash),
+    /// The commit changes nothing of the stack.
+    NothingToDo(String),
+}
+
+/// A stack whose `up` has ended.
+struct BroughtUp {
+    plan: Plan,
+    /// When `up` began.
+    since: Timestamp,
+    secret_files: Switched,
+}
+
+/// Everything that `up` needs. What lies in plain text for it goes when this is dropped.
+struct Prepared {
+    stack: Stack,
+    plan: Plan,
+    secret_files: SecretFiles,
+    judgement: Judgement,
+    _plaintext: Plaintext,
+}
+
+/// A deployment that runs.
+struct Running {
+    job: Job,
+    control: Control,
+    journal: Journal,
+    began: Instant,
+}
+
+impl Running {
+    /// Steps 1 to 4.
+    fn bring_up(&mut self, host: &Host) -> Result<Reached, StepError> {
+        let settled = settle::settle(host, &self.job, self.control.limit(), &mut self.journal);
+        settled.map_err(not_recorded)?;
+        // Until the row started, more may have been asked of it.
+        let row = host.store.deployment(self.job.deployment.id).map_err(not_recorded)?;
+        self.job.deployment = row.unwrap_or_else(|| self.job.deployment.clone());
+
+        // 1. Fetch, and check out the commit in place.
+        let checkout = self.checkout(host).map_err(not_recorded)?;
+        let brought_up = match self.check_out(host, &checkout) {
+            Ok(Fetched { done: Done::Unchanged, .. }) => return Ok(Reached::NothingToDo(nothing_to_do(&checkout))),
+            Ok(fetched) => self.change(host, &checkout).map(|up| Reached::Up(Box::new(up), fetched.commit.hash)),
+            Err(error) => Err(untouched(error)),
+        };
+        brought_up.map_err(|error| {
+            if error.containers != Containers::Untouched {
+                return error.error;
+            }
+            settle::put_back(host, &self.job, &checkout, &mut self.journal);
+            // What runs has not changed: once more costs nothing.
+            let chance = if self.control.limit().is_over() { Chance::CanPass } else { error.error.chance };
+            StepError { chance, ..error.error }
+        })
+    }
+
+    /// What the git child is told.
+    fn checkout(&self, host: &Host) -> Result<git::Checkout, StoreError> {
+        let Job { deployment, record, repository, .. } = &self.job;
+        let base = if deployment.forced { None } else { host.store.skip_base(record.id)? };
+        // Settling may have changed what lies there.
+        let record = host.store.repository(record.id)?.unwrap_or_else(|| record.clone());
+        Ok(git::Checkout {
+            commit: deployment.asked.commit.clone(),
+            skip_if_unchanged_since: base,
+            adopt: deployment.asked.adopt,
+            ..checkout::of(host, repository, &record)?
+        })
+    }
+
+    fn check_out(&mut self, host: &Host, checkout: &git::Checkout) -> Result<Fetched, StepError> {
+        let Running { job, control, journal, .. } = self;
+        let (id, step) = (job.deployment.id, Instant::now());
+        let remote = remote::of(&job.repository, &host.settings).map_err(StepError::for_good)?;
+        let fetched = match git::fetch_and_checkout(&remote, checkout, &host.git, control.limit()) {
+            Ok(fetched) => fetched,
+            Err(error) => {
+                // A failure after the fetch is the failure of that commit.
+                if let Some(commit) = &error.commit {
+                    host.store.fetched(id, commit, &commit.hash).map_err(not_recorded)?;
+                }
+                return Err(StepError { message: error.message, chance: error.chance });
+            }
+        };
+        let Fetched { tip, commit, done, notes } = &fetched;
+        notes.iter().for_each(|note| journal.line(LogLevel::Warning, note));
+        let Commit { hash, subject, author } = commit;
+        let Done::CheckedOut { changed_files } = done else {
+            host.store.fetched(id, commit, tip).map_err(not_recorded)?;
+            return Ok(fetched);
+        };
+        host.store.checked_out(id, commit, tip).map_err(not_recorded)?;
+        let files = match changed_files {
+            0 => "no file changed".to_owned(),
+            1 => "1 file changed".to_owned(),
+            several => format!("{several} files changed"),
+        };
+        journal.step(&format!("checked out {} “{subject}” by {author}, {files}", hash.short()), step);
+        Ok(fetched)
+    }
+
+    /// Steps 2 to 4, in the tree that was checked out.
+    fn change(&mut self, host: &Host, checkout: &git::Checkout) -> Result<BroughtUp, UpError> {
+        let Prepared { stack, plan, secret_files, judgement, _plaintext } = self.prepare(host).map_err(untouched)?;
+        let secret_files = secret_files.switch(&plan).map_err(untouched)?;
+        let recreate = secret_files.recreate().union(&judgement.recreate).cloned().collect();
+        let how = Up { remove_orphans: judgement.remove_orphans, recreate };
+        // 4. Bring it up; that it begins is written first.
+        let accepted = host.store.accept(self.job.record.id, &judgement.accepted);
+        accepted.map_err(|error| untouched(not_recorded(error)))?;
+        let begins = host.store.up_begins(
+            self.job.deployment.id,
+            &store::BroughtUp {
+                compose_project: plan.project.clone(),
+                folder: stack.folder.clone(),
+                services: plan.services.keys().cloned().collect(),
+                volumes: plan.volumes.clone(),
+            },
+        );
+        begins.map_err(|error| untouched(not_recorded(error)))?;
+        let (step, since) = (Instant::now(), Timestamp::now());
+        let result = host.driver.up(&stack, &plan, &how, self.control.limit(), &mut self.journal);
+        let containers = result.as_ref().map_or_else(|error| error.containers, |()| Containers::Changed);
+        if containers != Containers::Untouched {
+            settle::keep(checkout, &mut self.journal);
+        }
+        // A stop leaves that to the next start: now there is no time for it.
+        if containers == Containers::Interrupted && self.control.cause() != Some(Cause::Stop) {
+            settle::heal(host, &stack, &plan, &mut self.journal);
+        }
+        result?;
+        secret_files.up_has_ended();
+        self.journal.step("up", step);
+        Ok(BroughtUp { plan, since, secret_files })
+    }
+
+    /// Steps 2 and 3, which change nothing.
+    fn prepare(&mut self, host: &Host) -> Result<Prepared, StepError> {
+        let Running { job, control, journal, .. } = self;
+        let limit = control.limit();
+        // 2. Decrypt.
+        let step = Instant::now();
+        let runtime_name = job.deployment.id.to_string();
+        let (stack, plaintext) =
+            assemble(&job.repository, &job.deployment.asked, &host.settings, &runtime_name, limit, journal)?;
+        if !stack.variables.is_empty() {
+            let names: Vec<&str> = stack.variables.keys().map(String::as_str).collect();
+            journal.step(&format!("variables: {}", names.join(", ")), step);
+        }
+
+        let Repository { secret_files: named, .. } = &job.repository;
+        let step = Instant::now();
+        let secret_files =
+            secret_files::prepare(&job.repository, &stack.folder, &host.settings, &host.hash_key, limit, journal)?;
+        if !named.is_empty() {
+            journal.step(&format!("secret files: {}", listed(named)), step);
+        }
+
+        // 3. Ask Compose what it would run, and refuse before anything changes.
+        let step = Instant::now();
+        let (plan, survey) = plan_and_survey(host, &stack, limit, journal);
+        let plan = plan?;
+        secret_files.refuse(&plan, &plaintext)?;
+        let judgement = judge(host, job, &stack, &plan, &survey?, limit)?;
+        judgement.notes.iter().for_each(|note| journal.line(LogLevel::Warning, note));
+        journal.step(&planned(&plan), step);
+        Ok(Prepared { stack, plan, secret_files, judgement, _plaintext: plaintext })
+    }
+
+    /// It did not work, or somebody ended it.
+    fn failed(mut self, error: StepError) -> Ended {
+        let name = &self.job.repository.name;
+        let message = one_line(&self.journal.scrub(&error.message));
+        let outcome = match self.control.cause() {
+            Some(Cause::Stop) => {
+                let id = self.job.deployment.id;
+                log::warn!(
+                    "{name}: deployment {id} is interrupted: Shiparr stops; it is queued again at the next start"
+                );
+                self.journal.line(LogLevel::Warning, &format!("interrupted: Shiparr stops ({message})"));
+                return self.ended(None);
+            }
+            Some(Cause::Cancel) => Outcome::Cancelled { error: "cancelled".to_owned() },
+            Some(Cause::Supersede { by }) => Outcome::Superseded { error: format!("superseded by deployment {by}") },
+            None => Outcome::Failed { error: message, chance: error.chance },
+        };
+        self.ended(Some(outcome))
+    }
+
+    fn ended(mut self, outcome: Option<Outcome>) -> Ended {
+        let journal = &mut self.journal;
+        match &outcome {
+            Some(Outcome::Success) => journal.step("success", self.began),
+            Some(Outcome::Failed { error, .. }) => journal.line(LogLevel::Error, &format!("failed: {error}")),
+            Some(Outcome::Superseded { error } | Outcome::Cancelled { error }) => {
+                journal.line(LogLevel::Warning, error);
+            }
+            Some(Outcome::Skipped { .. }) | None => {}
+        }
+        Ended { running: self, outcome, secret_files: None }
+    }
+}
+
+/// The stack as it lies in the tree, with its variables decrypted.
+///
+/// # Errors
+/// Whatever is wrong with the files that the configuration names, in one line.
+pub fn assemble(
+    repository: &Repository,
+    asked: &Asked,
+    settings: &Settings,
+    runtime_name: &str,
+    limit: &Limit,
+    journal: &mut Journal,
+) -> Result<(Stack, Plaintext), StepError> {
+    let folder = stack::folder(repository)?;
+    let (variables, plaintext) = variables::gather(repository, &folder, settings, runtime_name, limit, journal)?;
+    let stack = describe(repository, asked.clone(), folder, variables, &plaintext)?;
+    Ok((stack, plaintext))
+}
+
+/// What Compose would run, and what runs on the host: two programs that are asked at the same time.
+fn plan_and_survey(
+    host: &Host,
+    stack: &Stack,
+    limit: &Limit,
+    journal: &mut Journal,
+) -> (Result<Plan, StepError>, Result<Vec<Resident>, StepError>) {
+    std::thread::scope(|scope| {
+        let survey = scope.spawn(|| host.driver.survey(limit));
+        let plan = host.driver.plan(stack, limit, journal);
+        let survey = survey.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        (plan, survey)
+    })
+}
+
+/// Whether the stack may be brought up beside, or over, what is there.
+fn judge(
     host: &Host,
     job: &Job,
+    stack: &Stack,
+    plan: &Plan,
+    survey: &[Resident],
     limit: &Limit,
-    journal: &mut Journal<'_>,
-) -> Result<(Stack, Plan, Plaintext), StepError> {
-    // 1. Fetch, and check out the commit in place.
-    check_out(host, job, limit, journal)?;
-
-    // 2. Decrypt.
-    let step = Instant::now();
-    let folder = stack::folder(&job.repository)?;
-    let runtime_name = job.deployment.id.to_string();
-    let (variables, plaintext) =
-        variables::gather(&job.repository, &folder, &host.settings, &runtime_name, limit, journal)?;
-    // Until the row started, more may have been asked of it.
-    let row = host.store.deployment(job.deployment.id).map_err(not_recorded)?;
-    let asked = row.map_or_else(|| job.deployment.asked.clone(), |row| row.asked);
-    let stack = describe(&job.repository, asked, folder, variables, &plaintext)?;
-    if !stack.variables.is_empty() {
-        let names: Vec<&str> = stack.variables.keys().map(String::as_str).collect();
-        journal.step(&format!("variables: {}", names.join(", ")), step);
-    }
-
-    // 3. Ask Compose what it would run, and refuse before anything changes.
-    let step = Instant::now();
-    let plan = host.driver.plan(&stack, limit, journal)?;
+) -> Result<Judgement, StepError> {
     let records = host.store.repositories(None).map_err(not_recorded)?;
-    claims::refuse_taken(&plan.project, &stack.folder, &job.repository.name, &records, &job.catalog)?;
-    journal.step(&planned(&plan), step);
-    Ok((stack, plan, plaintext))
+    let own = records.iter().find(|record| record.id == job.record.id).unwrap_or(&job.record);
+    let memory =
+        Memory { services: &own.brought_up_services, volumes: &own.brought_up_volumes, accepted: &own.accepted };
+    let situation = Situation { stack, plan, survey, own, memory, records: &records, catalog: &job.catalog };
+    takeover::check(&situation, host.driver.as_ref(), limit)
 }
 
-fn check_out(host: &Host, job: &Job, limit: &Limit, journal: &mut Journal<'_>) -> Result<(), StepError> {
-    let (repository, step) = (&job.repository, Instant::now());
-    let remote = remote::of(repository, &host.settings).map_err(StepError::for_good)?;
-    let below_data = |folder: &str| host.settings.data_path.join(folder).join(&repository.name.project);
-    let checkout = git::Checkout {
-        store: below_data("git").join(format!("{}.git", repository.name.name)),
-        local_path: repository.local_path.clone(),
-        checked_out: job.record.checked_out_commit.clone(),
-        saved: below_data("saved").join(&repository.name.name),
-        name: repository.name.to_string(),
-    };
-    let done = match git::fetch_and_checkout(&remote, &checkout, &host.git, limit) {
-        Ok(done) => done,
-        Err(error) => {
-            // A failure after the fetch is the failure of that commit.
-            if let Some(commit) = &error.commit {
-                host.store.fetched(job.deployment.id, commit).map_err(not_recorded)?;
-            }
-            return Err(StepError { message: error.message, chance: error.chance });
-        }
-    };
-    host.store.checked_out(job.deployment.id, &done.commit).map_err(not_recorded)?;
-    done.notes.iter().for_each(|note| journal.line(LogLevel::Warning, note));
-    let Commit { hash, subject, author } = &done.commit;
-    let files = match done.changed_files {
-        0 => "no file changed".to_owned(),
-        1 => "1 file changed".to_owned(),
-        several => format!("{several} files changed"),
-    };
-    journal.step(&format!("checked out {} “{subject}” by {author}, {files}", hash.short()), step);
-    Ok(())
+fn nothing_to_do(checkout: &git::Checkout) -> String {
+    let since = checkout.skip_if_unchanged_since.as_ref().map_or("", CommitHash::short);
+    match checkout.watch_paths.is_empty() {
+        true => format!("nothing changed since {since}"),
+        false => format!("nothing under `watch_paths` changed since {since}: {}", listed(&checkout.watch_paths)),
+    }
+}
+
+fn listed(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+fn untouched(error: StepError) -> UpError {
+    UpError { error, containers: Containers::Untouched }
 }
 
 /// The stack that a driver runs, with what the folder's own `.env` says where the repository says nothing.
@@ -232,7 +503,7 @@ fn planned(plan: &Plan) -> String {
 }
 
 /// Removes images that nothing uses; a failure is only a line, for the stack is well.
-fn prune_images(host: &Host, limit: &Limit, journal: &mut Journal<'_>) {
+fn prune_images(host: &Host, limit: &Limit, journal: &mut Journal) {
     if let Err(error) = host.driver.prune_images(&limit.at_most(PRUNE_LIMIT), journal) {
         journal.line(LogLevel::Warning, &format!("unused images were not removed: {error}"));
     }

@@ -12,8 +12,9 @@ use crate::config::project::UnsetVariables;
 use crate::config::{Repository, Settings};
 use crate::model::LogLevel;
 use crate::secrets::env_file::{self, Surroundings};
+use crate::secrets::mounted::is_link;
 use crate::secrets::runtime::{Linked, RuntimeFolder};
-use crate::secrets::{EnvFile, Secret, SecretsError, Sops, read_env_file};
+use crate::secrets::{EnvFile, Secret, SecretsError, Sops, plain_name, read_env_file};
 
 /// All variables of a stack.
 pub struct Variables {
@@ -28,12 +29,33 @@ pub struct Variables {
 pub struct Plaintext {
     folder: Option<RuntimeFolder>,
     variables_file: Option<PathBuf>,
+    links: Vec<PassingLink>,
+    names_taken: Vec<PassingLink>,
+}
+
+/// A link to decrypted variables that goes when `up` has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PassingLink {
+    /// Its path; its folder's links are followed.
+    pub path: PathBuf,
+    /// The encrypted `env_file` beside it.
+    pub encrypted: PathBuf,
 }
 
 impl Plaintext {
     /// All variables as one dotenv file; none where there are no variables.
     pub fn variables_file(&self) -> Option<PathBuf> {
         self.variables_file.clone()
+    }
+
+    /// The links that lie beside encrypted `env_file`s meanwhile.
+    pub fn links(&self) -> &[PassingLink] {
+        &self.links
+    }
+
+    /// The links that could not be made, because a file lies under their name that is not ours.
+    pub fn names_taken(&self) -> &[PassingLink] {
+        &self.names_taken
     }
 }
 
@@ -49,7 +71,7 @@ pub fn gather(
     settings: &Settings,
     runtime_name: &str,
     limit: &Limit,
-    journal: &mut Journal<'_>,
+    journal: &mut Journal,
 ) -> Result<(Variables, Plaintext), StepError> {
     let mut gathering = Gathering {
         repository,
@@ -60,10 +82,7 @@ pub fn gather(
         all: BTreeMap::new(),
         plaintext: Plaintext::default(),
     };
-    let own = folder.join(".env");
-    if own.is_file() {
-        gathering.read(&own, Path::new(".env"), limit, journal)?;
-    }
+    gathering.read_own(folder, limit, journal)?;
     let defaults = Defaults::of(&gathering.all);
     for file in &repository.env_files {
         let path = stack::joined(folder, file);
@@ -94,13 +113,34 @@ struct Gathering<'a> {
 }
 
 impl Gathering<'_> {
+    /// Adds those of the stack's own `.env`. Where that is the link to a secret file, they are in the encrypted file,
+    /// and the link, if it is there yet, leads to those of the deployment before.
+    fn read_own(&mut self, folder: &Path, limit: &Limit, journal: &mut Journal) -> Result<(), StepError> {
+        let own = folder.join(".env");
+        let is_own = |file: &&PathBuf| {
+            let path = stack::joined(folder, file);
+            let name = path.file_name().and_then(|name| plain_name(&name.to_string_lossy()));
+            name.is_some_and(|name| path.with_file_name(name) == own)
+        };
+        match self.repository.secret_files.iter().find(is_own) {
+            // It is read below.
+            Some(file) if self.repository.env_files.contains(file) => {}
+            Some(file) => drop(self.read(&stack::joined(folder, file), file, limit, journal)?),
+            None if own.is_file() && !is_link(&own, &self.settings.runtime_path) => {
+                self.read(&own, Path::new(".env"), limit, journal)?;
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
     /// Adds a file's variables; gives its decrypted text where it was encrypted.
     fn read(
         &mut self,
         path: &Path,
         shown: &Path,
         limit: &Limit,
-        journal: &mut Journal<'_>,
+        journal: &mut Journal,
     ) -> Result<Option<Secret>, StepError> {
         let lookup = |name: &str| {
             let around = || self.outside.iter().find(|(key, _)| key == name).map(|(_, value)| value.to_string_lossy());
@@ -121,24 +161,27 @@ impl Gathering<'_> {
     }
 
     /// Puts a link to the decrypted text beside the encrypted file, for `env_file:` in the compose file.
-    fn link(
-        &mut self,
-        encrypted: &Path,
-        shown: &Path,
-        text: &Secret,
-        journal: &mut Journal<'_>,
-    ) -> Result<(), StepError> {
+    fn link(&mut self, encrypted: &Path, shown: &Path, text: &Secret, journal: &mut Journal) -> Result<(), StepError> {
         let within = shown.is_relative().then_some(self.repository.local_path.as_path());
         let name = encrypted.file_name().unwrap_or_default().to_string_lossy();
         let folder = self.runtime_folder()?;
         let target = folder.write(&name, text.expose())?;
-        if let Linked::NameTaken(path) = folder.link_beside(encrypted, &target, within)? {
-            let message = format!(
-                "{} exists and stays as it is: an `env_file:` that names it does not see the decrypted {}",
-                path.display(),
-                shown.display()
-            );
-            journal.line(LogLevel::Warning, &message);
+        match folder.link_beside(encrypted, &target, within)? {
+            Linked::Made(path) => {
+                let encrypted = path.with_file_name(&*name);
+                self.plaintext.links.push(PassingLink { path, encrypted });
+            }
+            Linked::NameTaken(path) => {
+                let message = format!(
+                    "{} exists and stays as it is: an `env_file:` that names it does not see the decrypted {}",
+                    path.display(),
+                    shown.display()
+                );
+                journal.line(LogLevel::Warning, &message);
+                let encrypted = path.with_file_name(&*name);
+                self.plaintext.names_taken.push(PassingLink { path, encrypted });
+            }
+            Linked::Lasting | Linked::NotNeeded => {}
         }
         Ok(())
     }
@@ -172,127 +215,16 @@ impl From<SecretsError> for StepError {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
-    use std::time::Duration;
 
     use super::*;
-    use crate::command::Command;
-    use crate::config::catalog::{Accepted, Basis, Catalog};
-    use crate::config::{Environment, Severity};
-    use crate::model::{Asked, DeploymentId, Trigger};
-    use crate::secrets::Scrubber;
-    use crate::store::{ProjectSpec, RepositorySpec, Store};
+    use crate::deploy::testing::{LIMIT, Lab};
 
-    const LIMIT: Duration = Duration::from_secs(60);
-
-    /// A repository with a working tree, an age key and a store, all in one folder.
-    struct Lab {
-        folder: tempfile::TempDir,
-        settings: Settings,
-        store: Store,
-        deployment: DeploymentId,
-        repository: Repository,
-        children: Vec<(OsString, OsString)>,
+    fn gather_into(lab: &Lab, journal: &mut Journal) -> Result<(Variables, Plaintext), StepError> {
+        gather(&lab.repository, &lab.path(""), &lab.settings, "7", &Limit::after(LIMIT), journal)
     }
 
-    impl Lab {
-        /// `fields` are those of the repository, as YAML on one line.
-        fn new(fields: &str) -> Lab {
-            let folder = tempfile::tempdir().unwrap();
-            let path = |name: &str| folder.path().join(name).display().to_string();
-            let children = Environment::of_process().for_children();
-            let ran =
-                Command::new("age-keygen", &children).args(["-o", &path("key")]).capture(&Limit::after(LIMIT), 9999);
-            assert!(ran.unwrap().status.success());
-            let environment = Environment::of_process().with(&Environment::from_pairs([
-                ("Shiparr_CONFIG_PATH", path("projects")),
-                ("Shiparr_DATA_PATH", path("data")),
-                ("Shiparr_RUNTIME_PATH", path("runtime")),
-                ("SOPS_AGE_KEY_FILE", path("key")),
-                ("FROM_OUTSIDE", "interpolated value".to_owned()),
-            ]));
-            for name in ["projects", "data", "runtime", "tree/stack"] {
-                std::fs::create_dir_all(folder.path().join(name)).unwrap();
-            }
-            let yaml = format!(
-                "project: home\nrepositories:\n  web: {{url: /nowhere, path: stack, local_path: {}, {fields}}}\n",
-                path("tree")
-            );
-            std::fs::write(folder.path().join("projects/home.yaml"), yaml).unwrap();
-            let (settings, _) = Settings::from_environment(&environment).unwrap();
-            let basis = Basis {
-                settings: &settings,
-                previous: &Catalog::default(),
-                accepted: &Accepted::default(),
-                unset_names: Severity::Error,
-            };
-            let catalog = Catalog::load(&settings.config_path, &basis);
-            let repository = catalog.repositories().next().unwrap_or_else(|| panic!("{:?}", catalog.problems)).clone();
-            let (store, deployment) = queued(&settings);
-            Lab { settings, store, deployment, repository, children, folder }
-        }
-
-        fn path(&self, name: &str) -> PathBuf {
-            self.folder.path().join("tree/stack").join(name)
-        }
-
-        fn write(&self, name: &str, text: &str) {
-            std::fs::write(self.path(name), text).unwrap();
-        }
-
-        fn write_encrypted(&self, name: &str, kind: &str, text: &str) {
-            let run = |program: &str, args: &[&str], input: &str| {
-                let command = Command::new(program, &self.children).args(args).input(input);
-                let ran = command.capture(&Limit::after(LIMIT), 1 << 20).unwrap();
-                assert!(ran.status.success(), "{}", ran.stderr);
-                String::from_utf8(ran.stdout).unwrap()
-            };
-            let key = self.folder.path().join("key");
-            let recipient = run("age-keygen", &["-y", key.to_str().unwrap()], "");
-            let kind = ["--input-type", kind, "--output-type", kind, "/dev/stdin"];
-            let args = [&["-e", "--age", recipient.trim()][..], &kind].concat();
-            self.write(name, &run("sops", &args, text));
-        }
-
-        fn journal(&self) -> Journal<'_> {
-            Journal::new(&self.store, self.deployment, Scrubber::new())
-        }
-
-        fn gather(&self) -> Result<(Variables, Plaintext), StepError> {
-            self.gather_into(&mut self.journal())
-        }
-
-        fn gather_into(&self, journal: &mut Journal<'_>) -> Result<(Variables, Plaintext), StepError> {
-            gather(&self.repository, &self.path(""), &self.settings, "7", &Limit::after(LIMIT), journal)
-        }
-
-        fn log(&self) -> String {
-            let lines = self.store.log_lines(self.deployment, 0, 1000).unwrap();
-            lines.into_iter().map(|line| line.message + "\n").collect()
-        }
-    }
-
-    fn queued(settings: &Settings) -> (Store, DeploymentId) {
-        let store = Store::open(&settings.data_path, 200).unwrap();
-        let repository = RepositorySpec {
-            name: "web".to_owned(),
-            git_url: "/nowhere".to_owned(),
-            branch: "main".to_owned(),
-            path: "stack".to_owned(),
-            local_path: "/nowhere".to_owned(),
-            check_interval_seconds: 60,
-            config_hash: String::new(),
-        };
-        let project = ProjectSpec {
-            name: "home".to_owned(),
-            description: None,
-            config_file: "home.yaml".to_owned(),
-            repositories: vec![repository],
-        };
-        let now = jiff::Timestamp::now();
-        store.sync(&[project], &[], now).unwrap();
-        let id = store.repositories(None).unwrap()[0].id;
-        let queued = store.enqueue(id, Trigger::Api, Asked::default(), now).unwrap();
-        (store, queued.deployment_id)
+    fn gathered(lab: &Lab) -> Result<(Variables, Plaintext), StepError> {
+        gather_into(lab, &mut lab.journal())
     }
 
     fn value<'a>(variables: &'a Variables, name: &str) -> &'a str {
@@ -305,7 +237,7 @@ mod tests {
         lab.write(".env", "A=own\nB=own\nC=own\nCOMPOSE_PROFILES=x\n");
         lab.write("a.env", "B=a\nC=a\nE=${A}-$B\nCOMPOSE_PROJECT_NAME=not-from-here\n");
         lab.write("b.yaml", "C: b\n");
-        let (variables, plaintext) = lab.gather().unwrap();
+        let (variables, plaintext) = gathered(&lab).unwrap();
         for (name, expected) in
             [("A", "own"), ("B", "a"), ("C", "environment"), ("D", "interpolated value"), ("E", "own-a")]
         {
@@ -323,7 +255,7 @@ mod tests {
     #[test]
     fn a_stack_without_variables_needs_no_runtime_folder() {
         let lab = Lab::new("");
-        let (variables, plaintext) = lab.gather().unwrap();
+        let (variables, plaintext) = gathered(&lab).unwrap();
         assert!(variables.all.is_empty() && plaintext.variables_file().is_none());
         assert_eq!(std::fs::read_dir(&lab.settings.runtime_path).unwrap().count(), 0);
     }
@@ -334,7 +266,7 @@ mod tests {
         lab.write_encrypted(".env.enc", "dotenv", "PASSWORD=correct horse\n");
         lab.write_encrypted("app.enc.json", "json", "{\"TOKEN\": \"battery staple\"}");
         let mut journal = lab.journal();
-        let (variables, plaintext) = lab.gather_into(&mut journal).unwrap();
+        let (variables, plaintext) = gather_into(&lab, &mut journal).unwrap();
         assert_eq!(value(&variables, "PASSWORD"), "correct horse");
         assert_eq!(value(&variables, "TOKEN"), "battery staple");
         assert_eq!(std::fs::read_to_string(lab.path(".env")).unwrap(), "PASSWORD=correct horse\n");
@@ -351,7 +283,10 @@ mod tests {
         let lab = Lab::new("env_file: app.env.enc");
         lab.write_encrypted("app.env.enc", "dotenv", "PASSWORD=correct horse\n");
         lab.write("app.env", "mine");
-        drop(lab.gather().unwrap());
+        let (_, plaintext) = gathered(&lab).unwrap();
+        let taken = PassingLink { path: lab.path("app.env"), encrypted: lab.path("app.env.enc") };
+        assert_eq!(plaintext.names_taken(), [taken]);
+        drop(plaintext);
         assert_eq!(std::fs::read_to_string(lab.path("app.env")).unwrap(), "mine");
         assert!(lab.log().contains("app.env exists and stays"), "{}", lab.log());
     }
@@ -360,7 +295,7 @@ mod tests {
     fn a_file_that_cannot_be_had_is_named_and_nothing_stays() {
         let lab = Lab::new("env_file: [good.env.enc, ../absent.env]");
         lab.write_encrypted("good.env.enc", "dotenv", "PASSWORD=correct horse\n");
-        let error = lab.gather().err().unwrap();
+        let error = gathered(&lab).err().unwrap();
         assert!(error.message.contains("../absent.env"), "{error}");
         assert!(std::fs::symlink_metadata(lab.path("good.env")).is_err());
         assert_eq!(std::fs::read_dir(lab.settings.runtime_path.join("secrets")).unwrap().count(), 0);

@@ -10,10 +10,14 @@
 
 mod checkout;
 mod child;
+mod choice;
 mod fetch;
 mod known_hosts;
 mod libgit;
 mod pack;
+mod people;
+mod run;
+mod scope;
 mod smart_http;
 mod store;
 mod submodules;
@@ -22,6 +26,7 @@ mod testing;
 mod url;
 mod wire;
 
+use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 
@@ -29,7 +34,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::{Command, CommandError, Limit};
 use crate::http::Proxies;
-use crate::model::{Chance, Commit, CommitHash};
+use crate::model::{Chance, Commit, CommitHash, CommitPrefix};
 use crate::secrets::Secret;
 
 pub use child::child_main;
@@ -128,7 +133,7 @@ pub fn check(remote: &Remote, child: &Child, limit: &Limit) -> Result<CommitHash
             return Ok(tip);
         }
     }
-    match ask(&Task::Check, remote, child, limit)? {
+    match ask(&Task::Check, Some(remote), child, limit)? {
         Answer::Tip(hash) => Ok(hash),
         answer => Err(unexpected(&answer)),
     }
@@ -148,46 +153,139 @@ pub struct Checkout {
     pub saved: PathBuf,
     /// `PROJECT/REPO`, for messages.
     pub name: String,
+    /// This commit of the branch instead of its tip.
+    pub commit: Option<CommitPrefix>,
+    /// Files and folders, relative to the top of the tree; empty: everything.
+    pub watch_paths: Vec<PathBuf>,
+    /// Only files under `watch_paths` are handled: the others are those of repositories with the same `local_path`.
+    pub shares_local_path: bool,
+    /// Commits that repositories with the same `local_path` have checked out: their contents are nobody's change.
+    pub siblings: Vec<CommitHash>,
+    /// Nothing is checked out where nothing under `watch_paths` differs from this commit.
+    pub skip_if_unchanged_since: Option<CommitHash>,
+    /// A `.git` of somebody's own in `local_path` is moved to `saved`, and the files of its HEAD count as ours.
+    pub adopt: bool,
+    /// What an interrupted run left is put back before anything else, the fetch included.
+    pub put_back_first: bool,
 }
 
-/// What a fetch and checkout did.
+impl Checkout {
+    /// What lay in the working tree before the last checkout; gone once that is put back, or kept for good.
+    fn undo_file(&self) -> PathBuf {
+        self.store.with_extension("undo")
+    }
+
+    /// Whether something of the last checkout can be put back.
+    pub fn can_be_put_back(&self) -> bool {
+        self.undo_file().exists()
+    }
+}
+
+/// What a fetch did, and a checkout where there was a reason for one.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct CheckedOut {
-    /// The commit that lies in the working tree now.
+pub struct Fetched {
+    /// The branch's commit.
+    pub tip: CommitHash,
+    /// The commit that was asked for: the tip, unless an earlier one was.
     pub commit: Commit,
-    /// How many files were written or removed.
-    pub changed_files: u64,
+    /// What became of it.
+    pub done: Done,
     /// Lines for the deployment's log: files that were saved, and where; a store that was rebuilt.
     pub notes: Vec<String>,
 }
 
-/// Fetches the branch into the object store and checks its tip out in place (spec section 4, step 1), in a child
-/// process.
+/// What became of a fetched commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Done {
+    /// It lies in the working tree now.
+    CheckedOut {
+        /// How many files were written or removed.
+        changed_files: u64,
+    },
+    /// Nothing under `watch_paths` differs from `skip_if_unchanged_since`; the working tree was not looked at.
+    Unchanged,
+}
+
+/// What a fetch alone found out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LookedAhead {
+    /// The branch's commit.
+    pub tip: CommitHash,
+    /// Whether nothing under `watch_paths` differs from `skip_if_unchanged_since`; without that commit, `false`.
+    pub is_unchanged: bool,
+}
+
+/// What putting back did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PutBack {
+    /// The commit whose files lie there now; none where none of ours do.
+    pub commit: Option<CommitHash>,
+    /// Lines for the deployment's log: files that stay as they are, because they were changed since.
+    pub notes: Vec<String>,
+}
+
+/// Fetches the branch into the object store, decides whether there is anything to do, and checks the commit out in
+/// place (spec section 4, step 1), all in one child process.
 ///
 /// # Errors
 /// See [`GitError`]. A refusal (a file in the way, one that cannot be written) leaves the working tree as it was;
-/// whatever ends the writing itself leaves a tree that the next checkout completes.
+/// whatever ends the writing itself leaves a tree that [`put_back`] or the next checkout completes.
 pub fn fetch_and_checkout(
     remote: &Remote,
     checkout: &Checkout,
     child: &Child,
     limit: &Limit,
-) -> Result<CheckedOut, GitError> {
-    match ask(&Task::FetchAndCheckout(checkout.clone()), remote, child, limit)? {
-        Answer::CheckedOut(done) => Ok(done),
+) -> Result<Fetched, GitError> {
+    match ask(&Task::FetchAndCheckout(checkout.clone()), Some(remote), child, limit)? {
+        Answer::Fetched(done) => Ok(done),
         answer => Err(unexpected(&answer)),
     }
 }
 
+/// Only asks: fetches, and says whether the branch's commit differs under `watch_paths` from
+/// `skip_if_unchanged_since`. Touches no file of the tree.
+///
+/// # Errors
+/// See [`GitError`].
+pub fn look_ahead(remote: &Remote, checkout: &Checkout, child: &Child, limit: &Limit) -> Result<LookedAhead, GitError> {
+    match ask(&Task::LookAhead(checkout.clone()), Some(remote), child, limit)? {
+        Answer::LookedAhead(found) => Ok(found),
+        answer => Err(unexpected(&answer)),
+    }
+}
+
+/// Puts the files back that lay there before the last checkout; does nothing when there is nothing to put back. Needs
+/// no network, and may be done again after it was ended at any moment.
+///
+/// # Errors
+/// A file that cannot be written, no space: the others are back, and another try goes on from there.
+pub fn put_back(checkout: &Checkout, child: &Child, limit: &Limit) -> Result<PutBack, GitError> {
+    match ask(&Task::PutBack(checkout.clone()), None, child, limit)? {
+        Answer::PutBack(done) => Ok(done),
+        answer => Err(unexpected(&answer)),
+    }
+}
+
+/// Containers are about to be changed: from now on nothing is put back any more. Waits until that is on the disk.
+///
+/// # Errors
+/// A file of ours cannot be removed.
+pub fn keep(checkout: &Checkout) -> io::Result<()> {
+    checkout::forget(&checkout.undo_file())
+}
+
 /// Runs the child with one request and reads its one answer.
-fn ask(task: &Task, remote: &Remote, child: &Child, limit: &Limit) -> Result<Answer, GitError> {
+fn ask(task: &Task, remote: Option<&Remote>, child: &Child, limit: &Limit) -> Result<Answer, GitError> {
     let request = wire::Request::new(task, remote, limit.left());
     let request = serde_json::to_vec(&request).map_err(|error| GitError::lasting(error.to_string()))?;
     let command = Command::new(&child.program, &child.environment).arg("git").input(request);
     let captured = command.capture(limit, MAX_ANSWER_BYTES).map_err(|error| {
         let chance = if matches!(error, CommandError::NotFound { .. }) { Chance::Final } else { Chance::CanPass };
         let message = match error {
-            CommandError::TimedOut { .. } => format!("{} did not answer within the time limit", remote.url),
+            CommandError::TimedOut { .. } => match remote {
+                Some(remote) => format!("{} did not answer within the time limit", remote.url),
+                None => "`shiparr git` did not end within the time limit".to_owned(),
+            },
             CommandError::Cancelled { .. } => "stopped".to_owned(),
             other => other.to_string(),
         };

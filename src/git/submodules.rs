@@ -4,13 +4,14 @@
 //! so it is not trusted: https and ssh only, relative ones under the parent's host, and the parent's credential only
 //! for the parent's scheme, host and port.
 
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
-use git2::{ObjectType, Oid, Repository, TreeEntry};
+use git2::{ObjectType, Oid, Repository, Tree, TreeEntry};
 
 use super::checkout::{Entry, Files, Kind, folders_above};
 use super::libgit::Failed;
+use super::scope::Scope;
 use super::smart_http::may_have_credential;
 use super::{GitError, Remote, RemoteUrl, Scheme, fetch, one_line, store};
 use crate::command::Limit;
@@ -29,6 +30,9 @@ const MAX_SHOWN_CHARS: usize = 200;
 /// Bound on `.gitmodules`.
 const MAX_GITMODULES_BYTES: usize = 256 * 1024;
 
+/// References to commits whose contents may have to be put back.
+const HELD: &str = "refs/shiparr/held/";
+
 /// The modes of tree entries.
 const MODE_EXECUTABLE: i32 = 0o100_755;
 const MODE_LINK: i32 = 0o120_000;
@@ -36,6 +40,8 @@ const MODE_LINK: i32 = 0o120_000;
 /// The stores that files come from: the repository's own, then its submodules'.
 pub(super) struct Sources {
     repositories: Vec<Repository>,
+    /// Commits that the working tree is compared with.
+    compared: Vec<(usize, Oid)>,
 }
 
 /// A commit that is to be listed, in its place.
@@ -57,7 +63,49 @@ enum Missing<'a> {
 
 impl Sources {
     pub fn new(repository: Repository) -> Sources {
-        Sources { repositories: vec![repository] }
+        Sources { repositories: vec![repository], compared: Vec::new() }
+    }
+
+    /// The stores again that [`Sources::relative_paths`] named; those that are gone, or damaged, have no contents.
+    pub fn open(main: &Path, relative_paths: &[PathBuf]) -> Result<Sources, git2::Error> {
+        let empty = || Repository::from_odb(git2::Odb::new()?);
+        let open = |path: &PathBuf| Repository::open_bare(main.join(path)).or_else(|_| empty());
+        let repositories = relative_paths.iter().map(open).collect::<Result<_, _>>()?;
+        Ok(Sources { repositories, compared: Vec::new() })
+    }
+
+    /// Where the stores are, from the repository's own, which is the first.
+    pub fn relative_paths(&self) -> Vec<PathBuf> {
+        let main = self.main().path();
+        let relative = |repository: &Repository| repository.path().strip_prefix(main).map(Path::to_owned);
+        self.repositories.iter().map(|repository| relative(repository).unwrap_or_default()).collect()
+    }
+
+    /// Keeps in each store the commits that the working tree was compared with, and no others of earlier runs: their
+    /// contents may have to be put back.
+    pub fn hold_compared(&self) -> Result<(), git2::Error> {
+        let mut held: BTreeMap<&Path, (&Repository, BTreeSet<Oid>)> = BTreeMap::new();
+        for repository in &self.repositories {
+            held.entry(repository.path()).or_insert((repository, BTreeSet::new()));
+        }
+        for (source, commit) in &self.compared {
+            let repository = &self.repositories[*source];
+            held.entry(repository.path()).or_insert((repository, BTreeSet::new())).1.insert(*commit);
+        }
+        for (repository, commits) in held.values() {
+            let name = |commit: &Oid| format!("{HELD}{commit}");
+            let names: BTreeSet<String> = commits.iter().map(name).collect();
+            for reference in repository.references_glob(&format!("{HELD}*"))? {
+                let mut reference = reference?;
+                if !reference.name().is_some_and(|name| names.contains(name)) {
+                    reference.delete()?;
+                }
+            }
+            for commit in commits {
+                repository.reference(&name(commit), *commit, true, "may be put back")?;
+            }
+        }
+        Ok(())
     }
 
     /// The repository's own store.
@@ -90,28 +138,40 @@ impl Sources {
         if kind == ObjectType::Blob { Ok(size as u64) } else { Err(git2::Error::from_str("a file that is no blob")) }
     }
 
-    /// The files of a commit; submodules are fetched.
+    /// The files of a commit that are in the scope; submodules are fetched.
     pub fn fetch_and_flatten(
         &mut self,
         commit: Oid,
+        scope: &Scope,
         remote: &Remote,
         limit: &Limit,
         notes: &mut Vec<String>,
     ) -> Result<Files, Failed> {
-        self.list(commit, remote, &mut Missing::Fetch(limit, notes))
+        self.list(commit, scope, remote, &mut Missing::Fetch(limit, notes))
     }
 
-    /// The files of a commit as far as the stores have them; none when they do not have the commit.
-    pub fn flatten(&mut self, commit: Oid, remote: &Remote) -> Option<Files> {
-        self.list(commit, remote, &mut Missing::Skip).ok()
+    /// The files of a commit that are in the scope, as far as the stores have them; none when they do not have the
+    /// commit.
+    pub fn flatten(&mut self, commit: Oid, scope: &Scope, remote: &Remote) -> Option<Files> {
+        self.list(commit, scope, remote, &mut Missing::Skip).ok()
     }
 
-    fn list(&mut self, commit: Oid, remote: &Remote, missing: &mut Missing<'_>) -> Result<Files, Failed> {
+    fn list(
+        &mut self,
+        commit: Oid,
+        scope: &Scope,
+        remote: &Remote,
+        missing: &mut Missing<'_>,
+    ) -> Result<Files, Failed> {
         let mut files = Files::new();
         let mut places = vec![Place { source: 0, commit, prefix: Vec::new(), remote: remote.clone(), depth: 0 }];
         let mut submodules = 0;
         while let Some(place) = places.pop() {
-            for (path, commit) in list_files(&self.repositories[place.source], &place, &mut files)? {
+            let inner = list_files(&self.repositories[place.source], &place, scope, &mut files)?;
+            if matches!(missing, Missing::Skip) {
+                self.compared.push((place.source, place.commit));
+            }
+            for (path, commit) in inner {
                 submodules += 1;
                 if submodules > MAX_SUBMODULES || place.depth >= MAX_DEPTH {
                     return Err(GitError::lasting(format!(
@@ -139,7 +199,8 @@ impl Sources {
         missing: &mut Missing<'_>,
     ) -> Result<Option<Place>, Failed> {
         let shown = one_line(String::from_utf8_lossy(&[&parent.prefix[..], &path].concat()).into_owned());
-        let declared = declared_submodules(&self.repositories[parent.source], parent.commit)?;
+        let repository = &self.repositories[parent.source];
+        let declared = declared_submodules(repository, &repository.find_commit(parent.commit)?.tree()?)?;
         let Some(declared) = declared.get(&path) else {
             if let Missing::Fetch(_, notes) = missing {
                 notes.push(format!("the submodule {shown} has no entry in .gitmodules and is left out"));
@@ -188,14 +249,22 @@ fn name_submodule(failed: Failed, shown: &str) -> Failed {
     }
 }
 
-/// Adds the files of one commit; its submodules come back, by their path in it.
-fn list_files(repository: &Repository, place: &Place, files: &mut Files) -> Result<Vec<(Vec<u8>, Oid)>, Failed> {
+/// Adds the files of one commit that are in the scope; its submodules come back, by their path in it.
+fn list_files(
+    repository: &Repository,
+    place: &Place,
+    scope: &Scope,
+    files: &mut Files,
+) -> Result<Vec<(Vec<u8>, Oid)>, Failed> {
     let mut submodules = Vec::new();
     let mut entries = 0;
     let mut folders = vec![(place.prefix.clone(), repository.find_commit(place.commit)?.tree()?)];
     while let Some((prefix, tree)) = folders.pop() {
         for entry in &tree {
             let path = [&prefix, entry.name_bytes()].concat();
+            if !scope.touches(&path) {
+                continue;
+            }
             check_name(&entry, &path)?;
             match entry.kind() {
                 Some(ObjectType::Tree) => {
@@ -203,7 +272,7 @@ fn list_files(repository: &Repository, place: &Place, files: &mut Files) -> Resu
                     folders.push(([&path[..], b"/"].concat(), folder));
                 }
                 Some(ObjectType::Commit) => submodules.push((path[place.prefix.len()..].to_vec(), entry.id())),
-                _ => {
+                _ if scope.holds(&path) => {
                     let kind = match entry.filemode_raw() {
                         MODE_LINK => Kind::Link,
                         MODE_EXECUTABLE => Kind::Executable,
@@ -211,6 +280,7 @@ fn list_files(repository: &Repository, place: &Place, files: &mut Files) -> Resu
                     };
                     files.insert(path, Entry { oid: entry.id(), kind, source: place.source });
                 }
+                _ => {}
             }
             entries += 1;
             if entries.max(files.len()) > MAX_FILES {
@@ -240,14 +310,16 @@ fn never_checked_out(path: &[u8]) -> Failed {
 
 /// An entry of `.gitmodules`.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Declared {
+pub(super) struct Declared {
     name: String,
     url: String,
 }
 
 /// What `.gitmodules` of a commit says, by path.
-fn declared_submodules(repository: &Repository, commit: Oid) -> Result<BTreeMap<Vec<u8>, Declared>, Failed> {
-    let tree = repository.find_commit(commit)?.tree()?;
+pub(super) fn declared_submodules(
+    repository: &Repository,
+    tree: &Tree<'_>,
+) -> Result<BTreeMap<Vec<u8>, Declared>, git2::Error> {
     let Some(entry) = tree.get_name(".gitmodules").filter(|entry| entry.kind() == Some(ObjectType::Blob)) else {
         return Ok(BTreeMap::new());
     };

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::{CheckedOut, Checkout, Credential, GitError, Remote, child};
+use super::{Checkout, Credential, Done, Fetched, GitError, PutBack, Remote, run};
 use crate::command::Limit;
 use crate::http::Proxies;
 use crate::model::CommitHash;
@@ -56,6 +56,21 @@ pub fn remote(url: &str) -> Remote {
 
 pub fn credential(secret: &str) -> Option<Credential> {
     Some(Credential { user: "oauth2".to_owned(), secret: Secret::new(secret), source: "TEST_TOKEN".to_owned() })
+}
+
+/// What a fetch did that has checked out.
+#[derive(Debug)]
+pub struct Deployed {
+    pub changed_files: u64,
+    fetched: Fetched,
+}
+
+impl std::ops::Deref for Deployed {
+    type Target = Fetched;
+
+    fn deref(&self) -> &Fetched {
+        &self.fetched
+    }
 }
 
 /// A remote repository, somebody's clone of it, and a host that follows it.
@@ -118,14 +133,32 @@ impl Lab {
             checked_out: self.known_commit.borrow().clone(),
             saved: root.join("data/saved/p/r"),
             name: "p/r".to_owned(),
+            commit: None,
+            watch_paths: Vec::new(),
+            shares_local_path: false,
+            siblings: Vec::new(),
+            skip_if_unchanged_since: None,
+            adopt: false,
+            put_back_first: false,
         }
     }
 
     /// Fetches and checks out as the child does.
-    pub fn deploy(&self) -> Result<CheckedOut, GitError> {
-        let done = child::fetch_and_checkout(&self.remote.borrow(), &self.checkout_request(), &limit())?;
-        self.known_commit.replace(Some(done.commit.hash.clone()));
-        Ok(done)
+    pub fn deploy(&self) -> Result<Deployed, GitError> {
+        self.deploy_as(&self.checkout_request())
+    }
+
+    /// Fetches and checks out as the child does, something else than usual.
+    pub fn deploy_as(&self, checkout: &Checkout) -> Result<Deployed, GitError> {
+        let fetched = run::fetch_and_checkout(&self.remote.borrow(), checkout, &limit())?;
+        let Done::CheckedOut { changed_files } = fetched.done else { panic!("it was skipped: {fetched:?}") };
+        self.known_commit.replace(Some(fetched.commit.hash.clone()));
+        Ok(Deployed { changed_files, fetched })
+    }
+
+    /// Puts back as the child does.
+    pub fn put_back(&self) -> PutBack {
+        run::put_back(&self.checkout_request()).unwrap()
     }
 
     pub fn read(&self, path: &str) -> String {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{CheckedOut, Checkout, Credential, GitError, Remote, RemoteUrl};
+use super::{Checkout, Credential, Fetched, GitError, LookedAhead, PutBack, Remote, RemoteUrl};
 use crate::http::Proxies;
 use crate::model::{Chance, Commit, CommitHash};
 use crate::secrets::Secret;
@@ -15,8 +15,12 @@ use crate::secrets::Secret;
 pub(super) enum Task {
     /// Ask for the branch's tip.
     Check,
-    /// Fetch the branch and check its tip out.
+    /// Fetch the branch and check a commit of it out.
     FetchAndCheckout(Checkout),
+    /// Fetch the branch, and say whether it differs.
+    LookAhead(Checkout),
+    /// Put the files back that lay there before.
+    PutBack(Checkout),
 }
 
 /// A task with its remote. Secrets are in plain text here: it goes through a pipe, and nowhere else.
@@ -25,6 +29,13 @@ pub(super) struct Request {
     pub task: Task,
     /// The parent's limit; the parent ends the child when it is over.
     pub limit_milliseconds: u64,
+    /// For tasks that need one.
+    pub remote: Option<PlainRemote>,
+}
+
+/// A remote as it goes through the pipe.
+#[derive(Serialize, Deserialize)]
+pub(super) struct PlainRemote {
     url: RemoteUrl,
     branch: String,
     credential: Option<PlainCredential>,
@@ -50,8 +61,12 @@ struct PlainCredential {
 pub(super) enum Answer {
     /// The branch's tip.
     Tip(CommitHash),
-    /// It lies in the working tree.
-    CheckedOut(CheckedOut),
+    /// What was fetched, and whether it lies in the working tree.
+    Fetched(Fetched),
+    /// What was fetched.
+    LookedAhead(LookedAhead),
+    /// What lies in the working tree again.
+    PutBack(PutBack),
     /// It did not work.
     Failed {
         /// One line.
@@ -64,11 +79,18 @@ pub(super) enum Answer {
 }
 
 impl Request {
-    pub fn new(task: &Task, remote: &Remote, left: Duration) -> Request {
-        let remote = remote.clone();
+    pub fn new(task: &Task, remote: Option<&Remote>, left: Duration) -> Request {
         Request {
             task: task.clone(),
             limit_milliseconds: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
+            remote: remote.cloned().map(PlainRemote::from),
+        }
+    }
+}
+
+impl From<Remote> for PlainRemote {
+    fn from(remote: Remote) -> PlainRemote {
+        PlainRemote {
             url: remote.url,
             branch: remote.branch,
             credential: remote.credential.map(|credential| PlainCredential {
@@ -86,23 +108,25 @@ impl Request {
             no_proxy: remote.proxies.none,
         }
     }
+}
 
+impl From<PlainRemote> for Remote {
     /// The remote, its secrets wrapped again.
-    pub fn into_remote(self) -> Remote {
+    fn from(plain: PlainRemote) -> Remote {
         Remote {
-            url: self.url,
-            branch: self.branch,
-            credential: self.credential.map(|plain| Credential {
+            url: plain.url,
+            branch: plain.branch,
+            credential: plain.credential.map(|plain| Credential {
                 user: plain.user,
                 secret: Secret::new(plain.secret),
                 source: plain.source,
             }),
-            insecure_http: self.insecure_http,
-            ca_file: self.ca_file,
-            ssh_key: self.ssh_key,
-            ssh_key_passphrase: self.ssh_key_passphrase.map(Secret::new),
-            known_hosts: self.known_hosts,
-            proxies: Proxies { https: self.https_proxy, http: self.http_proxy, none: self.no_proxy },
+            insecure_http: plain.insecure_http,
+            ca_file: plain.ca_file,
+            ssh_key: plain.ssh_key,
+            ssh_key_passphrase: plain.ssh_key_passphrase.map(Secret::new),
+            known_hosts: plain.known_hosts,
+            proxies: Proxies { https: plain.https_proxy, http: plain.http_proxy, none: plain.no_proxy },
         }
     }
 }

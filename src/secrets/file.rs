@@ -1,11 +1,11 @@
 //! One env file from disk to variables: plain or encrypted, in any of the syntaxes.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{ErrorKind, Read};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::{Path, PathBuf};
 
-use rustix::fs::OFlags;
+use rustix::fs::{Mode, OFlags};
 
 use super::env_file::{self, Surroundings, Syntax, Variable};
 use super::sops::{Format, Sops};
@@ -50,7 +50,7 @@ pub fn read_env_file(
     surroundings: Surroundings<'_>,
     limit: &Limit,
 ) -> Result<EnvFile, SecretsError> {
-    let text = read_text(path, shown, within)?;
+    let text = read_text(path, &format!("the env file {shown}"), within)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let without_ending = plain_name(&name);
     let plain = without_ending.as_deref().unwrap_or(&name);
@@ -62,12 +62,10 @@ pub fn read_env_file(
                 Format::Json => Syntax::Json,
                 Format::Binary => Syntax::of_name(plain),
             };
-            (as_text(sops.decrypt(shown, &text, format, limit)?, shown)?, syntax, true)
+            (as_text(sops.decrypt(shown, &text, format, limit)?, &format!("the env file {shown}"))?, syntax, true)
         }
         None if text.contains(CIPHERTEXT) => {
-            return Err(SecretsError::last(format!(
-                "{shown} holds encrypted values, but what sops wrote about them (its `sops` part) is missing: the file is damaged"
-            )));
+            return Err(damaged(shown));
         }
         None if without_ending.is_some() => {
             return Err(SecretsError::last(format!(
@@ -81,34 +79,62 @@ pub fn read_env_file(
     Ok(EnvFile { variables, decrypted: decrypted.then(|| Secret::new(text)) })
 }
 
-fn read_text(path: &Path, shown: &str, within: Option<&Path>) -> Result<String, SecretsError> {
+/// Whether sops encrypted a file of the working tree `within`; false where it cannot be read.
+pub fn is_encrypted(path: &Path, within: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let plain = plain_name(&name).unwrap_or_default();
+    read_text(path, "", Some(within)).is_ok_and(|text| Format::detect(&text, &plain).is_some())
+}
+
+/// Encrypted values without what sops needs to decrypt them.
+pub(super) fn damaged(shown: &str) -> SecretsError {
+    SecretsError::last(format!(
+        "{shown} holds encrypted values, but what sops wrote about them (its `sops` part) is missing: the file is damaged"
+    ))
+}
+
+/// Reads a text file of at most [`MAX_FILE_BYTES`]; `what` is the file as messages name it.
+///
+/// # Errors
+/// It is not there, not readable, too large, no file, no text, or outside of `within` once links are followed.
+pub(super) fn read_text(path: &Path, what: &str, within: Option<&Path>) -> Result<String, SecretsError> {
     let failed = |error: std::io::Error| match error.kind() {
-        ErrorKind::NotFound => SecretsError::last(format!("the env file {shown} does not exist")),
-        ErrorKind::PermissionDenied => SecretsError::last(format!("the env file {shown} may not be read by this user")),
-        _ => SecretsError::passing(format!("cannot read the env file {shown}: {error}")),
+        ErrorKind::NotFound => SecretsError::last(format!("{what} does not exist")),
+        ErrorKind::PermissionDenied => SecretsError::last(format!("{what} may not be read by this user")),
+        _ => SecretsError::passing(format!("cannot read {what}: {error}")),
     };
+    // What is looked at is what is read, whatever becomes of the path meanwhile; and nothing but a file is opened.
+    let found = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+    let found = File::from(found.map_err(|error| failed(error.into()))?);
     if let Some(folder) = within {
         let folder = folder.canonicalize().map_err(failed)?;
-        if !path.canonicalize().map_err(failed)?.starts_with(&folder) {
-            return Err(SecretsError::last(format!("the env file {shown} lies outside its repository")));
+        if !real_path(&found).map_err(failed)?.starts_with(&folder) {
+            return Err(SecretsError::last(format!("{what} lies outside its repository")));
         }
     }
-    // Without waiting: opening a pipe that lies there under this name would hang.
-    let flags = OFlags::NONBLOCK.bits() as i32;
-    let file: File = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(failed)?;
-    if !file.metadata().map_err(failed)?.is_file() {
-        return Err(SecretsError::last(format!("the env file {shown} is not a file")));
+    if !found.metadata().map_err(failed)?.is_file() {
+        return Err(SecretsError::last(format!("{what} is not a file")));
     }
+    let file = File::open(proc_path(&found)).map_err(failed)?;
     let mut bytes = Vec::new();
     file.take(MAX_FILE_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() > MAX_FILE_BYTES {
-        return Err(SecretsError::last(format!("the env file {shown} is larger than {MAX_FILE_BYTES} bytes")));
+        return Err(SecretsError::last(format!("{what} is larger than {MAX_FILE_BYTES} bytes")));
     }
-    as_text(bytes, shown)
+    as_text(bytes, what)
 }
 
-fn as_text(bytes: Vec<u8>, shown: &str) -> Result<String, SecretsError> {
-    String::from_utf8(bytes).map_err(|_| SecretsError::last(format!("the env file {shown} is not UTF-8 text")))
+/// Where an open file or folder lies, links followed.
+pub(super) fn real_path(file: &impl AsFd) -> std::io::Result<PathBuf> {
+    std::fs::read_link(proc_path(file))
+}
+
+fn proc_path(file: &impl AsFd) -> PathBuf {
+    format!("/proc/self/fd/{}", file.as_fd().as_raw_fd()).into()
+}
+
+fn as_text(bytes: Vec<u8>, what: &str) -> Result<String, SecretsError> {
+    String::from_utf8(bytes).map_err(|_| SecretsError::last(format!("{what} is not UTF-8 text")))
 }
 
 #[cfg(test)]

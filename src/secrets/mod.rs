@@ -1,10 +1,12 @@
 //! Secrets: the type that does not print, decryption through sops, variables from env files, and the scrubber.
 
 pub mod env_file;
+pub mod mounted;
 pub mod runtime;
 pub mod scrub;
 pub mod sops;
 
+mod beside;
 mod file;
 pub(crate) mod url;
 
@@ -12,7 +14,8 @@ use std::fmt;
 
 use crate::model::Chance;
 
-pub use file::{CIPHERTEXT, EnvFile, MAX_FILE_BYTES, plain_name, read_env_file};
+pub use file::{CIPHERTEXT, EnvFile, MAX_FILE_BYTES, is_encrypted, plain_name, read_env_file};
+pub use mounted::MountedFiles;
 
 pub use runtime::RuntimeFolder;
 pub use scrub::Scrubber;

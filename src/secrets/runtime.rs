@@ -9,21 +9,21 @@
 //! After a reboot the runtime folder is empty while the links are still there: that is why their list lies with the
 //! data. It holds paths, nothing secret, and exists only while there are links.
 
-use std::ffi::OsString;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Write};
-use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
-use super::{SecretsError, plain_name};
+use super::SecretsError;
+use super::beside::{Beside, Lies};
+use super::mounted::MOUNTED_FOLDER;
 
-const PRIVATE_FOLDER: u32 = 0o700;
-const PRIVATE_FILE: u32 = 0o600;
+/// Below the runtime folder.
+pub(super) const TEMPORARY_FOLDER: &str = "secrets";
+pub(super) const PRIVATE_FOLDER: u32 = 0o700;
+pub(super) const PRIVATE_FILE: u32 = 0o600;
 
 /// A link of ours, and what it points to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +37,8 @@ struct Link {
 pub enum Linked {
     /// It lies there until the folder is dropped.
     Made(PathBuf),
+    /// The link of a secret file lies there, which stays.
+    Lasting,
     /// Something else lies under its name, and stays.
     NameTaken(PathBuf),
     /// The file's name has no `.enc` or `.sops` in it.
@@ -50,6 +52,8 @@ pub struct RuntimeFolder {
     folder: PathBuf,
     /// Of all deployments: what points into it is ours.
     secrets: PathBuf,
+    /// Where the secret files of stacks lie: what points into it stays.
+    lasting: PathBuf,
     record: PathBuf,
     files: usize,
     links: Vec<Link>,
@@ -61,7 +65,7 @@ impl RuntimeFolder {
     /// # Errors
     /// Folders that cannot be made, or that are another user's.
     pub fn create(runtime: &Path, data: &Path, name: &str) -> Result<RuntimeFolder, SecretsError> {
-        let secrets = private_folder(&runtime.join("secrets"))?;
+        let secrets = private_folder(&runtime.join(TEMPORARY_FOLDER))?;
         let folder = secrets.join(name);
         let made = DirBuilder::new().mode(PRIVATE_FOLDER).create(&folder).or_else(|error| {
             if error.kind() != ErrorKind::AlreadyExists {
@@ -71,8 +75,9 @@ impl RuntimeFolder {
             DirBuilder::new().mode(PRIVATE_FOLDER).create(&folder)
         });
         made.map_err(|error| failed("make", &folder, &error))?;
+        let lasting = secrets.with_file_name(MOUNTED_FOLDER);
         let record = data.join("links").join(format!("{name}.json"));
-        Ok(RuntimeFolder { folder, secrets, record, files: 0, links: Vec::new() })
+        Ok(RuntimeFolder { folder, secrets, lasting, record, files: 0, links: Vec::new() })
     }
 
     /// Writes a file, mode 0600, whose name ends with `name`, and gives its path.
@@ -99,31 +104,22 @@ impl RuntimeFolder {
         target: &Path,
         within: Option<&Path>,
     ) -> Result<Linked, SecretsError> {
-        let name = encrypted.file_name().and_then(|name| plain_name(&name.to_string_lossy()));
-        let (Some(parent), Some(name)) = (encrypted.parent(), name) else { return Ok(Linked::NotNeeded) };
-        // What is checked and what is written to are the same folder, whatever happens to the path meanwhile.
-        let opened = rustix::fs::open(parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-        let opened = opened.map_err(|error| failed("open", parent, &error.into()))?;
-        let real = std::fs::read_link(format!("/proc/self/fd/{}", opened.as_raw_fd()));
-        let real = real.map_err(|error| failed("open", parent, &error))?;
-        if let Some(within) = within {
-            let within = within.canonicalize().map_err(|error| failed("open", within, &error))?;
-            if !real.starts_with(within) {
-                let problem = format!("the folder {} leads out of its repository", parent.display());
-                return Err(SecretsError::last(problem));
+        let Some(beside) = Beside::of(encrypted, within)? else { return Ok(Linked::NotNeeded) };
+        let link = Link { path: beside.link(), target: target.to_owned() };
+        match beside.lies_there()? {
+            Lies::Nothing => {}
+            Lies::Link(found) if found.starts_with(&self.lasting) => return Ok(Linked::Lasting),
+            // One that a crash has left, and no list names.
+            Lies::Link(found)
+                if found.starts_with(&self.secrets) && !self.links.iter().any(|known| known.path == link.path) =>
+            {
+                beside.remove_link()?;
             }
-        }
-        let link = Link { path: real.join(&name), target: target.to_owned() };
-        if !self.is_free(opened.as_fd(), &name, &link.path)? {
-            return Ok(Linked::NameTaken(link.path));
+            Lies::Link(_) | Lies::Folder | Lies::Other => return Ok(Linked::NameTaken(link.path)),
         }
         self.links.push(link.clone());
         self.write_record().map_err(|error| failed("write", &self.record, &error))?;
-        match rustix::fs::symlinkat(target, &opened, &name) {
-            Ok(()) => Ok(Linked::Made(link.path)),
-            Err(rustix::io::Errno::EXIST) => Ok(Linked::NameTaken(link.path)),
-            Err(error) => Err(failed("make", &link.path, &error.into())),
-        }
+        Ok(if beside.make_link(target)? { Linked::Made(link.path) } else { Linked::NameTaken(link.path) })
     }
 
     /// Removes what deployments of a process that was killed have left: their folders below `runtime` and the links
@@ -145,28 +141,11 @@ impl RuntimeFolder {
                     .extend(std::fs::remove_file(&record).err().map(|error| format!("{}: {error}", record.display())));
             }
         }
-        for folder in entries(&runtime.join("secrets"), &mut problems) {
+        for folder in entries(&runtime.join(TEMPORARY_FOLDER), &mut problems) {
             let removed = std::fs::remove_dir_all(&folder);
             problems.extend(removed.err().map(|error| format!("cannot remove {}: {error}", folder.display())));
         }
         problems
-    }
-
-    /// Whether nothing lies under the name; a link into our own folder that a crash has left is removed first.
-    fn is_free(&self, parent: std::os::fd::BorrowedFd<'_>, name: &str, path: &Path) -> Result<bool, SecretsError> {
-        let found = match rustix::fs::readlinkat(parent, name, Vec::new()) {
-            Err(rustix::io::Errno::NOENT) => return Ok(true),
-            // Not a link.
-            Err(rustix::io::Errno::INVAL) => return Ok(false),
-            Err(error) => return Err(failed("look at", path, &error.into())),
-            Ok(target) => PathBuf::from(OsString::from_vec(target.into_bytes())),
-        };
-        let in_use = self.links.iter().any(|link| link.path == path);
-        if in_use || !found.starts_with(&self.secrets) {
-            return Ok(false);
-        }
-        rustix::fs::unlinkat(parent, name, AtFlags::empty()).map_err(|error| failed("remove", path, &error.into()))?;
-        Ok(true)
     }
 
     /// Stores the list so that it is there after a crash, also one of the machine.
@@ -208,7 +187,7 @@ fn remove_link(link: &Link) -> Result<(), String> {
 }
 
 /// Makes a folder that only we can enter, or takes the one that is there.
-fn private_folder(path: &Path) -> Result<PathBuf, SecretsError> {
+pub(super) fn private_folder(path: &Path) -> Result<PathBuf, SecretsError> {
     DirBuilder::new()
         .recursive(true)
         .mode(PRIVATE_FOLDER)
@@ -228,7 +207,7 @@ fn private_folder(path: &Path) -> Result<PathBuf, SecretsError> {
 }
 
 /// What lies in a folder of ours; a folder that is not there is empty, and so is one that is a link or another user's.
-fn entries(folder: &Path, problems: &mut Vec<String>) -> Vec<PathBuf> {
+pub(super) fn entries(folder: &Path, problems: &mut Vec<String>) -> Vec<PathBuf> {
     let ours = |found: &std::fs::Metadata| found.is_dir() && found.uid() == rustix::process::geteuid().as_raw();
     if !std::fs::symlink_metadata(folder).is_ok_and(|found| ours(&found)) {
         return Vec::new();
@@ -243,7 +222,7 @@ fn entries(folder: &Path, problems: &mut Vec<String>) -> Vec<PathBuf> {
 }
 
 /// A disk that is full, or a folder that is gone, may be there again at the next try; a missing permission stays.
-fn failed(what: &str, path: &Path, error: &std::io::Error) -> SecretsError {
+pub(super) fn failed(what: &str, path: &Path, error: &std::io::Error) -> SecretsError {
     let message = format!("cannot {what} {}: {error}", path.display());
     match error.kind() {
         ErrorKind::PermissionDenied => SecretsError::last(message),

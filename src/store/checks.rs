@@ -7,6 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
+use super::manual::set_waiting;
 use super::open::lock;
 use super::projects::select_repositories;
 use super::queue::{TEXT_BYTES_KEPT, Try, queue};
@@ -51,7 +52,8 @@ impl Store {
 
     /// A check found `tip`. In one transaction, where there is something to write: a new commit is recorded as observed
     /// and queued (trigger `poll`), unless it is running, or is `last_commit_hash` with no later deployment started
-    /// (spec section 4, Queue). Clears `last_error`. Where nothing is new, only memory changes.
+    /// (spec section 4, Queue). Under `deploy: manual` it is recorded, and waits, in place of being queued. Clears
+    /// `last_error`. Where nothing is new, only memory changes.
     ///
     /// # Errors
     /// SQLite's.
@@ -86,7 +88,11 @@ impl Store {
             transaction
                 .prepare_cached("UPDATE repositories SET observed_commit = ?2 WHERE id = ?1")?
                 .execute(params![id, tip.as_str()])?;
-            if is_deployed(transaction, id, tip)? {
+            let is_deployed = is_deployed(transaction, id, tip)?;
+            if known.is_manual {
+                set_waiting(transaction, id, !is_deployed)?;
+            }
+            if known.is_manual || is_deployed {
                 return Ok(Found::Nothing);
             }
             queue(transaction, id, &Try::first(Trigger::Poll, Asked::default()), now).map(Found::Queued)
@@ -241,14 +247,18 @@ impl Checks {
 struct Known {
     observed: Option<CommitHash>,
     last_error: Option<String>,
+    is_manual: bool,
 }
 
 /// None: the repository is an orphan, or gone; its timer is about to end.
 fn known(connection: &Connection, id: RepositoryId) -> Result<Option<Known>, StoreError> {
-    let mut statement = connection
-        .prepare_cached("SELECT observed_commit, last_error FROM repositories WHERE id = ?1 AND orphaned_at IS NULL")?;
+    let mut statement = connection.prepare_cached(
+        "SELECT observed_commit, last_error, is_manual FROM repositories WHERE id = ?1 AND orphaned_at IS NULL",
+    )?;
     let known = statement
-        .query_row([id], |row| Ok(Known { observed: optional_word(row, 0)?, last_error: row.get(1)? }))
+        .query_row([id], |row| {
+            Ok(Known { observed: optional_word(row, 0)?, last_error: row.get(1)?, is_manual: row.get(2)? })
+        })
         .optional()?;
     Ok(known)
 }
@@ -423,8 +433,8 @@ mod tests {
         let old = scene.store.check_begins(id);
         let pending = scene.record("media").last_deployment.unwrap().id;
         scene.store.start(pending, "configuration 1", at(2)).unwrap();
-        scene.store.fetched(pending, &commit(2)).unwrap();
-        scene.store.checked_out(pending, &commit(2)).unwrap();
+        scene.store.fetched(pending, &commit(2), &hash(2)).unwrap();
+        scene.store.checked_out(pending, &commit(2), &hash(2)).unwrap();
         assert_eq!(scene.store.check_found(old, &hash(1), at(3)).unwrap(), Found::Outdated);
         assert_eq!(scene.record("media").observed_commit, Some(hash(2)));
         assert_eq!(scene.store.check_found(old, &hash(2), at(3)).unwrap(), Found::Nothing);

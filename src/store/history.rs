@@ -2,9 +2,9 @@
 
 use rusqlite::{Connection, OptionalExtension, ToSql, Transaction, params};
 
-use super::rows::{DEPLOYMENT_COLUMNS, deployment, last_outcome_of};
+use super::rows::{DEPLOYMENT_COLUMNS, deployment, last_outcome_of, last_with, optional_word};
 use super::{DeploymentFilter, PAGE_LIMIT, Store, StoreError};
-use crate::model::{DeploymentId, DeploymentRecord, RepositoryId};
+use crate::model::{CommitHash, DeploymentId, DeploymentRecord, RepositoryId, Status};
 
 /// How many old deployments go with each that ends: more than one, so that a lowered limit is reached, but a bounded
 /// number.
@@ -25,6 +25,20 @@ impl Store {
     /// SQLite's.
     pub fn last_outcome(&self, id: RepositoryId) -> Result<Option<DeploymentRecord>, StoreError> {
         self.read(|connection| one(connection, &last_outcome_of("?1"), id))
+    }
+
+    /// What a new commit of a repository is compared with, to see whether it changes anything there: the commit of the
+    /// last deployment, skipped ones aside, if that succeeded or failed for good, and if there has been a success at
+    /// all. None: the new commit must not be skipped.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn skip_base(&self, id: RepositoryId) -> Result<Option<CommitHash>, StoreError> {
+        self.read(|connection| {
+            let base =
+                connection.prepare_cached(&skip_base_sql())?.query_row([id], |row| optional_word(row, 0)).optional()?;
+            Ok(base.flatten())
+        })
     }
 
     /// A page of deployments, newest first.
@@ -53,6 +67,14 @@ impl Store {
             Ok(records.collect::<Result<_, _>>()?)
         })
     }
+}
+
+fn skip_base_sql() -> String {
+    format!(
+        "SELECT d.commit_hash FROM deployments d CROSS JOIN repositories r ON r.id = d.repository_id WHERE d.id = {} \
+         AND (d.status = 'success' OR d.ending = 'for_good') AND r.last_commit_hash IS NOT NULL",
+        last_outcome_of("?1")
+    )
 }
 
 /// By what a page is selected.
@@ -93,7 +115,8 @@ impl Page {
 }
 
 /// Removes what a repository has beyond its newest `limit` deployments, with the logs: never one that is pending or
-/// running, the last successful one, one that people have still to be told of, or `ended` itself.
+/// running, the last that succeeded or failed (the skipped ones after it are about them), one that has not been settled
+/// or that people have still to be told of, or `ended` itself.
 pub(super) fn trim(
     transaction: &Transaction,
     repository_id: RepositoryId,
@@ -108,16 +131,19 @@ pub(super) fn trim(
         .query_row(params![repository_id, limit - 1], |row| row.get(0))
         .optional()?;
     let Some(oldest_kept) = oldest_kept else { return Ok(()) };
-    transaction
-        .prepare_cached(
-            "DELETE FROM deployments WHERE id IN (SELECT id FROM deployments INDEXED BY deployments_by_repository \
-             WHERE repository_id = ?1 AND id < min(?2, ?3) AND status NOT IN ('pending', 'running') \
-             AND told_at IS NOT NULL AND id <> ifnull((SELECT max(id) FROM deployments \
-             INDEXED BY deployments_by_repository_and_status WHERE repository_id = ?1 AND status = 'success'), 0) \
-             ORDER BY id LIMIT ?4)",
-        )?
-        .execute(params![repository_id, oldest_kept, ended, TRIMMED_AT_ONCE])?;
+    transaction.prepare_cached(&trim_sql())?.execute(params![repository_id, oldest_kept, ended, TRIMMED_AT_ONCE])?;
     Ok(())
+}
+
+fn trim_sql() -> String {
+    format!(
+        "DELETE FROM deployments WHERE id IN (SELECT id FROM deployments INDEXED BY deployments_by_repository \
+         WHERE repository_id = ?1 AND id < min(?2, ?3) AND status NOT IN ('pending', 'running') \
+         AND told_at IS NOT NULL AND id NOT IN ({}, {}) \
+         AND id IS NOT (SELECT unsettled FROM repositories WHERE id = ?1) ORDER BY id LIMIT ?4)",
+        last_with("?1", Status::Success),
+        last_with("?1", Status::Failed),
+    )
 }
 
 /// The deployment whose id the SQL expression `id` gives for the value `value`.
@@ -132,9 +158,13 @@ pub(super) fn one(connection: &Connection, id: &str, value: i64) -> Result<Optio
 #[cfg(test)]
 mod tests {
     use super::super::Outcome;
-    use super::super::testing::{NOTHING, at, commit, failed, home, plan, project, scene, scene_with};
+    use super::super::outcome::REMOVE_SKIPPED_POLLS;
+    use super::super::testing::{
+        NOTHING, at, can_pass, cancelled, commit, failed, hash, home, plan, project, scene, scene_with, skipped,
+        superseded,
+    };
     use super::*;
-    use crate::model::{Status, Trigger};
+    use crate::model::Trigger;
 
     #[test]
     fn pages_hold_what_the_filter_says_newest_first() {
@@ -220,5 +250,50 @@ mod tests {
             let plan = plan(&scene.shell(), &sql);
             assert!(!plan.contains("SCAN deployments") && !plan.contains("SCAN d"), "{plan}");
         }
+        for sql in [&skip_base_sql(), &trim_sql(), REMOVE_SKIPPED_POLLS] {
+            let plan = plan(&scene.shell(), sql);
+            assert!(!plan.contains("SCAN"), "{plan}");
+        }
+    }
+
+    #[test]
+    fn a_commit_is_compared_with_the_last_that_succeeded_or_failed_for_good() {
+        let scene = scene();
+        let id = scene.id("media");
+        let base = || scene.store.skip_base(id).unwrap();
+        assert_eq!(base(), None);
+        scene.deploy("media", 1, &failed("unhealthy"), 1);
+        assert_eq!(base(), None, "there was no success yet");
+        scene.deploy("media", 2, &Outcome::Success, 2);
+        assert_eq!(base(), Some(hash(2)));
+        scene.deploy("media", 3, &skipped(), 3);
+        assert_eq!(base(), Some(hash(2)));
+        scene.deploy("media", 4, &failed("unhealthy"), 4);
+        assert_eq!(base(), Some(hash(4)));
+        let own = scene.enqueue("media", Trigger::Poll, NOTHING, 5);
+        assert_eq!(base(), Some(hash(4)));
+        scene.start(own, 5, 6);
+        assert_eq!(base(), Some(hash(4)), "itself aside");
+        scene.store.recover(at(7)).unwrap();
+        assert_eq!(base(), None, "interrupted");
+        let again = scene.store.pending().unwrap()[0].id;
+        scene.start(again, 5, 8);
+        scene.finish(again, &Outcome::Success, 9);
+        assert_eq!(base(), Some(hash(5)));
+        for outcome in [can_pass("network"), superseded("by a newer one"), cancelled("by ada")] {
+            scene.deploy("media", 6, &outcome, 10);
+            assert_eq!(base(), None, "{outcome:?}");
+            scene.deploy("media", 7, &skipped(), 11);
+            assert_eq!(base(), None, "{outcome:?}");
+            scene.deploy("media", 8, &Outcome::Success, 12);
+        }
+        let pending = scene.enqueue("media", Trigger::Poll, NOTHING, 13);
+        scene.store.cancel_pending(pending, at(14)).unwrap();
+        assert_eq!(base(), None, "cancelled before it began");
+        let fetch_fails = scene.enqueue("media", Trigger::Api, NOTHING, 15);
+        scene.store.start(fetch_fails, "configuration 1", at(16)).unwrap();
+        scene.finish(fetch_fails, &failed("the token was refused"), 17);
+        assert_eq!(base(), None, "no commit");
+        assert_eq!(scene.store.skip_base(scene.id("web")).unwrap(), None);
     }
 }

@@ -22,9 +22,12 @@ pub(super) struct Migration {
 /// Times are milliseconds since the epoch. An index ends with the row's id of itself, so `(status)` also gives the
 /// order by id. `deployments.project_id` repeats what its repository says: only so a project's page needs neither a
 /// sort nor a scan.
-pub(super) const MIGRATIONS: &[Migration] = &[Migration {
-    name: "projects, repositories, deployments and their logs",
-    sql: "
+pub(super) const MIGRATIONS: &[Migration] = &[
+    Migration { name: "projects, repositories, deployments and their logs", sql: PROJECTS_TO_LOGS },
+    Migration { name: "how deployments end, and what they leave", sql: ENDINGS },
+];
+
+const PROJECTS_TO_LOGS: &str = "
 CREATE TABLE projects (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     name TEXT NOT NULL UNIQUE,
@@ -101,8 +104,32 @@ CREATE TABLE deployment_logs (
     message TEXT NOT NULL,
     PRIMARY KEY (deployment_id, position)
 ) STRICT, WITHOUT ROWID;
-",
-}];
+";
+
+/// Until then, the first word of an error told how a deployment had failed, and only a retry that waited told that the
+/// cause could pass.
+const ENDINGS: &str = "
+ALTER TABLE repositories ADD COLUMN is_manual INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE repositories ADD COLUMN waiting INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE repositories ADD COLUMN brought_up TEXT NOT NULL DEFAULT '{}';
+ALTER TABLE repositories ADD COLUMN accepted TEXT NOT NULL DEFAULT '[]';
+ALTER TABLE repositories ADD COLUMN unsettled INTEGER;
+
+ALTER TABLE deployments ADD COLUMN only_polled INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE deployments ADD COLUMN ending TEXT CHECK
+    (ending IN ('for_good', 'can_pass', 'superseded', 'cancelled', 'interrupted', 'orphaned'));
+UPDATE deployments SET ending = CASE
+    WHEN substr(error, 1, instr(error || ':', ':') - 1) IN ('superseded', 'cancelled', 'interrupted', 'orphaned')
+        THEN substr(error, 1, instr(error || ':', ':') - 1)
+    WHEN id IN (SELECT retry_of FROM repositories WHERE retry_of IS NOT NULL) THEN 'can_pass'
+    ELSE 'for_good' END
+WHERE status = 'failed';
+
+UPDATE repositories SET unsettled = (SELECT id FROM deployments WHERE ending = 'interrupted' AND commit_hash IS NOT NULL
+    AND id = (SELECT max(id) FROM deployments WHERE repository_id = repositories.id AND status IN ('success', 'failed')));
+
+CREATE INDEX deployments_skipped_polls ON deployments (repository_id) WHERE status = 'skipped' AND only_polled = 1;
+";
 
 /// Brings the database at `path` to the last of `migrations`, after a copy where it holds something.
 pub(super) fn migrate(connection: &mut Connection, path: &Path, migrations: &[Migration]) -> Result<(), StoreError> {
@@ -200,9 +227,10 @@ fn copy_database(connection: &Connection, copy: &Path) -> Result<(), StoreError>
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
-    use super::super::testing::{NOTHING, at, scene};
+    use super::super::testing::{NOTHING, PULL, at, brought_up, commit, hash, names, scene};
+    use super::super::{Outcome, Store};
     use super::*;
-    use crate::model::Trigger;
+    use crate::model::{Ending, Status, Trigger};
 
     const NEXT: Migration = Migration { name: "a colour", sql: "ALTER TABLE projects ADD COLUMN colour TEXT" };
     const BAD: Migration =
@@ -222,19 +250,21 @@ mod tests {
         let scene = scene();
         scene.enqueue("media", Trigger::Api, NOTHING, 1);
         let path = scene.folder.path().join("Shiparr.db");
-        assert!(!copy_path(&path, 1).exists(), "a new database needs no copy");
-        fs::write(scene.folder.path().join("Shiparr.db.v1.partial"), "from a copy that was killed").unwrap();
+        let known = MIGRATIONS.len();
+        let partial = scene.folder.path().join(format!("Shiparr.db.v{known}.partial"));
+        assert!(!copy_path(&path, known).exists(), "a new database needs no copy");
+        fs::write(&partial, "from a copy that was killed").unwrap();
         let mut connection = scene.shell();
         migrate(&mut connection, &path, &with([NEXT])).unwrap();
-        assert_eq!(version(&connection), 2);
+        assert_eq!(version(&connection), known + 1);
         connection.execute("UPDATE projects SET colour = 'green'", []).unwrap();
 
-        let copy = Connection::open(copy_path(&path, 1)).unwrap();
-        assert_eq!(version(&copy), 1);
+        let copy = Connection::open(copy_path(&path, known)).unwrap();
+        assert_eq!(version(&copy), known);
         let rows: i64 = copy.query_row("SELECT count(*) FROM deployments", [], |row| row.get(0)).unwrap();
         assert_eq!(rows, 1);
-        assert!(!scene.folder.path().join("Shiparr.db.v1.partial").exists());
-        let mode = fs::metadata(copy_path(&path, 1)).unwrap().permissions().mode();
+        assert!(!partial.exists());
+        let mode = fs::metadata(copy_path(&path, known)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         migrate(&mut connection, &path, &with([NEXT])).unwrap();
     }
@@ -246,7 +276,7 @@ mod tests {
         let mut connection = scene.shell();
         let error = migrate(&mut connection, &path, &with([NEXT, BAD])).unwrap_err();
         assert!(error.to_string().contains("nobody"), "{error}");
-        assert_eq!(version(&connection), 2, "the step before it stays");
+        assert_eq!(version(&connection), MIGRATIONS.len() + 1, "the step before it stays");
         let half: bool = connection
             .query_row("SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = 'half')", [], |row| row.get(0))
             .unwrap();
@@ -261,16 +291,85 @@ mod tests {
         let mut connection = scene.shell();
         connection.pragma_update(None, "user_version", 7).unwrap();
         let error = migrate(&mut connection, &path, MIGRATIONS).unwrap_err().to_string();
-        assert!(error.contains("version 7, this one knows 1"), "{error}");
-        assert!(
-            error.contains("install the newer version again") && error.contains("Shiparr.db.v1 is not there"),
-            "{error}"
-        );
+        let known = MIGRATIONS.len();
+        assert!(error.contains(&format!("version 7, this one knows {known}")), "{error}");
+        let no_copy = format!("Shiparr.db.v{known} is not there");
+        assert!(error.contains("install the newer version again") && error.contains(&no_copy), "{error}");
         fs::write(copy_path(&path, 1), "").unwrap();
         let error = migrate(&mut connection, &path, MIGRATIONS).unwrap_err();
         assert!(matches!(error, StoreError::TooNew(_)));
         let error = error.to_string();
         assert!(error.contains(&format!("put back {}", copy_path(&path, 1).display())), "{error}");
         assert_eq!(error.lines().count(), 1);
+    }
+
+    /// A database of version 1 with a repository for each way in which a deployment can have ended; its own path.
+    fn version_1(folder: &Path) -> PathBuf {
+        let path = folder.join("Shiparr.db");
+        let mut connection = Connection::open(&path).unwrap();
+        migrate(&mut connection, &path, &MIGRATIONS[..1]).unwrap();
+        connection.execute_batch("INSERT INTO projects VALUES (1, 'home', NULL, 'home.yaml', NULL, 0)").unwrap();
+        let ends = [
+            ("good", "success", None, false),
+            ("for_good", "failed", Some("unhealthy: interrupted: twice"), false),
+            ("can_pass", "failed", Some("the registry does not answer"), true),
+            ("superseded", "failed", Some("superseded"), false),
+            ("cancelled", "failed", Some("cancelled: by ada"), false),
+            ("interrupted", "failed", Some("interrupted: Shiparr ended"), true),
+            ("orphaned", "failed", Some("orphaned: no project file"), false),
+            ("waits", "pending", Some("interrupted: is no ending of a row that waits"), false),
+            ("running", "running", None, false),
+        ];
+        for (id, (name, status, error, retries)) in (1_i64..).zip(ends) {
+            connection
+                .execute(
+                    "INSERT INTO repositories (id, project_id, name, git_url, branch, path, local_path, check_interval, \
+                     config_hash, last_commit_hash, compose_project, up_folder, retry_at, retry_of, created_at) VALUES \
+                     (?1, 1, ?2, 'u', 'main', '.', '/d', 60, 'c', ?4, 'stack', '/d', iif(?3, 5000, NULL), iif(?3, ?1, NULL), 0)",
+                    rusqlite::params![id, name, retries, hash(1).as_str()],
+                )
+                .unwrap();
+            connection
+                .execute(
+                    "INSERT INTO deployments (id, repository_id, project_id, status, \"trigger\", forced, attempt, \
+                     interruptions, asked, commit_hash, error, created_at) \
+                     VALUES (?1, ?1, 1, ?2, 'poll', 0, 1, 0, '{\"pull\":true,\"recreate\":false}', ?4, ?3, 0)",
+                    rusqlite::params![id, status, error, hash(1).as_str()],
+                )
+                .unwrap();
+        }
+        path
+    }
+
+    #[test]
+    fn a_database_of_version_1_goes_on_with_what_it_knows() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = version_1(folder.path());
+        let store = Store::open(folder.path(), 200).unwrap();
+        assert_eq!(version(&Connection::open(copy_path(&path, 1)).unwrap()), 1);
+        for record in store.repositories(None).unwrap() {
+            let row = record.last_deployment.unwrap();
+            let ending = row.ending.map_or("", Ending::as_str);
+            let name = record.name.name.as_str();
+            assert_eq!(ending, if row.status == Status::Failed { name } else { "" }, "{name}");
+            assert_eq!(row.asked, PULL);
+            assert_eq!((record.is_manual, record.waiting), (false, false));
+            assert_eq!((record.brought_up_services, record.brought_up_volumes), (names(&[]), names(&[])));
+            assert_eq!(record.accepted, names(&[]));
+            let unsettled = store.unsettled(record.id).unwrap().map(|row| row.id);
+            assert_eq!(unsettled, (name == "interrupted").then_some(row.id), "{name}");
+            let base = matches!(name, "good" | "for_good").then(|| hash(1));
+            assert_eq!(store.skip_base(record.id).unwrap(), base, "{name}");
+        }
+        let interrupted = store.recover(at(1)).unwrap();
+        assert_eq!(interrupted.iter().map(|row| row.id).collect::<Vec<_>>(), [9]);
+        assert_eq!(store.unsettled(9).unwrap().unwrap().ending, Some(Ending::Interrupted));
+        assert_eq!(store.enqueue_due_retries(at(1)).unwrap().len(), 2);
+        for row in store.pending().unwrap() {
+            store.start(row.id, "c", at(2)).unwrap();
+            store.checked_out(row.id, &commit(2), &hash(2)).unwrap();
+            store.up_begins(row.id, &brought_up("stack", &["web"], &[])).unwrap();
+            store.finish(row.id, &Outcome::Success, at(3)).unwrap();
+        }
     }
 }

@@ -2,9 +2,11 @@
 //!
 //! The queue is the table: a trigger is accepted once its row is committed. The channel to the worker is only a bell.
 
+mod cancel;
 mod checks;
 mod history;
 mod logs;
+mod manual;
 mod migrations;
 mod open;
 mod outbox;
@@ -14,9 +16,12 @@ mod prune;
 mod queue;
 #[cfg(test)]
 mod random;
+mod retries;
 mod rows;
+mod stack;
 #[cfg(test)]
 mod testing;
+mod unsettled;
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -33,7 +38,8 @@ pub use self::checks::{CheckBegun, Found};
 pub use self::logs::{GRAVE_LINES_KEPT, LINE_BYTES_KEPT, LOG_BYTES_KEPT, LOG_LINES_KEPT};
 pub use self::open::DATABASE_FILE;
 pub use self::outbox::MessageKind;
-pub use self::outcome::RETRY_PAUSES_SECONDS;
+pub use self::retries::RETRY_PAUSES_SECONDS;
+pub use self::stack::BroughtUp;
 
 /// Why the database did not do as asked; one line.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +86,8 @@ pub struct RepositorySpec {
     pub local_path: String,
     /// Seconds between two checks.
     pub check_interval_seconds: u64,
+    /// Whether its commits are deployed only when somebody asks (`deploy: manual`).
+    pub is_manual: bool,
     /// Keyed hash of the fields whose change queues a deployment (spec section 4, `config`); made by `daemon`.
     pub config_hash: String,
 }
@@ -111,12 +119,27 @@ pub struct Queued {
 pub enum Outcome {
     /// The host runs the commit, and it is well.
     Success,
+    /// There was nothing to do; nobody is told.
+    Skipped {
+        /// One line.
+        reason: String,
+    },
     /// It is not so; one line, and whether another try can help.
     Failed {
         /// One line.
         error: String,
         /// Whether it is tried again.
         chance: Chance,
+    },
+    /// A newer row of its repository ended the wait for health: it is not tried again, and nobody is told.
+    Superseded {
+        /// One line; `superseded` is put in front where it does not begin with the word.
+        error: String,
+    },
+    /// A person ended it: it is not tried again, and nobody is told.
+    Cancelled {
+        /// One line; `cancelled` is put in front where it does not begin with the word.
+        error: String,
     },
 }
 

@@ -6,7 +6,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::history::one;
 use super::rows::{optional_word, stored};
 use super::{Store, StoreError, Untold};
-use crate::model::{CommitHash, DeploymentId, DeploymentRecord, Status};
+use crate::model::{CommitHash, DeploymentId, DeploymentRecord, Ending, Status};
 
 /// Lines of the log that a message gets.
 const LAST_LINES: u32 = 20;
@@ -124,10 +124,12 @@ fn message_for(deployment: &DeploymentRecord, interruptions: u32, told: &Told) -
         Status::Success if told.failure => Some(MessageKind::WellAgain),
         Status::Success => Some(MessageKind::Success),
         Status::Failed => {
-            let has_word = |word| deployment.error.as_deref().is_some_and(|error| begins_with_word(error, word));
-            let silent = ["superseded", "cancelled", "orphaned"].into_iter().any(has_word)
+            let silent = match deployment.ending {
+                Some(Ending::Superseded | Ending::Cancelled | Ending::Orphaned) => true,
                 // Its next try says more: that one fails, or is interrupted as well, or is a success.
-                || has_word("interrupted") && interruptions < 2;
+                Some(Ending::Interrupted) => interruptions < 2,
+                Some(Ending::ForGood | Ending::CanPass) | None => false,
+            };
             let commit = deployment.commit.as_ref().map(|commit| &commit.hash);
             // A failure before the commit was known is no news while people know that it fails.
             let known = told.failure && (commit.is_none() || commit == told.commit.as_ref());
@@ -137,15 +139,12 @@ fn message_for(deployment: &DeploymentRecord, interruptions: u32, told: &Told) -
     }
 }
 
-/// `cancelled`, or `cancelled: by whom`, but not `cancelled by a registry`.
-fn begins_with_word(error: &str, word: &str) -> bool {
-    error.strip_prefix(word).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::Outcome;
-    use super::super::testing::{NOTHING, Scene, at, can_pass, failed, home, project, scene, scene_with};
+    use super::super::testing::{
+        NOTHING, Scene, at, can_pass, cancelled, failed, home, project, scene, scene_with, skipped, superseded,
+    };
     use super::*;
     use crate::model::{LogLevel, RepositoryName, Trigger};
 
@@ -242,13 +241,16 @@ mod tests {
     #[test]
     fn nobody_is_told_of_what_people_or_another_row_ended() {
         let scene = scene();
-        for (number, error) in
-            (1..).zip(["superseded", "cancelled: by ada", "orphaned: gone", "interrupted: by a restart"])
-        {
-            scene.deploy("media", number, &failed(error), number.into());
+        let ended = [superseded("by a newer commit"), cancelled("by ada"), skipped()];
+        for (number, outcome) in (1..).zip(&ended) {
+            scene.deploy("media", number, outcome, number.into());
         }
-        assert_eq!(tell(&scene), []);
-        let registry = scene.deploy("media", 9, &failed("cancelled by the registry"), 9);
+        let pending = scene.enqueue("media", Trigger::Api, NOTHING, 4);
+        scene.store.cancel_pending(pending, at(5)).unwrap();
+        let interrupted = scene.enqueue("web", Trigger::Api, NOTHING, 6);
+        scene.start(interrupted, 1, 7);
+        scene.store.recover(at(8)).unwrap();
+        let registry = scene.deploy("media", 9, &failed("cancelled: by the registry"), 9);
         assert_eq!(tell(&scene), [(registry, MessageKind::Failure)]);
     }
 

@@ -1,49 +1,60 @@
-//! How a deployment ends, and when it is tried again.
+//! How a deployment ends.
 
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::{Transaction, params};
 
 use super::history::{one, trim};
 use super::open::{Durability, lock};
-use super::queue::{TEXT_BYTES_KEPT, Try, queue, waiting_retry};
-use super::rows::{self, one_line, optional_time, stored, stored_or_null};
-use super::{Outcome, Queued, Store, StoreError};
-use crate::model::{Asked, Chance, DeploymentId, DeploymentRecord, RepositoryId, Status, Trigger};
-
-/// Seconds until the second, the third and every later try of what can pass (spec section 4, Again).
-pub const RETRY_PAUSES_SECONDS: [i64; 3] = [60, 5 * 60, 15 * 60];
+use super::queue::{TEXT_BYTES_KEPT, Try, queue};
+use super::retries::{asked_again, pause};
+use super::rows::{self, one_line, stored, stored_or_null};
+use super::{Outcome, Store, StoreError};
+use crate::model::{Asked, Chance, CommitHash, DeploymentId, DeploymentRecord, Ending, RepositoryId, Status, Trigger};
 
 /// The error of a deployment that was running when the daemon ended. Its first word is the one of spec section 4,
 /// Statuses.
 const INTERRUPTED: &str = "interrupted: Shiparr ended while this deployment was running";
 
+/// Of a repository (1), all skipped rows that only polls made and that are older than one (2); their logs go with
+/// them.
+pub(super) const REMOVE_SKIPPED_POLLS: &str = "DELETE FROM deployments INDEXED BY deployments_skipped_polls \
+     WHERE repository_id = ?1 AND status = 'skipped' AND only_polled = 1 AND id < ?2";
+
 impl Store {
     /// Ends a running deployment: status, error, times, `last_commit_hash` after a success, the next retry after a
-    /// failure that can pass (1, 5 and every 15 minutes), and the trimmed history, in one durable transaction.
+    /// failure that can pass (1, 5 and every 15 minutes), and the trimmed history, in one transaction. It is durable
+    /// when it returns, but for a skipped one: where a power cut takes that back, the deployment was interrupted, and
+    /// goes again.
     ///
     /// # Errors
     /// A transition that is not allowed, or a success without a commit, is [`StoreError::Refused`].
     pub fn finish(&self, id: DeploymentId, outcome: &Outcome, now: Timestamp) -> Result<(), StoreError> {
         let history_limit = self.history_limit;
+        let (next, durability) = match outcome {
+            Outcome::Success => (Status::Success, Durability::Promised),
+            Outcome::Skipped { .. } => (Status::Skipped, Durability::Noted),
+            Outcome::Failed { .. } | Outcome::Superseded { .. } | Outcome::Cancelled { .. } => {
+                (Status::Failed, Durability::Promised)
+            }
+        };
         let mut writers = lock(&self.writers);
         let tails = std::mem::take(&mut writers.tails);
-        let result = writers.write(Durability::Promised, |transaction| {
-            let ending = Ending::load(transaction, id)?;
-            let next = match outcome {
-                Outcome::Success => Status::Success,
-                Outcome::Failed { .. } => Status::Failed,
-            };
-            if ending.status == Status::Pending || !ending.status.may_become(next) {
-                let refused = format!("deployment {id} is {} and cannot become {next}", ending.status);
+        let result = writers.write(durability, |transaction| {
+            let running = Running::load(transaction, id)?;
+            if running.status == Status::Pending || !running.status.may_become(next) {
+                let refused = format!("deployment {id} is {} and cannot become {next}", running.status);
                 return Err(StoreError::Refused(refused));
             }
             match outcome {
-                Outcome::Success => ending.succeed(transaction, now)?,
-                Outcome::Failed { error, chance } => ending.fail(transaction, error, *chance, now)?,
+                Outcome::Success => running.succeed(transaction, now)?,
+                Outcome::Skipped { reason } => running.skip(transaction, reason, now)?,
+                Outcome::Failed { error, chance } => running.fail(transaction, error, *chance, now)?,
+                Outcome::Superseded { error } => running.end(transaction, Ending::Superseded, error, now)?,
+                Outcome::Cancelled { error } => running.end(transaction, Ending::Cancelled, error, now)?,
             }
             tails.end(transaction, id)?;
-            self.checks.store_one(transaction, ending.repository_id)?;
-            trim(transaction, ending.repository_id, id, history_limit)
+            self.checks.store_one(transaction, running.repository_id)?;
+            trim(transaction, running.repository_id, id, history_limit)
         });
         writers.tails = tails;
         result?;
@@ -54,7 +65,8 @@ impl Store {
     }
 
     /// What is `running` becomes `failed: interrupted` and is queued again with all that was asked of it: at once the
-    /// first time, then with the pauses of a retry. Answers the interrupted ones. For the start, and for what did not
+    /// first time, then with the pauses of a retry. One that had a commit is left [`Store::unsettled`]. Answers the
+    /// interrupted ones. For the start, and for what did not
     /// end in time when the daemon stops.
     ///
     /// # Errors
@@ -67,7 +79,7 @@ impl Store {
                 .collect::<Result<_, _>>()?;
             let mut interrupted = Vec::new();
             for id in running {
-                Ending::load(transaction, id)?.interrupt(transaction, now)?;
+                Running::load(transaction, id)?.interrupt(transaction, now)?;
                 interrupted.extend(one(transaction, "?1", id)?);
             }
             Ok(interrupted)
@@ -75,88 +87,57 @@ impl Store {
         self.changes.happened();
         Ok(interrupted)
     }
-
-    /// Queues the retries that are due.
-    ///
-    /// # Errors
-    /// SQLite's.
-    pub fn enqueue_due_retries(&self, now: Timestamp) -> Result<Vec<Queued>, StoreError> {
-        // One that is due later than the longest pause was written before the clock was set back: it has waited long
-        // enough.
-        let longest = RETRY_PAUSES_SECONDS.into_iter().max().unwrap_or_default();
-        let too_far = stored(now) + longest * 1000;
-        let due: Vec<RepositoryId> = self.read(|connection| {
-            let mut statement = connection.prepare_cached(
-                "SELECT id FROM repositories WHERE retry_at IS NOT NULL AND (retry_at <= ?1 OR retry_at > ?2) \
-                 ORDER BY retry_at, id",
-            )?;
-            let ids = statement.query_map([stored(now), too_far], |row| row.get(0))?;
-            Ok(ids.collect::<Result<_, _>>()?)
-        })?;
-        if due.is_empty() {
-            return Ok(Vec::new());
-        }
-        let queued = self.promise(|transaction| {
-            let mut queued = Vec::new();
-            for id in due {
-                // Another trigger may have taken it over since it was read.
-                if let Some(next) = waiting_retry(transaction, id)? {
-                    queued.push(queue(transaction, id, &next, now)?);
-                }
-            }
-            Ok(queued)
-        })?;
-        self.changes.happened();
-        Ok(queued)
-    }
-
-    /// When the next retry is due.
-    ///
-    /// # Errors
-    /// SQLite's.
-    pub fn next_retry_at(&self) -> Result<Option<Timestamp>, StoreError> {
-        self.read(|connection| {
-            let mut statement =
-                connection.prepare_cached("SELECT min(retry_at) FROM repositories WHERE retry_at IS NOT NULL")?;
-            Ok(statement.query_row([], |row| optional_time(row, 0))?)
-        })
-    }
 }
 
 /// A deployment that is about to end.
-struct Ending {
+struct Running {
     id: DeploymentId,
     repository_id: RepositoryId,
     status: Status,
     asked: Asked,
     attempt: u32,
     interruptions: u32,
-    has_commit: bool,
+    only_polled: bool,
+    commit: Option<CommitHash>,
+    is_manual: bool,
     is_orphan: bool,
     has_pending: bool,
 }
 
-impl Ending {
-    fn load(transaction: &Transaction, id: DeploymentId) -> Result<Ending, StoreError> {
+/// What is written of a deployment that has ended.
+#[derive(Clone, Copy)]
+struct Ended<'a> {
+    status: Status,
+    ending: Option<Ending>,
+    text: Option<&'a str>,
+    /// Nobody is told, whatever else happens.
+    is_silent: bool,
+}
+
+impl Running {
+    fn load(transaction: &Transaction, id: DeploymentId) -> Result<Running, StoreError> {
         let mut statement = transaction.prepare_cached(
-            "SELECT d.repository_id, d.status, d.asked, d.attempt, d.interruptions, d.commit_hash IS NOT NULL, \
-             r.orphaned_at IS NOT NULL, EXISTS (SELECT 1 FROM deployments WHERE repository_id = r.id AND status = 'pending') \
+            "SELECT d.repository_id, d.status, d.asked, d.attempt, d.interruptions, d.only_polled, d.commit_hash, \
+             r.is_manual, r.orphaned_at IS NOT NULL, \
+             EXISTS (SELECT 1 FROM deployments WHERE repository_id = r.id AND status = 'pending') \
              FROM deployments d JOIN repositories r ON r.id = d.repository_id WHERE d.id = ?1",
         )?;
-        let ending = statement.query_row([id], |row| {
-            Ok(Ending {
+        let running = statement.query_row([id], |row| {
+            Ok(Running {
                 id,
                 repository_id: row.get(0)?,
                 status: rows::word(row, 1)?,
-                asked: rows::asked(row, 2)?,
+                asked: rows::json(row, 2)?,
                 attempt: row.get(3)?,
                 interruptions: row.get(4)?,
-                has_commit: row.get(5)?,
-                is_orphan: row.get(6)?,
-                has_pending: row.get(7)?,
+                only_polled: row.get(5)?,
+                commit: rows::optional_word(row, 6)?,
+                is_manual: row.get(7)?,
+                is_orphan: row.get(8)?,
+                has_pending: row.get(9)?,
             })
         });
-        match ending {
+        match running {
             Err(rusqlite::Error::QueryReturnedNoRows) => {
                 Err(StoreError::Refused(format!("there is no deployment {id}")))
             }
@@ -165,29 +146,63 @@ impl Ending {
     }
 
     fn succeed(&self, transaction: &Transaction, now: Timestamp) -> Result<(), StoreError> {
-        if !self.has_commit {
+        let Some(commit) = &self.commit else {
             return Err(StoreError::Refused(format!("deployment {} has no commit: it cannot be a success", self.id)));
-        }
-        self.set_ended(transaction, Status::Success, None, now)?;
+        };
+        let ended = Ended { status: Status::Success, ending: None, text: None, is_silent: false };
+        self.set_ended(transaction, ended, now)?;
         transaction.execute(
-            "UPDATE repositories SET last_commit_hash = (SELECT commit_hash FROM deployments WHERE id = ?2) WHERE id = ?1",
-            [self.repository_id, self.id],
+            "UPDATE repositories SET last_commit_hash = ?2 WHERE id = ?1",
+            params![self.repository_id, commit.as_str()],
         )?;
         self.retry_at(transaction, None)
     }
 
+    /// Of rows that only polls made, the newest is kept: it says when the branch last moved elsewhere.
+    fn skip(&self, transaction: &Transaction, reason: &str, now: Timestamp) -> Result<(), StoreError> {
+        let ended = Ended { status: Status::Skipped, ending: None, text: Some(reason), is_silent: true };
+        self.set_ended(transaction, ended, now)?;
+        if self.only_polled {
+            transaction.prepare_cached(REMOVE_SKIPPED_POLLS)?.execute([self.repository_id, self.id])?;
+        }
+        Ok(())
+    }
+
     fn fail(&self, transaction: &Transaction, error: &str, chance: Chance, now: Timestamp) -> Result<(), StoreError> {
-        self.set_ended(transaction, Status::Failed, Some(one_line(error, TEXT_BYTES_KEPT)), now)?;
         match chance {
-            Chance::Final => self.retry_at(transaction, None),
-            Chance::CanPass => self.again(transaction, Some(pause(self.attempt)), now),
+            Chance::Final => self.end(transaction, Ending::ForGood, error, now),
+            Chance::CanPass => {
+                self.set_failed(transaction, Ending::CanPass, error, now)?;
+                self.again(transaction, Some(pause(self.attempt)), now)
+            }
         }
     }
 
+    /// A failure that is not tried again. That of a person, or of a newer row, says so with its first word.
+    fn end(&self, transaction: &Transaction, ending: Ending, error: &str, now: Timestamp) -> Result<(), StoreError> {
+        let word = ending.as_str();
+        match ending {
+            Ending::Superseded | Ending::Cancelled if !begins_with_word(error, word) => {
+                self.set_failed(transaction, ending, &format!("{word}: {error}"), now)?;
+            }
+            _ => self.set_failed(transaction, ending, error, now)?,
+        }
+        self.retry_at(transaction, None)
+    }
+
     fn interrupt(&self, transaction: &Transaction, now: Timestamp) -> Result<(), StoreError> {
-        self.set_ended(transaction, Status::Failed, Some(INTERRUPTED), now)?;
+        self.set_failed(transaction, Ending::Interrupted, INTERRUPTED, now)?;
         transaction.execute("UPDATE deployments SET interruptions = interruptions + 1 WHERE id = ?1", [self.id])?;
-        let next = Ending { interruptions: self.interruptions + 1, asked: self.asked.clone(), ..*self };
+        if self.commit.is_some() {
+            transaction
+                .execute("UPDATE repositories SET unsettled = ?2 WHERE id = ?1", [self.repository_id, self.id])?;
+        }
+        let next = Running {
+            interruptions: self.interruptions + 1,
+            asked: self.asked.clone(),
+            commit: self.commit.clone(),
+            ..*self
+        };
         // One that brings the host down must not do so again and again without a pause.
         let wait = (self.interruptions > 0).then(|| pause(self.interruptions));
         next.again(transaction, wait, now)
@@ -201,9 +216,10 @@ impl Ending {
         match wait {
             Some(wait) if !self.has_pending => self.retry_at(transaction, Some(now + wait)),
             _ => {
+                let same = self.commit.as_ref().filter(|_| self.is_manual);
                 let next = Try {
                     trigger: Trigger::Retry,
-                    asked: self.asked.clone(),
+                    asked: asked_again(self.asked.clone(), same),
                     attempt: self.attempt + 1,
                     interruptions: self.interruptions,
                 };
@@ -213,16 +229,31 @@ impl Ending {
         }
     }
 
-    fn set_ended(
+    fn set_failed(
         &self,
         transaction: &Transaction,
-        status: Status,
-        error: Option<&str>,
+        ending: Ending,
+        error: &str,
         now: Timestamp,
     ) -> Result<(), StoreError> {
+        let is_silent = matches!(ending, Ending::Superseded | Ending::Cancelled);
+        let ended = Ended { status: Status::Failed, ending: Some(ending), text: Some(error), is_silent };
+        self.set_ended(transaction, ended, now)
+    }
+
+    fn set_ended(&self, transaction: &Transaction, ended: Ended<'_>, now: Timestamp) -> Result<(), StoreError> {
         transaction
-            .prepare_cached("UPDATE deployments SET status = ?2, error = ?3, finished_at = ?4 WHERE id = ?1")?
-            .execute(params![self.id, status.as_str(), error, stored(now)])?;
+            .prepare_cached(
+                "UPDATE deployments SET status = ?2, ending = ?3, error = ?4, finished_at = ?5, told_at = ?6 WHERE id = ?1",
+            )?
+            .execute(params![
+                self.id,
+                ended.status.as_str(),
+                ended.ending.map(Ending::as_str),
+                ended.text.map(|text| one_line(text, TEXT_BYTES_KEPT)),
+                stored(now),
+                ended.is_silent.then(|| stored(now)),
+            ])?;
         Ok(())
     }
 
@@ -234,28 +265,20 @@ impl Ending {
     }
 }
 
-/// How long the next try waits after `tries` of them.
-fn pause(tries: u32) -> SignedDuration {
-    let index = (tries.max(1) as usize - 1).min(RETRY_PAUSES_SECONDS.len() - 1);
-    SignedDuration::from_secs(RETRY_PAUSES_SECONDS[index])
+/// `cancelled`, `cancelled by whom` or `cancelled: why`.
+fn begins_with_word(error: &str, word: &str) -> bool {
+    error.strip_prefix(word).is_some_and(|rest| !rest.starts_with(char::is_alphanumeric))
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::testing::{
-        NOTHING, PULL, RECREATE, Scene, at, can_pass, commit, failed, hash, home, scene, scene_with,
+        NOTHING, PULL, RECREATE, at, can_pass, cancelled, commit, failed, hash, home, next_try, scene, scene_with,
+        skipped, superseded,
     };
     use super::super::{DeploymentFilter, Outcome, StoreError};
     use super::*;
     use crate::model::LogLevel;
-
-    /// Enqueues what is due, starts it, and answers its id and its number of the try.
-    fn next_try(scene: &Scene, seconds: i64) -> DeploymentId {
-        let queued = scene.store.enqueue_due_retries(at(seconds)).unwrap();
-        assert_eq!(queued.len(), 1, "one retry is due");
-        scene.start(queued[0].deployment_id, 1, seconds);
-        queued[0].deployment_id
-    }
 
     #[test]
     fn only_a_success_moves_the_last_commit() {
@@ -285,52 +308,11 @@ mod tests {
         scene.store.start(id, "configuration 1", at(2)).unwrap();
         assert!(refused(&Outcome::Success).contains("has no commit"));
         assert_eq!(scene.deployment(id).status, Status::Running);
-        scene.store.checked_out(id, &commit(1)).unwrap();
+        scene.store.checked_out(id, &commit(1), &hash(1)).unwrap();
         scene.finish(id, &Outcome::Success, 3);
         assert!(refused(&failed("x")).contains("is success and cannot become failed"));
         assert_eq!(scene.deployment(id).finished_at, Some(at(3)));
         assert!(matches!(scene.store.finish(99, &Outcome::Success, at(9)), Err(StoreError::Refused(_))));
-    }
-
-    #[test]
-    fn what_can_pass_is_tried_after_one_five_and_every_fifteen_minutes() {
-        let scene = scene();
-        let mut id = scene.enqueue("media", Trigger::Api, PULL, 0);
-        scene.start(id, 1, 0);
-        let mut now = 0;
-        for (attempt, minutes) in [(1, 1), (2, 5), (3, 15), (4, 15)] {
-            assert_eq!(scene.deployment(id).attempt, attempt);
-            scene.finish(id, &can_pass("registry away"), now);
-            let due = now + minutes * 60;
-            assert_eq!(scene.record("media").retry_at, Some(at(due)));
-            assert_eq!(scene.store.next_retry_at().unwrap(), Some(at(due)));
-            assert!(scene.store.enqueue_due_retries(at(due - 1)).unwrap().is_empty());
-            assert!(scene.store.pending().unwrap().is_empty(), "until it is due it is no row");
-            id = next_try(&scene, due);
-            let row = scene.deployment(id);
-            assert_eq!((row.trigger, row.asked, row.forced), (Trigger::Retry, PULL, true));
-            now = due;
-        }
-        scene.finish(id, &Outcome::Success, now);
-        assert_eq!(scene.store.next_retry_at().unwrap(), None);
-        scene.deploy("media", 2, &can_pass("again"), now);
-        assert_eq!(scene.record("media").retry_at, Some(at(now + 60)), "a success starts the pauses anew");
-    }
-
-    #[test]
-    fn a_final_failure_ends_the_tries() {
-        let scene = scene();
-        scene.deploy("media", 1, &can_pass("network"), 0);
-        let id = next_try(&scene, 60);
-        scene.finish(id, &failed("unhealthy"), 61);
-        assert_eq!(scene.record("media").retry_at, None);
-    }
-
-    #[test]
-    fn a_clock_that_was_set_back_does_not_put_a_retry_off() {
-        let scene = scene();
-        scene.deploy("media", 1, &can_pass("network"), 1_000_000);
-        assert_eq!(scene.store.enqueue_due_retries(at(0)).unwrap().len(), 1);
     }
 
     #[test]
@@ -343,7 +325,7 @@ mod tests {
         scene.finish(id, &can_pass("network"), 2);
         assert_eq!(scene.record("media").retry_at, None);
         let row = scene.deployment(pending);
-        assert_eq!((row.asked, row.forced), (PULL.and(RECREATE), true));
+        assert_eq!((row.asked, row.forced), (PULL.joined_by(Trigger::Poll, RECREATE), true));
     }
 
     #[test]
@@ -398,7 +380,10 @@ mod tests {
         scene.store.recover(at(2)).unwrap();
         let rows = scene.store.pending().unwrap();
         assert_eq!(rows.len(), 1);
-        assert_eq!((rows[0].id, rows[0].asked.clone(), rows[0].forced), (pending, PULL.and(RECREATE), true));
+        assert_eq!(
+            (rows[0].id, rows[0].asked.clone(), rows[0].forced),
+            (pending, PULL.joined_by(Trigger::Poll, RECREATE), true)
+        );
         scene.start(pending, 1, 3);
         scene.store.recover(at(4)).unwrap();
         assert_eq!(scene.record("media").retry_at, Some(at(64)), "the second interruption in a row waits");
@@ -467,5 +452,104 @@ mod tests {
         scene.finish(running, &failed("unhealthy"), 3);
         assert_eq!(scene.deployment(running).status, Status::Failed);
         assert_eq!(scene.deployment(pending).status, Status::Pending);
+    }
+
+    #[test]
+    fn a_skipped_deployment_is_no_outcome_of_its_repository() {
+        let scene = scene();
+        let good = scene.deploy("media", 1, &Outcome::Success, 1);
+        let id = scene.enqueue("media", Trigger::Webhook, NOTHING, 2);
+        scene.store.start(id, "configuration 1", at(3)).unwrap();
+        scene.store.fetched(id, &commit(2), &hash(2)).unwrap();
+        scene.finish(id, &skipped(), 4);
+        let row = scene.deployment(id);
+        assert_eq!((row.status, row.ending, row.finished_at), (Status::Skipped, None, Some(at(4))));
+        assert_eq!(row.error.as_deref(), Some("nothing under watch_paths changed"));
+        let record = scene.record("media");
+        assert_eq!((record.status, record.last_commit_hash), (Some(Status::Success), Some(hash(1))));
+        assert_eq!((record.observed_commit, record.checked_out_commit), (Some(hash(2)), Some(hash(1))));
+        assert_eq!(scene.store.last_outcome(record.id).unwrap().unwrap().id, good);
+        scene.store.told(good, false, at(5)).unwrap();
+        assert!(scene.store.next_untold(&[]).unwrap().is_none());
+    }
+
+    #[test]
+    fn of_skipped_rows_that_only_polls_made_the_newest_is_kept() {
+        let scene = scene();
+        let skip = |name: &str, triggers: &[Trigger], seconds: i64| {
+            let ids: Vec<_> = triggers.iter().map(|&trigger| scene.enqueue(name, trigger, NOTHING, seconds)).collect();
+            scene.start(ids[0], 1, seconds);
+            scene.store.log(ids[0], LogLevel::Info, "a line", at(seconds)).unwrap();
+            scene.finish(ids[0], &skipped(), seconds);
+            ids[0]
+        };
+        let other = skip("web", &[Trigger::Poll], 1);
+        let asked = scene.deploy("media", 1, &Outcome::Success, 2);
+        let joined = skip("media", &[Trigger::Poll, Trigger::Webhook], 3);
+        let first = skip("media", &[Trigger::Poll], 4);
+        let webhook = skip("media", &[Trigger::Webhook, Trigger::Poll], 5);
+        assert_eq!(scene.deployment(first).status, Status::Skipped);
+        let last = skip("media", &[Trigger::Poll, Trigger::Poll], 6);
+        let kept = scene.store.deployments(&DeploymentFilter::default()).unwrap();
+        assert_eq!(kept.iter().map(|row| row.id).collect::<Vec<_>>(), [last, webhook, joined, asked, other]);
+        assert!(scene.store.log_lines(first, 0, 9).unwrap().is_empty());
+        assert_eq!(scene.store.log_lines(last, 0, 9).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn skipped_rows_do_not_push_out_what_they_are_about() {
+        let scene = scene_with(&[home(&["media"])], 3);
+        let good = scene.deploy("media", 1, &Outcome::Success, 1);
+        let bad = scene.deploy("media", 2, &failed("unhealthy"), 2);
+        while let Some(untold) = scene.store.next_untold(&[]).unwrap() {
+            scene.store.told(untold.deployment.id, true, at(3)).unwrap();
+        }
+        for second in 4..20 {
+            let id = scene.enqueue("media", Trigger::Webhook, NOTHING, second);
+            scene.start(id, 3, second);
+            scene.finish(id, &skipped(), second);
+        }
+        let kept = scene.store.deployments(&DeploymentFilter::default()).unwrap();
+        assert_eq!(kept.len(), 5);
+        assert_eq!((kept[3].id, kept[4].id), (bad, good));
+        assert_eq!(scene.record("media").status, Some(Status::Failed));
+        assert_eq!(scene.store.skip_base(scene.id("media")).unwrap(), Some(hash(2)));
+    }
+
+    #[test]
+    fn a_superseded_or_cancelled_deployment_says_so_and_is_not_tried_again() {
+        let scene = scene();
+        let ends = [
+            (
+                superseded("superseded: a newer commit is there"),
+                Ending::Superseded,
+                "superseded: a newer commit is there",
+            ),
+            (superseded("by deployment 7"), Ending::Superseded, "superseded: by deployment 7"),
+            (cancelled("cancelled by ada"), Ending::Cancelled, "cancelled by ada"),
+            (cancelled("cancelledness"), Ending::Cancelled, "cancelled: cancelledness"),
+        ];
+        for (outcome, ending, error) in ends {
+            let id = scene.deploy("media", 1, &outcome, 1);
+            let row = scene.deployment(id);
+            assert_eq!((row.status, row.ending, row.error.as_deref()), (Status::Failed, Some(ending), Some(error)));
+            assert_eq!(scene.record("media").retry_at, None);
+        }
+        assert_eq!(scene.record("media").last_commit_hash, None);
+        assert!(scene.store.pending().unwrap().is_empty());
+    }
+
+    #[test]
+    fn how_a_deployment_failed_is_recorded() {
+        let scene = scene();
+        let ending = |id| scene.deployment(id).ending;
+        assert_eq!(ending(scene.deploy("media", 1, &failed("interrupted: by a registry"), 1)), Some(Ending::ForGood));
+        assert_eq!(ending(scene.deploy("media", 1, &can_pass("network"), 2)), Some(Ending::CanPass));
+        assert_eq!(ending(scene.deploy("media", 1, &Outcome::Success, 3)), None);
+        let id = scene.enqueue("media", Trigger::Api, NOTHING, 4);
+        scene.start(id, 1, 5);
+        assert_eq!(scene.store.recover(at(6)).unwrap()[0].ending, Some(Ending::Interrupted));
+        scene.store.sync(&[], &[], at(7)).unwrap();
+        assert_eq!(scene.record("media").last_deployment.unwrap().ending, Some(Ending::Orphaned));
     }
 }

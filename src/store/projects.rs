@@ -5,7 +5,9 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 use rusqlite::{Connection, Row, Transaction, params};
 
-use super::rows::{DEPLOYMENT_COLUMNS, deployment, last_outcome_of, optional_time, optional_word, stored, time};
+use super::manual::{queue_configuration, set_waiting};
+use super::rows::{DEPLOYMENT_COLUMNS, deployment, json, last_outcome_of, optional_time, optional_word, stored, time};
+use super::stack::SoFar;
 use super::{ProjectSpec, RepositorySpec, Store, StoreError};
 use crate::model::{ProjectRecord, RepositoryId, RepositoryName, RepositoryRecord};
 
@@ -131,7 +133,8 @@ fn repositories_sql(rest: &str) -> String {
     format!(
         "SELECT r.id, p.name, r.name, r.git_url, r.branch, r.path, r.local_path, r.check_interval, r.last_commit_hash, \
          r.observed_commit, r.checked_out_commit, r.compose_project, r.up_folder, r.last_checked_at, r.last_error, \
-         r.failing_since, r.orphaned_at, r.retry_at, r.created_at, \
+         r.failing_since, r.orphaned_at, r.retry_at, r.created_at, r.brought_up, r.accepted, \
+         r.is_manual, r.waiting, \
          CASE WHEN EXISTS (SELECT 1 FROM deployments WHERE repository_id = r.id AND status = 'running') THEN 'running' \
          WHEN d.status = 'skipped' THEN (SELECT status FROM deployments WHERE id = {last_outcome}) ELSE d.status END, \
          {DEPLOYMENT_COLUMNS} \
@@ -142,10 +145,11 @@ fn repositories_sql(rest: &str) -> String {
 }
 
 fn repository(row: &Row) -> rusqlite::Result<RepositoryRecord> {
-    let last_deployment = match row.get::<_, Option<i64>>(20)? {
-        Some(_) => Some(deployment(row, 20)?),
+    let last_deployment = match row.get::<_, Option<i64>>(24)? {
+        Some(_) => Some(deployment(row, 24)?),
         None => None,
     };
+    let brought_up: SoFar = json(row, 19)?;
     Ok(RepositoryRecord {
         id: row.get(0)?,
         name: RepositoryName { project: row.get(1)?, name: row.get(2)? },
@@ -166,8 +170,13 @@ fn repository(row: &Row) -> rusqlite::Result<RepositoryRecord> {
         orphaned_at: optional_time(row, 16)?,
         retry_at: optional_time(row, 17)?,
         created_at: time(row, 18)?,
+        brought_up_services: brought_up.services,
+        brought_up_volumes: brought_up.volumes,
+        accepted: json(row, 20)?,
+        is_manual: row.get(21)?,
+        waiting: row.get(22)?,
+        status: optional_word(row, 23)?,
         last_deployment,
-        status: optional_word(row, 19)?,
     })
 }
 
@@ -183,13 +192,14 @@ struct KnownRepository {
     id: RepositoryId,
     spec: RepositorySpec,
     is_orphan: bool,
+    waiting: bool,
 }
 
 fn known_projects(transaction: &Transaction) -> Result<HashMap<String, KnownProject>, StoreError> {
     let mut repositories: HashMap<i64, HashMap<String, KnownRepository>> = HashMap::new();
     let mut statement = transaction.prepare_cached(
         "SELECT project_id, id, name, git_url, branch, path, local_path, check_interval, config_hash, \
-         orphaned_at IS NOT NULL FROM repositories",
+         is_manual, waiting, orphaned_at IS NOT NULL FROM repositories",
     )?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
@@ -201,8 +211,9 @@ fn known_projects(transaction: &Transaction) -> Result<HashMap<String, KnownProj
             local_path: row.get(6)?,
             check_interval_seconds: row.get(7)?,
             config_hash: row.get(8)?,
+            is_manual: row.get(9)?,
         };
-        let known = KnownRepository { id: row.get(1)?, is_orphan: row.get(9)?, spec };
+        let known = KnownRepository { id: row.get(1)?, waiting: row.get(10)?, is_orphan: row.get(11)?, spec };
         repositories.entry(row.get(0)?).or_default().insert(known.spec.name.clone(), known);
     }
     let mut statement = transaction
@@ -252,7 +263,7 @@ fn sync_project(
         match repositories.remove(&repository.name) {
             None => insert_repository(transaction, project_id, repository, now)?,
             Some(known) if known.is_orphan || known.spec != *repository => {
-                update_repository(transaction, &known, repository)?;
+                update_repository(transaction, &known, repository, now)?;
             }
             Some(_) => continue,
         }
@@ -274,7 +285,7 @@ fn insert_repository(
     transaction
         .prepare_cached(
             "INSERT INTO repositories (project_id, name, git_url, branch, path, local_path, check_interval, config_hash, \
-             created_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+             is_manual, created_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
         )?
         .execute(params![
             project_id,
@@ -285,6 +296,7 @@ fn insert_repository(
             spec.local_path,
             spec.check_interval_seconds,
             spec.config_hash,
+            spec.is_manual,
             stored(now)
         ])?;
     Ok(())
@@ -294,11 +306,12 @@ fn update_repository(
     transaction: &Transaction,
     known: &KnownRepository,
     spec: &RepositorySpec,
+    now: Timestamp,
 ) -> Result<(), StoreError> {
     transaction
         .prepare_cached(
             "UPDATE repositories SET git_url = ?2, branch = ?3, path = ?4, local_path = ?5, check_interval = ?6, \
-             config_hash = ?7, orphaned_at = NULL WHERE id = ?1",
+             config_hash = ?7, is_manual = ?8, orphaned_at = NULL WHERE id = ?1",
         )?
         .execute(params![
             known.id,
@@ -307,13 +320,19 @@ fn update_repository(
             spec.path,
             spec.local_path,
             spec.check_interval_seconds,
-            spec.config_hash
+            spec.config_hash,
+            spec.is_manual
         ])?;
+    // What nobody has asked for yet needs no asking any more.
+    if known.waiting && !spec.is_manual {
+        set_waiting(transaction, known.id, false)?;
+        queue_configuration(transaction, known.id, now)?;
+    }
     // What the checks found is about another branch, or about a row that was dropped when the repository became an
     // orphan: the next check looks afresh.
     if known.is_orphan || known.spec.git_url != spec.git_url || known.spec.branch != spec.branch {
         transaction.execute(
-            "UPDATE repositories SET observed_commit = NULL, last_error = NULL, failing_since = NULL, \
+            "UPDATE repositories SET observed_commit = NULL, waiting = 0, last_error = NULL, failing_since = NULL, \
              failing_told = 0 WHERE id = ?1",
             [known.id],
         )?;
@@ -340,12 +359,13 @@ fn orphan_project(transaction: &Transaction, known: &KnownProject, now: Timestam
 
 fn orphan_repository(transaction: &Transaction, id: RepositoryId, now: Timestamp) -> Result<(), StoreError> {
     transaction.execute(
-        "UPDATE repositories SET orphaned_at = ?2, retry_at = NULL, retry_of = NULL WHERE id = ?1",
+        "UPDATE repositories SET orphaned_at = ?2, retry_at = NULL, retry_of = NULL, waiting = 0 WHERE id = ?1",
         params![id, stored(now)],
     )?;
     transaction.execute(
-        "UPDATE deployments SET status = 'failed', error = 'orphaned: no project file names this repository any more', \
-         finished_at = ?2, told_at = ?2 WHERE repository_id = ?1 AND status = 'pending'",
+        "UPDATE deployments SET status = 'failed', ending = 'orphaned', finished_at = ?2, told_at = ?2, \
+         error = 'orphaned: no project file names this repository any more' \
+         WHERE repository_id = ?1 AND status = 'pending'",
         params![id, stored(now)],
     )?;
     Ok(())

@@ -1,13 +1,12 @@
 //! The queue: a trigger becomes a pending row, and the worker takes it from there.
 
-use std::path::Path;
-
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Transaction, params};
 
+use super::retries::{forget_retry, waiting_retry};
 use super::rows::{deployment, one_line, stored};
 use super::{Queued, Store, StoreError, rows};
-use crate::model::{Asked, Commit, DeploymentId, DeploymentRecord, RepositoryId, Trigger};
+use crate::model::{Asked, DeploymentId, DeploymentRecord, RepositoryId, Trigger};
 
 /// Bytes kept of an error, of a reason to wait, and of a commit's subject and author.
 pub(super) const TEXT_BYTES_KEPT: usize = 2000;
@@ -96,57 +95,6 @@ impl Store {
         self.changes.happened();
         Ok(())
     }
-
-    /// The commit that the deployment is about, fetched and not yet checked out: written to the deployment and the
-    /// repository (`observed_commit`).
-    ///
-    /// # Errors
-    /// A row that is not running is [`StoreError::Refused`].
-    pub fn fetched(&self, id: DeploymentId, commit: &Commit) -> Result<(), StoreError> {
-        self.note(|transaction| {
-            let repository = write_commit(transaction, id, commit)?;
-            self.checks.fetched(repository);
-            Ok(())
-        })?;
-        self.changes.happened();
-        Ok(())
-    }
-
-    /// The working tree now is at this commit: written to the deployment and the repository (`checked_out_commit`,
-    /// `observed_commit`).
-    ///
-    /// # Errors
-    /// A row that is not running is [`StoreError::Refused`].
-    pub fn checked_out(&self, id: DeploymentId, commit: &Commit) -> Result<(), StoreError> {
-        self.note(|transaction| {
-            write_commit(transaction, id, commit)?;
-            transaction.execute(
-                "UPDATE repositories SET checked_out_commit = ?2 WHERE id = (SELECT repository_id FROM deployments WHERE id = ?1)",
-                params![id, commit.hash.as_str()],
-            )?;
-            Ok(())
-        })?;
-        self.changes.happened();
-        Ok(())
-    }
-
-    /// Compose is about to change containers, as this compose project in this folder. Durable when it returns.
-    ///
-    /// # Errors
-    /// A row that is not running is [`StoreError::Refused`].
-    pub fn up_begins(&self, id: DeploymentId, compose_project: &str, folder: &Path) -> Result<(), StoreError> {
-        self.promise(|transaction| {
-            let written = transaction
-                .execute("UPDATE deployments SET up_began = 1 WHERE id = ?1 AND status = 'running'", [id])?;
-            running_only(id, written)?;
-            transaction.execute(
-                "UPDATE repositories SET compose_project = ?2, up_folder = ?3 \
-                 WHERE id = (SELECT repository_id FROM deployments WHERE id = ?1)",
-                params![id, compose_project, folder.to_string_lossy()],
-            )?;
-            Ok(())
-        })
-    }
 }
 
 /// A row that is to be made.
@@ -174,64 +122,91 @@ pub(super) fn queue(
 ) -> Result<Queued, StoreError> {
     let waiting = waiting_retry(transaction, id)?;
     if waiting.is_some() {
-        transaction
-            .prepare_cached("UPDATE repositories SET retry_at = NULL, retry_of = NULL WHERE id = ?1")?
-            .execute([id])?;
+        forget_retry(transaction, id)?;
     }
     let forced = new.trigger.forces() || waiting.is_some();
-    let asked = waiting.map(|waiting| waiting.asked).unwrap_or_default().and(new.asked.clone());
-    let pending: Option<(DeploymentId, Asked, bool, u32)> = transaction
-        .prepare_cached(
-            "SELECT id, asked, forced, interruptions FROM deployments WHERE repository_id = ?1 AND status = 'pending'",
-        )?
-        .query_row([id], |row| Ok((row.get(0)?, rows::asked(row, 1)?, row.get(2)?, row.get(3)?)))
-        .optional()?;
-    if let Some((deployment_id, had, was_forced, interruptions)) = pending {
-        let joined = (had.clone().and(asked), was_forced || forced, interruptions.max(new.interruptions));
-        if joined != (had, was_forced, interruptions) {
-            transaction
-                .prepare_cached("UPDATE deployments SET asked = ?2, forced = ?3, interruptions = ?4 WHERE id = ?1")?
-                .execute(params![deployment_id, rows::stored_asked(&joined.0)?, joined.1, joined.2])?;
+    let only_polled = new.trigger == Trigger::Poll && waiting.is_none();
+    let asked = match waiting {
+        Some(waiting) => waiting.asked.joined_by(new.trigger, new.asked.clone()),
+        None => new.asked.clone(),
+    };
+    if let Some(pending) = Pending::of(transaction, id)? {
+        let joined = Pending {
+            asked: pending.asked.clone().joined_by(new.trigger, asked),
+            forced: pending.forced || forced,
+            only_polled: pending.only_polled && only_polled,
+            interruptions: pending.interruptions.max(new.interruptions),
+            ..pending
+        };
+        if joined != pending {
+            joined.write(transaction)?;
         }
-        return Ok(Queued { deployment_id, joined: true });
+        return Ok(Queued { deployment_id: pending.id, joined: true });
     }
     transaction
         .prepare_cached(
-            "INSERT INTO deployments (repository_id, project_id, status, \"trigger\", forced, attempt, interruptions, \
-             asked, created_at) SELECT id, project_id, 'pending', ?2, ?3, ?4, ?5, ?6, ?7 FROM repositories WHERE id = ?1",
+            "INSERT INTO deployments (repository_id, project_id, status, \"trigger\", forced, only_polled, attempt, \
+             interruptions, asked, created_at) \
+             SELECT id, project_id, 'pending', ?2, ?3, ?4, ?5, ?6, ?7, ?8 FROM repositories WHERE id = ?1",
         )?
         .execute(params![
             id,
             new.trigger.as_str(),
             forced,
+            only_polled,
             new.attempt,
             new.interruptions,
-            rows::stored_asked(&asked)?,
+            rows::stored_json(&asked)?,
             stored(now)
         ])?;
     Ok(Queued { deployment_id: transaction.last_insert_rowid(), joined: false })
 }
 
-/// The next try of what failed, while it waits for its time.
-pub(super) fn waiting_retry(transaction: &Transaction, id: RepositoryId) -> Result<Option<Try>, StoreError> {
-    let waiting = transaction
-        .prepare_cached(
-            "SELECT d.asked, d.attempt, d.interruptions FROM repositories r JOIN deployments d ON d.id = r.retry_of \
-             WHERE r.id = ?1",
-        )?
-        .query_row([id], |row| {
-            Ok(Try {
-                trigger: Trigger::Retry,
-                asked: rows::asked(row, 0)?,
-                attempt: row.get::<_, u32>(1)? + 1,
-                interruptions: row.get(2)?,
-            })
-        })
-        .optional()?;
-    Ok(waiting)
+/// What a trigger that joins a pending row may change of it.
+#[derive(PartialEq)]
+struct Pending {
+    id: DeploymentId,
+    asked: Asked,
+    forced: bool,
+    only_polled: bool,
+    interruptions: u32,
 }
 
-fn refuse_orphan(transaction: &Transaction, id: RepositoryId) -> Result<(), StoreError> {
+impl Pending {
+    fn of(transaction: &Transaction, repository_id: RepositoryId) -> Result<Option<Pending>, StoreError> {
+        let mut statement = transaction.prepare_cached(
+            "SELECT id, asked, forced, only_polled, interruptions FROM deployments \
+             WHERE repository_id = ?1 AND status = 'pending'",
+        )?;
+        let pending = statement.query_row([repository_id], |row| {
+            Ok(Pending {
+                id: row.get(0)?,
+                asked: rows::json(row, 1)?,
+                forced: row.get(2)?,
+                only_polled: row.get(3)?,
+                interruptions: row.get(4)?,
+            })
+        });
+        Ok(pending.optional()?)
+    }
+
+    fn write(&self, transaction: &Transaction) -> Result<(), StoreError> {
+        transaction
+            .prepare_cached(
+                "UPDATE deployments SET asked = ?2, forced = ?3, only_polled = ?4, interruptions = ?5 WHERE id = ?1",
+            )?
+            .execute(params![
+                self.id,
+                rows::stored_json(&self.asked)?,
+                self.forced,
+                self.only_polled,
+                self.interruptions
+            ])?;
+        Ok(())
+    }
+}
+
+pub(super) fn refuse_orphan(transaction: &Transaction, id: RepositoryId) -> Result<(), StoreError> {
     let orphaned: Option<bool> = transaction
         .prepare_cached("SELECT orphaned_at IS NOT NULL FROM repositories WHERE id = ?1")?
         .query_row([id], |row| row.get(0))
@@ -246,42 +221,16 @@ fn refuse_orphan(transaction: &Transaction, id: RepositoryId) -> Result<(), Stor
     }
 }
 
-fn running_only(id: DeploymentId, rows_written: usize) -> Result<(), StoreError> {
+pub(super) fn running_only(id: DeploymentId, rows_written: usize) -> Result<(), StoreError> {
     match rows_written {
         0 => Err(StoreError::Refused(format!("deployment {id} is not running"))),
         _ => Ok(()),
     }
 }
 
-/// Answers whose deployment it is.
-fn write_commit(transaction: &Transaction, id: DeploymentId, commit: &Commit) -> Result<RepositoryId, StoreError> {
-    let written = transaction.execute(
-        "UPDATE deployments SET commit_hash = ?2, commit_subject = ?3, commit_author = ?4 WHERE id = ?1 AND status = 'running'",
-        params![
-            id,
-            commit.hash.as_str(),
-            one_line(&commit.subject, TEXT_BYTES_KEPT),
-            one_line(&commit.author, TEXT_BYTES_KEPT)
-        ],
-    )?;
-    running_only(id, written)?;
-    // A row that is pending meanwhile stands for what a check saw after this one was fetched.
-    let repository = transaction.query_row(
-        "UPDATE repositories SET observed_commit = CASE WHEN EXISTS \
-         (SELECT 1 FROM deployments WHERE repository_id = repositories.id AND status = 'pending') \
-         THEN ifnull(observed_commit, ?2) ELSE ?2 END \
-         WHERE id = (SELECT repository_id FROM deployments WHERE id = ?1) RETURNING id",
-        params![id, commit.hash.as_str()],
-        |row| row.get(0),
-    )?;
-    Ok(repository)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
-    use super::super::testing::{NOTHING, PULL, RECREATE, Scene, at, can_pass, commit, failed, home, scene};
+    use super::super::testing::{NOTHING, PULL, RECREATE, Scene, at, earlier, home, scene};
     use super::super::{Outcome, StoreError};
     use crate::model::{Asked, Status, Trigger};
 
@@ -374,57 +323,19 @@ mod tests {
     }
 
     #[test]
-    fn the_steps_of_a_deployment_are_recorded() {
+    fn a_person_says_which_commit_and_others_leave_it() {
         let scene = scene();
-        let id = scene.enqueue("media", Trigger::Cli, NOTHING, 1);
-        assert!(matches!(scene.store.checked_out(id, &commit(1)), Err(StoreError::Refused(_))));
-        assert!(matches!(scene.store.up_begins(id, "media", Path::new("/x")), Err(StoreError::Refused(_))));
-        scene.start(id, 1, 2);
-        let row = scene.deployment(id);
-        assert_eq!((row.commit, row.up_began), (Some(commit(1)), false));
-        let record = scene.record("media");
-        assert_eq!(record.checked_out_commit, Some(commit(1).hash));
-        assert_eq!(record.observed_commit, Some(commit(1).hash));
-        assert_eq!(record.last_commit_hash, None);
-        scene.store.up_begins(id, "media", Path::new("/deployments/home/media")).unwrap();
-        assert!(scene.deployment(id).up_began);
-        let record = scene.record("media");
-        assert_eq!(record.compose_project.as_deref(), Some("media"));
-        assert_eq!(record.up_folder.as_deref(), Some("/deployments/home/media"));
-    }
-
-    #[test]
-    fn what_was_seen_while_an_older_commit_was_checked_out_stays_seen() {
-        let scene = scene();
-        let id = scene.enqueue("media", Trigger::Api, NOTHING, 1);
-        scene.store.start(id, "configuration 1", at(2)).unwrap();
-        assert!(scene.check_found(scene.id("media"), &commit(2).hash, at(3)).unwrap().is_some());
-        scene.store.checked_out(id, &commit(1)).unwrap();
-        assert_eq!(scene.record("media").observed_commit, Some(commit(2).hash));
-        assert_eq!(scene.record("media").checked_out_commit, Some(commit(1).hash));
-    }
-
-    #[test]
-    fn any_trigger_takes_over_the_retry_that_waits() {
-        let scene = scene();
-        let id = scene.enqueue("media", Trigger::Webhook, PULL, 1);
-        scene.start(id, 1, 2);
-        scene.finish(id, &can_pass("registry away"), 3);
-        assert!(scene.record("media").retry_at.is_some());
-        let next = scene.enqueue("media", Trigger::Poll, NOTHING, 4);
-        assert_eq!(scene.record("media").retry_at, None);
-        assert_eq!(scene.store.next_retry_at().unwrap(), None);
-        let row = scene.deployment(next);
-        assert_eq!((row.trigger, row.attempt, row.asked, row.forced), (Trigger::Poll, 1, PULL, true));
-    }
-
-    #[test]
-    fn what_was_asked_of_a_final_failure_is_over() {
-        let scene = scene();
-        let id = scene.enqueue("media", Trigger::Api, PULL, 1);
-        scene.start(id, 1, 2);
-        scene.finish(id, &failed("it does not parse"), 3);
-        let next = scene.enqueue("media", Trigger::Poll, NOTHING, 4);
-        assert_eq!(scene.deployment(next).asked, NOTHING);
+        let asked = |id| scene.deployment(id).asked.commit;
+        let id = scene.enqueue("media", Trigger::Webhook, NOTHING, 1);
+        scene.enqueue("media", Trigger::Api, earlier(1), 2);
+        assert_eq!(asked(id), earlier(1).commit);
+        for trigger in [Trigger::Poll, Trigger::Webhook, Trigger::Config, Trigger::Retry] {
+            scene.enqueue("media", trigger, NOTHING, 3);
+            assert_eq!(asked(id), earlier(1).commit, "{trigger}");
+        }
+        scene.enqueue("media", Trigger::Cli, earlier(2), 4);
+        assert_eq!(asked(id), earlier(2).commit);
+        scene.enqueue("media", Trigger::Cli, PULL, 5);
+        assert_eq!(scene.deployment(id).asked, PULL, "the tip, and what was asked before adds up");
     }
 }

@@ -1,43 +1,91 @@
 //! Random sequences of all that happens to the queue, kills included, against what was promised: no accepted trigger is
-//! lost, nor what it asked for.
+//! lost, nor what it asked for; only a success moves the last commit; what must not be skipped is not.
 
 use std::collections::HashMap;
 
-use super::testing::{NOTHING, PULL, RECREATE, Scene, at, can_pass, failed, hash, scene};
+use super::testing::{
+    NOTHING, PULL, RECREATE, Scene, at, can_pass, cancelled, commit, earlier, failed, hash, home, manual, scene_with,
+    skipped, superseded,
+};
 use super::{Outcome, Queued};
-use crate::model::{Asked, DeploymentId, DeploymentRecord, RepositoryId, Status, Trigger};
+use crate::model::{Asked, Chance, DeploymentId, DeploymentRecord, RepositoryId, Status, Trigger};
 
 const SEQUENCES: u64 = 15;
 const STEPS: u32 = 200;
 
-/// What was accepted for a repository and is not settled yet.
+/// What must be true of a repository.
 #[derive(Default)]
 struct Owed {
-    /// Not started since it was accepted.
+    is_manual: bool,
+    /// Accepted and not settled: not started since it was.
     waiting: Option<Asked>,
-    /// Accepted before the row that now runs was started.
-    running: Option<Asked>,
+    /// Accepted before the row that now runs was started, with the number of its commit.
+    running: Option<(Asked, u32)>,
+    observed: Option<u32>,
+    last_success: Option<u32>,
+    /// Something that was not skipped has ended since the last success.
+    failed_since: bool,
+    /// What the next commit may be compared with.
+    skip_base: Option<u32>,
+    /// A row that is newer than the running one was cancelled: it stays the last one when that has ended.
+    cancelled_behind: bool,
+    /// A commit was found that nobody asked to deploy.
+    is_shown: bool,
+    unsettled: Option<DeploymentId>,
 }
 
 impl Owed {
-    fn accept(&mut self, asked: Asked) {
-        self.waiting = Some(self.waiting.take().unwrap_or_default().and(asked));
+    fn accept(&mut self, trigger: Trigger, asked: Asked) {
+        let Some(had) = self.waiting.take() else {
+            self.waiting = Some(asked);
+            return;
+        };
+        let person = matches!(trigger, Trigger::Api | Trigger::Cli);
+        self.waiting = Some(Asked {
+            pull: had.pull || asked.pull,
+            recreate: had.recreate || asked.recreate,
+            adopt: had.adopt || asked.adopt,
+            commit: if person { asked.commit } else { had.commit },
+        });
     }
 
-    fn start(&mut self) {
-        self.running = self.waiting.take();
+    fn start(&mut self, number: u32, tip: u32) {
+        self.running = self.waiting.take().map(|asked| (asked, number));
+        self.observed = Some(tip);
+        self.is_shown = false;
     }
 
-    /// Settled: done, or failed for good.
-    fn settle(&mut self) {
-        self.running = None;
+    /// Whether a poll of this commit is about what runs already.
+    fn is_deployed(&self, tip: u32) -> bool {
+        let is_last = self.last_success == Some(tip) && !self.failed_since && self.running.is_none();
+        is_last || self.running.as_ref().is_some_and(|(_, number)| *number == tip)
+    }
+
+    /// The row that ran has ended, and so.
+    fn end(&mut self, outcome: &Outcome) {
+        let (asked, number) = self.running.take().expect("it ran");
+        if !matches!(outcome, Outcome::Skipped { .. }) {
+            self.failed_since = !matches!(outcome, Outcome::Success);
+            self.skip_base = None;
+        }
+        match outcome {
+            Outcome::Success => {
+                self.last_success = Some(number);
+                self.skip_base = Some(number);
+            }
+            Outcome::Failed { chance: Chance::Final, .. } => self.skip_base = self.last_success.map(|_| number),
+            Outcome::Failed { chance: Chance::CanPass, .. } => self.again(asked, number),
+            Outcome::Skipped { .. } | Outcome::Superseded { .. } | Outcome::Cancelled { .. } => {}
+        }
+        if std::mem::take(&mut self.cancelled_behind) {
+            self.skip_base = None;
+        }
     }
 
     /// It is tried again.
-    fn put_back(&mut self) {
-        if let Some(asked) = self.running.take() {
-            self.accept(asked);
-        }
+    fn again(&mut self, asked: Asked, number: u32) {
+        let commit = if self.is_manual { earlier(number).commit } else { asked.commit };
+        self.accept(Trigger::Retry, Asked { commit, ..asked });
     }
 }
 
@@ -45,15 +93,17 @@ struct World {
     scene: Scene,
     random: Random,
     now: i64,
+    ids: [RepositoryId; 2],
     owed: HashMap<RepositoryId, Owed>,
 }
 
 #[test]
 fn no_accepted_trigger_is_lost_whatever_happens() {
     for seed in 1..=SEQUENCES {
-        let scene = scene();
-        let owed = [scene.id("media"), scene.id("web")].map(|id| (id, Owed::default())).into();
-        let mut world = World { scene, random: Random(seed), now: 0, owed };
+        let scene = scene_with(&[manual(home(&["media", "web"]), "web")], 200);
+        let ids = [scene.id("media"), scene.id("web")];
+        let owed = ids.map(|id| (id, Owed { is_manual: id == ids[1], ..Owed::default() })).into();
+        let mut world = World { scene, random: Random(seed), now: 0, ids, owed };
         for _ in 0..STEPS {
             let step = world.step();
             world.check(&format!("sequence {seed}, at {} after: {step}", world.now));
@@ -65,66 +115,126 @@ fn no_accepted_trigger_is_lost_whatever_happens() {
 impl World {
     fn step(&mut self) -> &'static str {
         self.now += i64::from(self.random.below(400));
-        let now = at(self.now);
-        let id = [self.scene.id("media"), self.scene.id("web")][self.random.below(2) as usize];
-        match self.random.below(10) {
-            0..=2 => {
-                let trigger = Trigger::ALL[self.random.below(5) as usize];
-                let asked = [NOTHING, RECREATE, PULL][self.random.below(3) as usize].clone();
-                self.scene.store.enqueue(id, trigger, asked.clone(), now).unwrap();
-                self.owed.get_mut(&id).unwrap().accept(asked);
-                "a trigger"
-            }
-            3 => {
-                let tip = hash(self.random.below(4));
-                let queued: Option<Queued> = self.scene.check_found(id, &tip, now).unwrap();
-                if queued.is_some() {
-                    self.owed.get_mut(&id).unwrap().accept(Asked::default());
-                }
-                "a check"
-            }
-            4 | 5 => self.start(id),
-            6 | 7 => self.finish(id),
-            8 => {
-                self.scene.store.enqueue_due_retries(now).unwrap();
+        let id = self.ids[self.random.below(2) as usize];
+        match self.random.below(14) {
+            0..=2 => self.trigger(id),
+            3 | 4 => self.check_remote(id),
+            5 | 6 => self.start(id),
+            7..=9 => self.finish(id),
+            10 => {
+                self.scene.store.enqueue_due_retries(at(self.now)).unwrap();
                 "due retries"
             }
-            _ => {
-                self.scene = self.scene.killed();
-                self.scene.store.recover(now).unwrap();
-                self.owed.values_mut().for_each(Owed::put_back);
-                "a kill"
+            11 => self.cancel(id),
+            12 => {
+                self.scene.store.settled(id).unwrap();
+                self.owed(id).unsettled = None;
+                "settling"
             }
+            _ => self.kill(),
         }
+    }
+
+    fn owed(&mut self, id: RepositoryId) -> &mut Owed {
+        self.owed.get_mut(&id).unwrap()
+    }
+
+    fn trigger(&mut self, id: RepositoryId) -> &'static str {
+        let now = at(self.now);
+        let trigger = Trigger::ALL[self.random.below(5) as usize];
+        if trigger == Trigger::Config {
+            let queued = self.scene.store.configuration_changed(id, now).unwrap();
+            let owed = self.owed(id);
+            match queued {
+                Some(_) => owed.accept(trigger, NOTHING),
+                None => owed.is_shown = true,
+            }
+            assert_eq!(queued.is_none(), owed.is_manual);
+            return "a changed configuration";
+        }
+        let person = matches!(trigger, Trigger::Api | Trigger::Cli);
+        if person || !self.owed(id).is_manual {
+            let number = self.random.below(4);
+            let asked = [NOTHING, RECREATE, PULL, if person { earlier(number) } else { NOTHING }];
+            let asked = asked[self.random.below(4) as usize].clone();
+            self.scene.store.enqueue(id, trigger, asked.clone(), now).unwrap();
+            self.owed(id).accept(trigger, asked);
+        }
+        "a trigger"
+    }
+
+    fn check_remote(&mut self, id: RepositoryId) -> &'static str {
+        let tip = self.random.below(4);
+        let queued: Option<Queued> = self.scene.check_found(id, &hash(tip), at(self.now)).unwrap();
+        let owed = self.owed(id);
+        let is_news = owed.observed.replace(tip) != Some(tip);
+        let is_deployed = owed.is_deployed(tip);
+        assert_eq!(queued.is_some(), is_news && !is_deployed && !owed.is_manual);
+        if owed.is_manual && is_news {
+            owed.is_shown = !is_deployed;
+        }
+        if queued.is_some() {
+            owed.accept(Trigger::Poll, NOTHING);
+        }
+        "a check"
     }
 
     fn start(&mut self, id: RepositoryId) -> &'static str {
         let pending = self.of(id, Status::Pending);
         if let ([pending], []) = (pending.as_slice(), self.of(id, Status::Running).as_slice()) {
-            let owed = self.owed.get_mut(&id).unwrap();
-            let wanted = owed.waiting.clone().expect("a pending row stands for a trigger");
+            let wanted = self.owed(id).waiting.clone().expect("a pending row stands for a trigger");
             assert_eq!(pending.asked, wanted, "what was asked for is asked of the row, and nothing else");
-            self.scene.start(pending.id, self.random.below(4), self.now);
-            owed.start();
+            let tip = self.random.below(4);
+            let number = (0..4).find(|number| earlier(*number).commit == wanted.commit).unwrap_or(tip);
+            self.scene.store.start(pending.id, "configuration 1", at(self.now)).unwrap();
+            self.scene.store.checked_out(pending.id, &commit(number), &hash(tip)).unwrap();
+            self.owed(id).start(number, tip);
         }
         "a start"
     }
 
     fn finish(&mut self, id: RepositoryId) -> &'static str {
         if let [running] = self.of(id, Status::Running).as_slice() {
-            let owed = self.owed.get_mut(&id).unwrap();
-            let outcome = match self.random.below(3) {
-                0 => Outcome::Success,
-                1 => failed("unhealthy"),
-                _ => can_pass("network"),
+            let outcome = match self.random.below(6) {
+                0 => failed("unhealthy"),
+                1 => can_pass("network"),
+                2 => superseded("by a newer commit"),
+                3 => cancelled("by ada"),
+                4 if !running.forced && self.owed(id).skip_base.is_some() => skipped(),
+                _ => Outcome::Success,
             };
-            match outcome {
-                Outcome::Failed { chance: crate::model::Chance::CanPass, .. } => owed.put_back(),
-                _ => owed.settle(),
-            }
             self.scene.finish(running.id, &outcome, self.now);
+            self.owed(id).end(&outcome);
         }
         "an end"
+    }
+
+    fn cancel(&mut self, id: RepositoryId) -> &'static str {
+        if let [pending] = self.of(id, Status::Pending).as_slice() {
+            assert!(self.scene.store.cancel_pending(pending.id, at(self.now)).unwrap());
+            let owed = self.owed(id);
+            (owed.waiting, owed.skip_base) = (None, None);
+            owed.cancelled_behind = owed.running.is_some();
+            return "a cancelled row";
+        }
+        if let Some(last) = self.scene.store.last_outcome(id).unwrap() {
+            let waited = self.scene.store.cancel_retry(last.id).unwrap();
+            assert_eq!(self.owed(id).waiting.take().is_some(), waited, "without a row it is a retry that waits");
+        }
+        "a cancelled retry"
+    }
+
+    fn kill(&mut self) -> &'static str {
+        self.scene = self.scene.killed();
+        let interrupted = self.scene.store.recover(at(self.now)).unwrap();
+        for row in interrupted {
+            let owed = self.owed(row.repository_id);
+            let (asked, number) = owed.running.take().expect("it ran");
+            owed.again(asked, number);
+            (owed.failed_since, owed.skip_base, owed.cancelled_behind) = (true, None, false);
+            owed.unsettled = Some(row.id);
+        }
+        "a kill"
     }
 
     fn of(&self, id: RepositoryId, status: Status) -> Vec<DeploymentRecord> {
@@ -133,35 +243,47 @@ impl World {
     }
 
     fn check(&self, place: &str) {
+        let store = &self.scene.store;
         for (&id, owed) in &self.owed {
             let (pending, running) = (self.of(id, Status::Pending), self.of(id, Status::Running));
             assert!(pending.len() <= 1 && running.len() <= 1, "{place}");
-            let record = self.scene.store.repository(id).unwrap().unwrap();
+            let record = store.repository(id).unwrap().unwrap();
             let stands = !pending.is_empty() || record.retry_at.is_some();
             assert_eq!(stands, owed.waiting.is_some(), "a row or a retry stands for what is owed: {place}");
             assert!(pending.is_empty() || record.retry_at.is_none(), "never both: {place}");
             assert_eq!(running.is_empty(), owed.running.is_none(), "{place}");
-            let newest: Option<DeploymentId> = pending.first().or(running.first()).map(|row| row.id);
-            if newest.is_some() {
-                assert_eq!(record.last_deployment.map(|row| row.id), newest, "{place}");
+            if !running.is_empty() {
+                assert_eq!(record.status, Some(Status::Running), "{place}");
+            } else if let Some(pending) = pending.first() {
+                assert_eq!(record.status, Some(Status::Pending), "{place}");
+                assert_eq!(record.last_deployment.as_ref(), Some(pending), "{place}");
             }
+            assert_eq!(record.last_commit_hash, owed.last_success.map(hash), "{place}");
+            assert_eq!(record.observed_commit, owed.observed.map(hash), "{place}");
+            assert_eq!(record.waiting, owed.is_shown, "{place}");
+            assert_eq!(store.skip_base(id).unwrap(), owed.skip_base.map(hash), "{place}");
+            assert_eq!(store.unsettled(id).unwrap().map(|row| row.id), owed.unsettled, "{place}");
         }
     }
 
     /// From any state, a worker that goes on comes to rest with nothing owed.
     fn settle_all(&mut self, seed: u64) {
-        for id in [self.scene.id("media"), self.scene.id("web")] {
+        for id in self.ids {
             for _ in 0..4 {
                 self.now += 15 * 60;
                 self.scene.store.enqueue_due_retries(at(self.now)).unwrap();
                 if let [running] = self.of(id, Status::Running).as_slice() {
                     self.scene.finish(running.id, &Outcome::Success, self.now);
-                    self.owed.get_mut(&id).unwrap().settle();
+                    self.owed(id).end(&Outcome::Success);
                 }
                 self.start(id);
             }
             self.check(&format!("sequence {seed}, at rest"));
             assert!(self.owed[&id].waiting.is_none() && self.owed[&id].running.is_none(), "sequence {seed}");
+            let sql =
+                "SELECT count(*) FROM deployments WHERE repository_id = ?1 AND status = 'skipped' AND only_polled";
+            let skipped_polls: u32 = self.scene.shell().query_row(sql, [id], |row| row.get(0)).unwrap();
+            assert!(skipped_polls <= 1, "sequence {seed}");
         }
     }
 }

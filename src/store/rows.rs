@@ -5,14 +5,16 @@ use std::str::FromStr;
 use jiff::Timestamp;
 use rusqlite::Row;
 use rusqlite::types::{Type, Value};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::StoreError;
-use crate::model::{Asked, Commit, DeploymentRecord, RepositoryName};
+use crate::model::{Commit, DeploymentRecord, RepositoryName, Status};
 
 /// What [`deployment`] reads, of `deployments d`, `repositories r` and `projects p`.
 pub(super) const DEPLOYMENT_COLUMNS: &str = "d.id, d.repository_id, p.name, r.name, d.commit_hash, d.commit_subject, \
      d.commit_author, d.status, d.\"trigger\", d.forced, d.attempt, d.asked, d.error, d.created_at, d.started_at, \
-     d.finished_at, d.up_began";
+     d.finished_at, d.up_began, d.ending";
 
 /// A deployment, from [`DEPLOYMENT_COLUMNS`] that begin at the column `first`.
 pub(super) fn deployment(row: &Row, first: usize) -> rusqlite::Result<DeploymentRecord> {
@@ -29,25 +31,28 @@ pub(super) fn deployment(row: &Row, first: usize) -> rusqlite::Result<Deployment
         trigger: word(row, first + 8)?,
         forced: row.get(first + 9)?,
         attempt: row.get(first + 10)?,
-        asked: asked(row, first + 11)?,
+        asked: json(row, first + 11)?,
         error: row.get(first + 12)?,
         created_at: time(row, first + 13)?,
         started_at: optional_time(row, first + 14)?,
         finished_at: optional_time(row, first + 15)?,
         up_began: row.get(first + 16)?,
+        ending: optional_word(row, first + 17)?,
     })
 }
 
 /// The id, in SQL, of the last deployment that ended and was not skipped, of the repository that `repository_id` (SQL
-/// too) is.
+/// too) is; 0 where there is none.
 pub(super) fn last_outcome_of(repository_id: &str) -> String {
-    let last = |status: &str| {
-        format!(
-            "ifnull((SELECT max(id) FROM deployments INDEXED BY deployments_by_repository_and_status \
-             WHERE repository_id = {repository_id} AND status = '{status}'), 0)"
-        )
-    };
-    format!("max({}, {})", last("success"), last("failed"))
+    format!("max({}, {})", last_with(repository_id, Status::Success), last_with(repository_id, Status::Failed))
+}
+
+/// The id, in SQL, of a repository's last deployment with this status; 0 where there is none.
+pub(super) fn last_with(repository_id: &str, status: Status) -> String {
+    format!(
+        "ifnull((SELECT max(id) FROM deployments INDEXED BY deployments_by_repository_and_status \
+         WHERE repository_id = {repository_id} AND status = '{status}'), 0)"
+    )
 }
 
 /// A text, empty where the column is null.
@@ -77,15 +82,14 @@ where
     }
 }
 
-/// What was asked of a deployment, stored as JSON.
-pub(super) fn asked(row: &Row, column: usize) -> rusqlite::Result<Asked> {
+/// A value that is stored as JSON.
+pub(super) fn json<T: DeserializeOwned>(row: &Row, column: usize) -> rusqlite::Result<T> {
     serde_json::from_str(row.get_ref(column)?.as_str()?).map_err(|error| damaged(column, error))
 }
 
-/// What was asked of a deployment as it is stored.
-pub(super) fn stored_asked(asked: &Asked) -> Result<String, StoreError> {
-    serde_json::to_string(asked)
-        .map_err(|error| StoreError::Refused(format!("what was asked cannot be stored: {error}")))
+/// A value as JSON, as it is stored.
+pub(super) fn stored_json(value: &impl Serialize) -> Result<String, StoreError> {
+    serde_json::to_string(value).map_err(|error| StoreError::Refused(format!("it cannot be stored: {error}")))
 }
 
 /// A time, stored as milliseconds since the epoch.

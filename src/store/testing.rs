@@ -1,12 +1,13 @@
 //! What the tests of the store share.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
 use jiff::Timestamp;
 use tempfile::TempDir;
 
-use super::{Found, Outcome, ProjectSpec, Queued, RepositorySpec, Store, StoreError, open};
+use super::{BroughtUp, Found, Outcome, ProjectSpec, Queued, RepositorySpec, Store, StoreError, open};
 use crate::model::{
     Asked, Chance, Commit, CommitHash, DeploymentId, DeploymentRecord, RepositoryId, RepositoryName, RepositoryRecord,
     Trigger,
@@ -15,6 +16,11 @@ use crate::model::{
 pub(super) const NOTHING: Asked = Asked { pull: false, recreate: false, adopt: false, commit: None };
 pub(super) const PULL: Asked = Asked { pull: true, recreate: false, adopt: false, commit: None };
 pub(super) const RECREATE: Asked = Asked { pull: false, recreate: true, adopt: false, commit: None };
+
+/// An earlier commit of the branch, instead of its tip.
+pub(super) fn earlier(number: u32) -> Asked {
+    Asked { commit: Some((&hash(number)).into()), ..NOTHING }
+}
 
 /// A store of its own, with the project `home` and its repositories `media` and `web`.
 pub(super) struct Scene {
@@ -68,7 +74,7 @@ impl Scene {
     /// Starts a pending row, with the commit `number` checked out.
     pub(super) fn start(&self, id: DeploymentId, number: u32, seconds: i64) {
         self.store.start(id, "configuration 1", at(seconds)).unwrap();
-        self.store.checked_out(id, &commit(number)).unwrap();
+        self.store.checked_out(id, &commit(number), &hash(number)).unwrap();
     }
 
     pub(super) fn finish(&self, id: DeploymentId, outcome: &Outcome, seconds: i64) {
@@ -95,6 +101,14 @@ impl Scene {
     pub(super) fn shell(&self) -> rusqlite::Connection {
         rusqlite::Connection::open(self.folder.path().join(open::DATABASE_FILE)).unwrap()
     }
+}
+
+/// Enqueues what is due, starts it, and answers its id and its number of the try.
+pub(super) fn next_try(scene: &Scene, seconds: i64) -> DeploymentId {
+    let queued = scene.store.enqueue_due_retries(at(seconds)).unwrap();
+    assert_eq!(queued.len(), 1, "one retry is due");
+    scene.start(queued[0].deployment_id, 1, seconds);
+    queued[0].deployment_id
 }
 
 pub(super) fn copy_files(from: &Path, to: &Path) {
@@ -137,8 +151,42 @@ fn spec(project: &str, name: &str) -> RepositorySpec {
         path: "./".to_owned(),
         local_path: format!("/deployments/{project}/{name}"),
         check_interval_seconds: 300,
+        is_manual: false,
         config_hash: "configuration 1".to_owned(),
     }
+}
+
+/// Makes a repository of a project one whose commits are deployed only when somebody asks.
+pub(super) fn manual(mut project: ProjectSpec, name: &str) -> ProjectSpec {
+    for repository in project.repositories.iter_mut().filter(|repository| repository.name == name) {
+        repository.is_manual = true;
+    }
+    project
+}
+
+pub(super) fn brought_up(compose_project: &str, services: &[&str], volumes: &[&str]) -> BroughtUp {
+    BroughtUp {
+        compose_project: compose_project.to_owned(),
+        folder: format!("/deployments/home/{compose_project}").into(),
+        services: names(services),
+        volumes: names(volumes),
+    }
+}
+
+pub(super) fn names(names: &[&str]) -> BTreeSet<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+pub(super) fn skipped() -> Outcome {
+    Outcome::Skipped { reason: "nothing under watch_paths changed".to_owned() }
+}
+
+pub(super) fn superseded(error: &str) -> Outcome {
+    Outcome::Superseded { error: error.to_owned() }
+}
+
+pub(super) fn cancelled(error: &str) -> Outcome {
+    Outcome::Cancelled { error: error.to_owned() }
 }
 
 pub(super) fn failed(error: &str) -> Outcome {

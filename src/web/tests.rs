@@ -4,7 +4,9 @@
 
 mod access;
 mod api;
+mod hands_on;
 
+use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
@@ -20,8 +22,8 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::config::{Environment, Problem, Severity};
-use crate::model::{Asked, Commit, DeploymentId, LogLevel, Trigger};
-use crate::store::{Outcome, ProjectSpec, RepositorySpec};
+use crate::model::{Asked, Commit, CommitHash, CommitPrefix, DeploymentId, Ending, LogLevel, Trigger};
+use crate::store::{BroughtUp, Outcome, ProjectSpec, RepositorySpec};
 
 /// Nothing in these tests takes longer, unless it is broken.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -31,6 +33,8 @@ struct FakeDaemon {
     docker_problem: Mutex<Option<String>>,
     wakes: AtomicUsize,
     checked: Mutex<Vec<RepositoryId>>,
+    /// What runs, and is asked to end; with what happens at that moment.
+    running: Mutex<HashMap<DeploymentId, Box<dyn FnOnce() + Send>>>,
     /// Notifiers of the repository `held` take as long as somebody else has this.
     held: Mutex<()>,
     holding: AtomicUsize,
@@ -46,9 +50,17 @@ impl Daemon for FakeDaemon {
         self.wakes.fetch_add(1, Ordering::SeqCst);
     }
 
+    fn cancel_running(&self, _: RepositoryId, deployment: DeploymentId) -> bool {
+        let Some(at_that_moment) = self.running.lock().unwrap().remove(&deployment) else { return false };
+        at_that_moment();
+        true
+    }
+
     fn check_now(&self, id: RepositoryId) {
         self.checked.lock().unwrap().push(id);
     }
+
+    fn forgotten(&self, _: &[RepositoryName]) {}
 
     fn docker_problem(&self) -> Option<String> {
         self.docker_problem.lock().unwrap().clone()
@@ -97,6 +109,7 @@ fn spec(name: &str, repositories: &[&str]) -> ProjectSpec {
         path: ".".to_owned(),
         local_path: format!("/srv/{key}"),
         check_interval_seconds: 300,
+        is_manual: false,
         config_hash: "1".to_owned(),
     };
     ProjectSpec {
@@ -132,6 +145,7 @@ impl Scene {
             docker_problem: Mutex::default(),
             wakes: AtomicUsize::new(0),
             checked: Mutex::default(),
+            running: Mutex::default(),
             held: Mutex::default(),
             holding: AtomicUsize::new(0),
             started_at: Instant::now(),
@@ -178,8 +192,9 @@ impl Scene {
     fn start_deployment(&self, name: &str) -> DeploymentId {
         let id = self.queue(name);
         self.store.start(id, "1", Timestamp::now()).unwrap();
-        let hash = format!("{id:040x}").parse().unwrap();
-        self.store.checked_out(id, &Commit { hash, subject: "Say hello".into(), author: "Ada".into() }).unwrap();
+        let hash: CommitHash = format!("{id:040x}").parse().unwrap();
+        let commit = Commit { hash: hash.clone(), subject: "Say hello".into(), author: "Ada".into() };
+        self.store.checked_out(id, &commit, &hash).unwrap();
         id
     }
 

@@ -83,15 +83,18 @@ impl Client {
         args: impl IntoIterator<Item = A>,
         limit: &Limit,
     ) -> Result<Captured, StepError> {
-        self.docker().args(args).capture(&limit.at_most(QUESTION_LIMIT), MAX_ANSWER_BYTES).map_err(
-            |error| match error {
+        // Nobody waits for one that does not listen: cutting a question off harms nothing.
+        self.docker()
+            .args(args)
+            .grace(Duration::ZERO)
+            .capture(&limit.at_most(QUESTION_LIMIT), MAX_ANSWER_BYTES)
+            .map_err(|error| match error {
                 CommandError::TimedOut { .. } if !limit.is_over() => StepError::for_now(format!(
                     "{what} gave no answer within {} s: look at Docker (`systemctl status docker`)",
                     QUESTION_LIMIT.as_secs()
                 )),
                 error => explain::not_run(what, &error, Chance::CanPass),
-            },
-        )
+            })
     }
 
     /// Whether Docker answers: a ping on its socket, or the client's own question where Docker is elsewhere.

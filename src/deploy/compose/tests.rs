@@ -2,12 +2,20 @@
 //! executable (`FOLDER/cli-plugins/docker-compose`, so that FOLDER can be a `DOCKER_CONFIG`).
 #![allow(clippy::disallowed_methods, reason = "tests read the environment that they run in")]
 
+mod heal;
+mod odd;
+mod taking_over;
+mod together;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use jiff::Timestamp;
 
+use super::up::wishes;
 use super::*;
+use crate::config::project::{Build, Pull};
+use crate::deploy::Containers;
 use crate::model::Asked;
 use crate::secrets::{Secret, env_file};
 
@@ -44,6 +52,13 @@ struct Lab {
 
 impl Lab {
     fn run(yaml: &str, check: impl Fn(&mut Lab)) {
+        for environment in Lab::environments() {
+            check(&mut Lab::new(environment, yaml));
+        }
+    }
+
+    /// One for each version of Compose that is there.
+    fn environments() -> Vec<Vec<(OsString, OsString)>> {
         let mut common =
             ["PATH", "HOME"].map(|name| (name.into(), std::env::var_os(name).unwrap_or_default())).to_vec();
         common.push(("TZ".into(), "UTC".into()));
@@ -52,9 +67,7 @@ impl Lab {
             let config = Path::new(&executable).ancestors().nth(2).expect("FOLDER/cli-plugins/docker-compose");
             environments.push([&common[..], &[("DOCKER_CONFIG".into(), config.into())]].concat());
         }
-        for environment in environments {
-            check(&mut Lab::new(environment, yaml));
-        }
+        environments
     }
 
     fn new(environment: Vec<(OsString, OsString)>, yaml: &str) -> Lab {
@@ -76,7 +89,7 @@ impl Lab {
             pull: Pull::Missing,
             asked: Asked::default(),
         };
-        let compose = Compose { client: Client::new(Path::new("docker"), environment) };
+        let compose = Compose::with(Client::new(Path::new("docker"), environment));
         Lab { compose, stack, folder, log: Lines::default() }
     }
 
@@ -110,6 +123,11 @@ impl Lab {
         self.compose.wait(&plan, &timing, &Limit::after(LIMIT), &mut self.log)
     }
 
+    /// A second compose project, for what somebody else made.
+    fn other_project(&self) -> String {
+        format!("{}-other", self.stack.default_project)
+    }
+
     fn docker(&self, args: &[&str]) -> String {
         let answer = self.compose.client.ask("docker", args, &Limit::after(LIMIT)).unwrap();
         String::from_utf8(answer.stdout).unwrap().trim().to_owned()
@@ -118,15 +136,18 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        let label = format!("label=com.docker.compose.project={}", self.stack.default_project);
-        for (list, remove) in [
-            (&["ps", "-aq", "--filter", &label][..], &["rm", "-f"][..]),
-            (&["network", "ls", "-q", "--filter", &label], &["network", "rm"]),
-            (&["image", "ls", "-q", "--filter", &label], &["image", "rm", "-f"]),
-        ] {
-            let listed = self.docker(list);
-            if !listed.is_empty() {
-                self.docker(&remove.iter().copied().chain(listed.split_whitespace()).collect::<Vec<_>>());
+        for project in [self.stack.default_project.clone(), self.other_project()] {
+            let label = format!("label=com.docker.compose.project={project}");
+            for (list, remove) in [
+                (&["ps", "-aq", "--filter", &label][..], &["rm", "-f"][..]),
+                (&["network", "ls", "-q", "--filter", &label], &["network", "rm"]),
+                (&["image", "ls", "-q", "--filter", &label], &["image", "rm", "-f"]),
+                (&["volume", "ls", "-q", "--filter", &label], &["volume", "rm"]),
+            ] {
+                let listed = self.docker(list);
+                if !listed.is_empty() {
+                    self.docker(&remove.iter().copied().chain(listed.split_whitespace()).collect::<Vec<_>>());
+                }
             }
         }
     }
@@ -374,6 +395,8 @@ fn what_can_pass_is_told_from_what_cannot() {
         let here = std::mem::replace(&mut lab.compose.client, gone);
         let error = lab.compose.up(&lab.stack, &plan, &plain(), &Limit::after(LIMIT), &mut lab.log).unwrap_err();
         lab.compose.client = here;
+        assert_eq!(error.containers, Containers::Untouched);
+        let error = error.error;
         assert!(error.message.contains("systemctl status docker"), "{error}");
         assert_eq!(error.chance, Chance::CanPass);
     });
@@ -388,11 +411,15 @@ fn the_limit_can_pass_only_before_a_container_changed() {
         "services: {a: {image: 'shiparr-test/busybox:1', command: sleep 1000, init: true, healthcheck: {test: 'false', interval: 60s}}, \
          b: {image: 'shiparr-test/busybox:1', command: sleep 1000, init: true, depends_on: {a: {condition: service_healthy}}}}"
     .to_owned();
-    for (yaml, chance) in [(yaml, Chance::CanPass), (never_healthy, Chance::Final)] {
+    for (yaml, chance, containers) in
+        [(yaml, Chance::CanPass, Containers::Untouched), (never_healthy, Chance::Final, Containers::Interrupted)]
+    {
         Lab::run(&yaml, |lab| {
             let plan = lab.plan().unwrap();
             let limit = Limit::after(Duration::from_secs(3));
             let error = lab.compose.up(&lab.stack, &plan, &plain(), &limit, &mut lab.log).unwrap_err();
+            assert_eq!(error.containers, containers, "{}", lab.log.text());
+            let error = error.error;
             assert!(error.message.contains("time limit") && error.message.contains("`timeout`"), "{error}");
             assert_eq!(error.chance, chance, "{}", lab.log.text());
         });

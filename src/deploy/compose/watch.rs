@@ -6,6 +6,12 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use serde::Deserialize;
 
+/// What to do about a service that ends and is meant to.
+const LABEL_IT: &str = "if it is meant to end, label it `shiparr.oneshot: \"true\"`";
+
+/// Docker's own, where a container says nothing.
+const DEFAULT_STOP_GRACE: Duration = Duration::from_secs(10);
+
 /// A container as `docker inspect` shows it, as far as it matters here.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -25,6 +31,9 @@ pub struct Container {
 struct State {
     status: String,
     exit_code: i64,
+    /// Why Docker could not start it.
+    #[serde(default)]
+    error: String,
     started_at: String,
     health: Option<Health>,
 }
@@ -39,12 +48,16 @@ struct Health {
 #[serde(rename_all = "PascalCase")]
 struct Config {
     labels: Option<BTreeMap<String, String>>,
+    stop_timeout: Option<i64>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct HostConfig {
     restart_policy: Option<RestartPolicy>,
+    network_mode: Option<String>,
+    ipc_mode: Option<String>,
+    pid_mode: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -66,8 +79,38 @@ impl Container {
         unhealthy || ended || self.state.status == "restarting"
     }
 
-    fn service(&self) -> Option<&str> {
+    /// Whether it does not run, and does not restart either.
+    pub fn is_stopped(&self) -> bool {
+        matches!(self.state.status.as_str(), "created" | "exited" | "dead")
+    }
+
+    /// Whether it was made and nothing more.
+    pub fn was_never_started(&self) -> bool {
+        self.state.status == "created"
+    }
+
+    /// Ids of the containers in whose network or other namespaces it runs.
+    pub fn shares_with(&self) -> impl Iterator<Item = &str> {
+        let HostConfig { network_mode, ipc_mode, pid_mode, .. } = &self.host_config;
+        [network_mode, ipc_mode, pid_mode].into_iter().filter_map(|mode| mode.as_deref()?.strip_prefix("container:"))
+    }
+
+    /// How long Docker waits between asking it to stop and killing it.
+    pub fn stop_grace(&self) -> Duration {
+        self.config
+            .stop_timeout
+            .map_or(DEFAULT_STOP_GRACE, |seconds| Duration::from_secs(seconds.try_into().unwrap_or(0)))
+    }
+
+    /// Its service.
+    pub fn service(&self) -> Option<&str> {
         self.config.labels.as_ref()?.get("com.docker.compose.service").map(String::as_str)
+    }
+
+    /// Whether Docker could not start it because of what it mounts, and would have started it by itself.
+    pub fn could_not_mount(&self) -> bool {
+        let is_down = matches!(self.state.status.as_str(), "created" | "exited");
+        is_down && self.state.error.contains("mount") && self.restarts_by_itself()
     }
 
     fn restarts_by_itself(&self) -> bool {
@@ -106,6 +149,8 @@ pub enum Verdict {
         containers: Vec<(String, String)>,
         /// Time until something is due that no event tells.
         settles_in: Option<Duration>,
+        /// Whether a service has fewer containers than it should.
+        is_short: bool,
     },
     /// Containers that failed, by id and name, and what happened to each.
     Bad(Vec<Failure>),
@@ -123,7 +168,7 @@ pub struct Failure {
 }
 
 /// When containers are looked at: on Docker's clock, which can be set, and on one that cannot.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Now {
     wall: Timestamp,
     steady: Instant,
@@ -133,6 +178,11 @@ impl Now {
     /// This moment.
     pub fn read() -> Now {
         Now { wall: Timestamp::now(), steady: Instant::now() }
+    }
+
+    /// Whether it is not before `moment`.
+    pub fn is_after(&self, moment: Instant) -> bool {
+        self.steady >= moment
     }
 }
 
@@ -159,9 +209,8 @@ impl Watch {
         let (mut waits_for, mut waiting, mut settles_in) = (Vec::new(), Vec::new(), None::<Duration>);
         let mut seen: BTreeMap<&str, u32> = BTreeMap::new();
         for container in containers {
-            let Some(service) = container.service().filter(|service| expected.services.contains_key(*service)) else {
-                continue;
-            };
+            let is_active = |service: &&str| expected.services.get(*service).is_some_and(|count| *count > 0);
+            let Some(service) = container.service().filter(is_active) else { continue };
             *seen.entry(service).or_default() += 1;
             let (id, name) = (container.id.clone(), container.name().to_owned());
             match self.standing(container, service, expected, now) {
@@ -175,16 +224,18 @@ impl Watch {
                 }
             }
         }
+        let mut is_short = false;
         for (service, count) in expected.services {
             let there = seen.get(service.as_str()).copied().unwrap_or(0);
             if there < *count {
+                is_short = true;
                 waits_for.push(format!("service {service} has {there} of {count} containers"));
             }
         }
         if !bad.is_empty() {
             Verdict::Bad(bad)
         } else if !waits_for.is_empty() {
-            Verdict::NotYet { waits_for, containers: waiting, settles_in }
+            Verdict::NotYet { waits_for, containers: waiting, settles_in, is_short }
         } else {
             Verdict::Well(warnings)
         }
@@ -199,17 +250,21 @@ impl Watch {
         }
         match state.status.as_str() {
             "exited" | "dead" if one_shot && state.exit_code == 0 => Standing::Well,
-            "exited" if state.exit_code == 0 && !one_shot && !container.restarts_by_itself() => {
-                Standing::WellBut("has exited with 0 and does not run any more (`restart: \"no\"`)".to_owned())
-            }
+            "exited" if state.exit_code == 0 && !one_shot && !container.restarts_by_itself() => Standing::WellBut(
+                format!("has exited with 0 and does not run any more (`restart: \"no\"`); {LABEL_IT}"),
+            ),
+            "exited" if state.exit_code == 0 && !one_shot => Standing::Bad(format!("exited with 0 ({LABEL_IT})")),
             "exited" | "dead" => Standing::Bad(format!("exited with {}", state.exit_code)),
             "running" | "paused" if one_shot => Standing::NotYet("has not ended", None),
-            "running" | "paused" => match state.health.as_ref().map(|health| health.status.as_str()) {
+            // A person did that, and only a person ends it.
+            "paused" => Standing::WellBut("is paused: `docker unpause` lets it go on".to_owned()),
+            "running" => match state.health.as_ref().map(|health| health.status.as_str()) {
                 Some("healthy") => Standing::Well,
                 Some("unhealthy") => Standing::Bad("is unhealthy".to_owned()),
                 Some("starting") => Standing::NotYet("is starting (health check)", None),
                 _ => self.settled(container, expected.settle_time, now),
             },
+            "created" => Standing::NotYet("is created and not started", None),
             _ if one_shot => Standing::NotYet("has not ended", None),
             _ => Standing::NotYet("does not run", None),
         }
@@ -346,13 +401,13 @@ mod tests {
         assert!(matches!(judge(exited(0), &[]), Verdict::Well(warnings) if warnings.len() == 1));
         let mut always = exited(0);
         merge(&mut always, json!({"HostConfig": {"RestartPolicy": {"Name": "unless-stopped"}}}));
-        assert_eq!(bad(&judge(always, &[])), "exited with 0");
+        assert!(bad(&judge(always, &[])).starts_with("exited with 0 (if it is meant to end, label it"));
     }
 
     #[test]
     fn a_one_shot_is_waited_for() {
         assert_eq!(waits(&judge(json!({}), &["a"])), "x-a-1 has not ended");
-        assert_eq!(waits(&judge(json!({"State": {"Status": "created"}}), &["a"])), "x-a-1 has not ended");
+        assert_eq!(waits(&judge(json!({"State": {"Status": "created"}}), &["a"])), "x-a-1 is created and not started");
     }
 
     #[test]
@@ -363,6 +418,38 @@ mod tests {
         let mut watch = Watch::default();
         assert_eq!(judge_with(&mut watch, &old(4), &["a"], &[]), Verdict::Well(vec![]));
         assert!(bad(&judge_with(&mut watch, &old(5), &["a"], &[])).starts_with("restarts"));
+    }
+
+    #[test]
+    fn a_paused_one_is_a_persons_doing_and_one_that_was_never_started_is_waited_for() {
+        let paused = judge(json!({"State": {"Status": "paused", "Health": {"Status": "starting"}}}), &[]);
+        assert!(matches!(paused, Verdict::Well(warnings) if warnings[0].contains("`docker unpause`")));
+        let created = judge(json!({"State": {"Status": "created"}}), &[]);
+        assert_eq!(waits(&created), "x-a-1 is created and not started");
+    }
+
+    #[test]
+    fn one_bad_replica_is_named_and_a_service_scaled_to_none_counts_nothing() {
+        let replica = |number: u32, changes: Value| {
+            let mut value = json!({"Id": format!("id-{number}"), "Name": format!("/x-a-{number}")});
+            merge(&mut value, changes);
+            container("a", value)
+        };
+        let containers = [
+            replica(1, json!({})),
+            replica(2, json!({"State": {"Status": "exited", "ExitCode": 9}})),
+            replica(3, json!({"State": {"Status": "created"}})),
+        ];
+        let judge_count = |count: u32| {
+            let (services, one_shots) = ([("a".to_owned(), count)].into(), BTreeSet::new());
+            let (settle_time, since) = (Duration::from_secs(3), SINCE.parse().unwrap());
+            let expected = Expected { services: &services, one_shots: &one_shots, settle_time, since };
+            let now = Now { wall: NOW.parse().unwrap(), steady: Instant::now() };
+            Watch::default().judge(&containers, &expected, now)
+        };
+        let failure = Failure { id: "id-2".into(), name: "x-a-2".into(), what: "exited with 9".into() };
+        assert_eq!(judge_count(3), Verdict::Bad(vec![failure]));
+        assert_eq!(judge_count(0), Verdict::Well(vec![]));
     }
 
     #[test]

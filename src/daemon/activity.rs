@@ -1,0 +1,216 @@
+//! What goes on with each repository: a deployment, or somebody who works on its stack by hand.
+
+use std::collections::HashMap;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::command::Limit;
+use crate::deploy::control::{Cause, Control};
+use crate::model::{CommitHash, DeploymentId, RepositoryId};
+
+/// All of it, by repository.
+#[derive(Default)]
+pub struct Activities {
+    by_repository: Mutex<HashMap<RepositoryId, Activity>>,
+    changed: Condvar,
+}
+
+/// A deployment that runs.
+#[derive(Clone, Debug)]
+pub struct Running {
+    /// Which.
+    pub deployment: DeploymentId,
+    /// What ends it.
+    pub control: Control,
+    /// Its commit, once its `up` has ended and only the stack's health is waited for.
+    pub waits_with: Option<CommitHash>,
+}
+
+/// Somebody's hands on a stack (`shiparr compose`).
+#[derive(Clone, Debug)]
+pub struct Hands {
+    /// Who, for the rows that wait: `root`, say.
+    pub who: String,
+    /// Cancelled when they must let go.
+    pub limit: Limit,
+}
+
+#[derive(Default)]
+struct Activity {
+    running: Option<Running>,
+    hands: Option<Hands>,
+}
+
+impl Activity {
+    fn is_over(&self) -> bool {
+        self.running.is_none() && self.hands.is_none()
+    }
+}
+
+impl Activities {
+    /// A deployment is about to start. Refused while somebody has their hands on the stack: then who that is.
+    ///
+    /// # Errors
+    /// Who has.
+    pub fn begin(&self, repository: RepositoryId, deployment: DeploymentId, control: &Control) -> Result<(), String> {
+        let mut all = self.lock();
+        let activity = all.entry(repository).or_default();
+        if let Some(hands) = &activity.hands {
+            return Err(hands.who.clone());
+        }
+        activity.running = Some(Running { deployment, control: control.clone(), waits_with: None });
+        Ok(())
+    }
+
+    /// Its `up` has ended; what is left is to wait until the stack is well.
+    pub fn waits(&self, repository: RepositoryId, commit: CommitHash) {
+        if let Some(running) = self.lock().get_mut(&repository).and_then(|activity| activity.running.as_mut()) {
+            running.waits_with = Some(commit);
+        }
+    }
+
+    /// It has ended.
+    pub fn end(&self, repository: RepositoryId) {
+        self.change(repository, |activity| activity.running = None);
+    }
+
+    /// The deployment of a repository that runs now.
+    pub fn running(&self, repository: RepositoryId) -> Option<Running> {
+        self.lock().get(&repository)?.running.clone()
+    }
+
+    /// Ends the deployment of a repository that runs now; whether there was one.
+    pub fn cancel(&self, repository: RepositoryId, deployment: DeploymentId, cause: Cause) -> bool {
+        let running = self.running(repository).filter(|running| running.deployment == deployment);
+        if let Some(running) = &running {
+            running.control.end(cause);
+        }
+        running.is_some()
+    }
+
+    /// Ends everything: Shiparr stops.
+    pub fn stop(&self) {
+        for activity in self.lock().values() {
+            if let Some(running) = &activity.running {
+                running.control.end(Cause::Stop);
+            }
+            if let Some(hands) = &activity.hands {
+                hands.limit.cancel();
+            }
+        }
+    }
+
+    /// Whether a deployment runs.
+    pub fn any_runs(&self) -> bool {
+        self.lock().values().any(|activity| activity.running.is_some())
+    }
+
+    /// Waits until no deployment runs any more, at most `time`; whether that is so.
+    pub fn wait_until_none_runs(&self, time: Duration) -> bool {
+        let until = Instant::now() + time;
+        let mut all = self.lock();
+        while all.values().any(|activity| activity.running.is_some()) {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            all = self.changed.wait_timeout(all, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
+    /// Somebody puts their hands on a stack. Not while a deployment may still change it, nor while others have theirs
+    /// on it.
+    ///
+    /// # Errors
+    /// What is in the way, in one line.
+    pub fn take_hands(&self, repository: RepositoryId, hands: Hands) -> Result<(), String> {
+        let mut all = self.lock();
+        let activity = all.entry(repository).or_default();
+        if let Some(running) = activity.running.as_ref().filter(|running| running.waits_with.is_none()) {
+            let id = running.deployment;
+            return Err(format!("deployment {id} is changing it just now: try again when it has ended, or cancel it"));
+        }
+        if let Some(other) = &activity.hands {
+            return Err(format!("{} works on it with `shiparr compose` already", other.who));
+        }
+        activity.hands = Some(hands);
+        Ok(())
+    }
+
+    /// They let go.
+    pub fn release_hands(&self, repository: RepositoryId) {
+        self.change(repository, |activity| activity.hands = None);
+    }
+
+    /// Who has their hands on a stack.
+    pub fn hands(&self, repository: RepositoryId) -> Option<Hands> {
+        self.lock().get(&repository)?.hands.clone()
+    }
+
+    fn change(&self, repository: RepositoryId, change: impl FnOnce(&mut Activity)) {
+        let mut all = self.lock();
+        if let Some(activity) = all.get_mut(&repository) {
+            change(activity);
+            if activity.is_over() {
+                all.remove(&repository);
+            }
+        }
+        drop(all);
+        self.changed.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<RepositoryId, Activity>> {
+        self.by_repository.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hands(who: &str) -> Hands {
+        Hands { who: who.to_owned(), limit: Limit::after(Duration::from_secs(60)) }
+    }
+
+    fn control() -> Control {
+        Control::new(Duration::from_secs(60))
+    }
+
+    #[test]
+    fn hands_and_deployments_keep_off_each_other_until_up_has_ended() {
+        let activities = Activities::default();
+        activities.begin(1, 7, &control()).unwrap();
+        assert!(activities.take_hands(1, hands("ada")).unwrap_err().contains("deployment 7"));
+        activities.waits(1, "a".repeat(40).parse().unwrap());
+        activities.take_hands(1, hands("ada")).unwrap();
+        assert!(activities.take_hands(1, hands("bob")).unwrap_err().contains("ada"));
+        activities.end(1);
+        assert_eq!(activities.begin(1, 8, &control()), Err("ada".to_owned()));
+        activities.release_hands(1);
+        activities.begin(1, 8, &control()).unwrap();
+        assert!(activities.any_runs() && activities.hands(1).is_none());
+    }
+
+    #[test]
+    fn only_the_deployment_that_is_meant_is_cancelled() {
+        let (activities, control) = (Activities::default(), control());
+        activities.begin(1, 7, &control).unwrap();
+        assert!(!activities.cancel(1, 6, Cause::Cancel) && !activities.cancel(2, 7, Cause::Cancel));
+        assert_eq!(control.cause(), None);
+        assert!(activities.cancel(1, 7, Cause::Cancel));
+        assert_eq!(control.cause(), Some(Cause::Cancel));
+    }
+
+    #[test]
+    fn a_stop_ends_deployments_and_hands_and_waits_for_the_deployments() {
+        let (activities, control, hands) = (Activities::default(), control(), hands("ada"));
+        activities.begin(1, 7, &control).unwrap();
+        activities.take_hands(2, hands.clone()).unwrap();
+        activities.stop();
+        assert!(hands.limit.is_cancelled() && control.cause() == Some(Cause::Stop));
+        assert!(!activities.wait_until_none_runs(Duration::from_millis(1)));
+        activities.end(1);
+        assert!(activities.wait_until_none_runs(Duration::ZERO));
+    }
+}
