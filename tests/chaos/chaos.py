@@ -3,6 +3,7 @@
 import argparse
 import random
 import shutil
+import signal
 import sys
 import time
 import traceback
@@ -249,6 +250,8 @@ def main():
     if unknown := set(faults) - set(FAULTS):
         parser.error(f"unknown faults: {', '.join(sorted(unknown))} (known: {', '.join(FAULTS)})")
 
+    # Whoever ends it at its limit gets the mounts, engines and containers removed too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     print(f"chaos: seed {arguments.seed}, {arguments.engine} engine", flush=True)
     scene, failed, began = Scene(arguments), None, time.monotonic()
     try:
