@@ -339,7 +339,7 @@ fn fill(clone: &Path, is_second: bool) {
 
 #[test]
 fn a_checkout_and_its_putting_back_may_both_be_ended_at_any_moment() {
-    const ROUNDS: u64 = 12;
+    const ROUNDS: u64 = 20;
     let lab = Lab::new();
     let remote = lab.remote(&lab.path("remote.git").display().to_string());
     let clone = lab.path("clone");
@@ -361,9 +361,14 @@ fn a_checkout_and_its_putting_back_may_both_be_ended_at_any_moment() {
     fill(&clone, true);
     lab.push("version", "2");
 
-    let begin = Instant::now();
-    git::fetch_and_checkout(&remote, &checkout, &lab.child, &whole()).unwrap();
-    let time = begin.elapsed();
+    // The second time is what the others will take: nothing is fetched any more.
+    let mut time = Duration::ZERO;
+    for _ in 0..2 {
+        git::put_back(&checkout, &lab.child, &whole()).unwrap();
+        let begin = Instant::now();
+        git::fetch_and_checkout(&remote, &checkout, &lab.child, &whole()).unwrap();
+        time = begin.elapsed();
+    }
     let mut chance = u64::from(std::process::id()) | 1;
     let (mut ended_checkouts, mut ended_backs) = (0, 0);
     for round in 0..ROUNDS {
@@ -391,7 +396,7 @@ fn a_checkout_and_its_putting_back_may_both_be_ended_at_any_moment() {
         let more: Vec<_> = after.keys().filter(|path| !before.contains_key(*path)).collect();
         assert!(more.is_empty(), "round {round}: {more:?}");
     }
-    assert!(ended_checkouts > 3 && ended_backs > 3, "{ended_checkouts} and {ended_backs} were ended early");
+    assert!(ended_checkouts > 1 && ended_backs > 1, "{ended_checkouts} and {ended_backs} were ended early");
     // Nothing of all that is in the way of the next one.
     let done = git::fetch_and_checkout(&remote, &checkout, &lab.child, &whole()).unwrap();
     assert!(matches!(done.done, git::Done::CheckedOut { changed_files } if changed_files > 400));

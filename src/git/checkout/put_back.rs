@@ -242,7 +242,7 @@ impl Back<'_> {
         let path = &step.path.0;
         let like = |oid: &Oid, store: Option<usize>, place: u64| {
             let file = self.tree.open_file(path, OFlags::RDONLY).map_err(|error| io_failed("read", path, error))?;
-            let mut likeness = Likeness::new(File::from(file), stamp.size).from_place(place);
+            let mut likeness = Likeness::new(File::from(file), stamp.size).beginning_at(place);
             let entry = Entry { oid: *oid, kind: Kind::File, source: self.undo.source_of(store) };
             let copied = self.trees.sources.copy(&entry, &mut likeness);
             Ok::<_, Failed>(copied.is_ok().then_some(likeness))

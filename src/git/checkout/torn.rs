@@ -26,7 +26,7 @@ impl<R: Read> Likeness<R> {
     }
 
     /// Looks at what both have in common from a place on, and not from their beginnings.
-    pub fn from_place(self, place: u64) -> Likeness<R> {
+    pub fn beginning_at(self, place: u64) -> Likeness<R> {
         Likeness { same_until: place, ..self }
     }
 
@@ -121,7 +121,7 @@ mod tests {
             let file: &'static [u8] = Vec::leak(file.to_vec());
             let mut first = Likeness::new(file, file.len() as u64);
             first.write_all(before).unwrap();
-            let mut second = Likeness::new(file, file.len() as u64).from_place(first.same_until());
+            let mut second = Likeness::new(file, file.len() as u64).beginning_at(first.same_until());
             after.chunks(3).for_each(|piece| second.write_all(piece).unwrap());
             is_between(&first, &second)
         };
