@@ -267,6 +267,21 @@ pub fn put_back(checkout: &Checkout, child: &Child, limit: &Limit) -> Result<Put
     }
 }
 
+/// Makes the object stores small again where a checkout left that for later, because it takes a while: to be called once
+/// the outcome is recorded. Where there is nothing to do, no child is started.
+///
+/// # Errors
+/// The stores stay as they are, and the next time tries again: worth a line in the log, and nothing else.
+pub fn tidy(checkout: &Checkout, child: &Child, limit: &Limit) -> Result<(), GitError> {
+    if !store::is_marked(&checkout.store) || checkout.can_be_put_back() {
+        return Ok(());
+    }
+    match ask(&Task::Tidy(checkout.clone()), None, child, limit)? {
+        Answer::Tidied => Ok(()),
+        answer => Err(unexpected(&answer)),
+    }
+}
+
 /// Containers are about to be changed: from now on nothing is put back any more. Waits until that is on the disk.
 ///
 /// # Errors

@@ -52,6 +52,18 @@ pub(super) fn put_back(checkout: &Checkout) -> Result<PutBack, GitError> {
     put_back_locked(checkout)
 }
 
+/// Does for the stores what a checkout left for later.
+pub(super) fn tidy(checkout: &Checkout, limit: &Limit) -> Result<(), GitError> {
+    let _lock = store::lock(&checkout.store)?;
+    if checkout.can_be_put_back() {
+        return Ok(());
+    }
+    let keep: Vec<CommitHash> = checkout.siblings.iter().chain(&checkout.checked_out).cloned().collect();
+    store::tidy_marked(&checkout.store, &keep, limit.left()).map_err(|error| {
+        GitError::passing(format!("cannot tidy the object store {}: {}", checkout.store.display(), error.message()))
+    })
+}
+
 fn put_back_locked(checkout: &Checkout) -> Result<PutBack, GitError> {
     let (store, undo_file) = (&checkout.store, checkout.undo_file());
     let mut notes = Vec::new();

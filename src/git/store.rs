@@ -11,6 +11,7 @@ use git2::{ObjectType, Oid, Repository, RepositoryInitOptions, Sort};
 use rustix::fs::{FlockOperation, flock};
 
 use super::{GitError, objects};
+use crate::model::CommitHash;
 
 /// Packs from which on they are made one: a fetch adds one each time.
 pub(super) const MAX_PACKS: usize = 16;
@@ -118,18 +119,26 @@ fn names_in(folder: &Path) -> Vec<String> {
 }
 
 /// Combines packs where there are many, and removes what no reference reaches any more: at once where the store is
-/// small, else [`tidy_marked`] does it. Where it cannot, or takes too long, the store stays as it is.
+/// small, else it is marked for [`tidy_marked`]. Where it cannot, or takes too long, the store stays as it is.
 pub(super) fn tidy(repository: &Repository, left: Duration) {
     let packs = Packs::of(repository);
-    let has_held = repository.references_glob(&format!("{HELD}*")).is_ok_and(|mut held| held.next().is_some());
-    if has_held || packs.largest_bytes + packs.others_bytes > MAX_BYTES_AT_ONCE {
-        // A mark that cannot be written costs space, and is no reason to fail.
+    let is_small = packs.largest_bytes + packs.others_bytes <= MAX_BYTES_AT_ONCE;
+    // Not worth a failed deployment: the next one tries again.
+    let is_tidy = is_small && try_to_tidy(repository, Instant::now() + MAX_PACKING_TIME.min(left / 2)).is_ok();
+    if !is_tidy || holds_garbage(repository).unwrap_or(true) {
         let _ = File::create(repository.path().join(MARK));
     }
-    if packs.largest_bytes + packs.others_bytes <= MAX_BYTES_AT_ONCE {
-        // Not worth a failed deployment: the next one tries again.
-        let _ = try_to_tidy(repository, Instant::now() + MAX_PACKING_TIME.min(left / 2));
+}
+
+/// Whether commits of a history that was rewritten are kept for putting back.
+fn holds_garbage(repository: &Repository) -> Result<bool, git2::Error> {
+    let (mut held, mut others) = (BTreeSet::new(), BTreeSet::new());
+    for reference in repository.references()? {
+        let reference = reference?;
+        let roots = if reference.name().is_some_and(|name| name.starts_with(HELD)) { &mut held } else { &mut others };
+        roots.insert(reference.peel(ObjectType::Any)?.id());
     }
+    Ok(has_left(repository, &held, &others))
 }
 
 /// Whether [`tidy_marked`] has anything to do.
@@ -137,24 +146,24 @@ pub(super) fn is_marked(store: &Path) -> bool {
     stores_in(store).iter().any(|store| store.join(MARK).exists())
 }
 
-/// Tidies a store and those of its submodules, as far as they are marked. Unless `keeps_held`, commits that were kept
-/// for putting back go, too.
+/// Tidies a store and those of its submodules, as far as they are marked. What was held for putting back is so no
+/// longer, but for the commits in `keep`.
 ///
 /// # Errors
 /// libgit2's own, a full disk, or the time.
-pub(super) fn tidy_marked(store: &Path, keeps_held: bool, left: Duration) -> Result<(), git2::Error> {
+pub(super) fn tidy_marked(store: &Path, keep: &[CommitHash], left: Duration) -> Result<(), git2::Error> {
     let deadline = Instant::now() + left / 2;
+    let keep: BTreeSet<String> = keep.iter().map(|commit| format!("{HELD}{}", commit.as_str())).collect();
     for store in stores_in(store).iter().filter(|store| store.join(MARK).exists()) {
         let repository = open(store)?;
-        if !keeps_held {
-            for held in repository.references_glob(&format!("{HELD}*"))? {
-                held?.delete()?;
+        for held in repository.references_glob(&format!("{HELD}*"))? {
+            let mut held = held?;
+            if !held.name().is_some_and(|name| keep.contains(name)) {
+                held.delete()?;
             }
         }
         try_to_tidy(&repository, deadline)?;
-        if !keeps_held {
-            fs::remove_file(store.join(MARK)).map_err(failed)?;
-        }
+        fs::remove_file(store.join(MARK)).map_err(failed)?;
     }
     Ok(())
 }
@@ -175,7 +184,7 @@ fn try_to_tidy(repository: &Repository, deadline: Instant) -> Result<(), git2::E
     let roots = roots_of(repository)?;
     let known = KnownRoots::read(repository);
     let has_grown = packs.others_bytes > (packs.largest_bytes / 2).max(MIN_GROWTH_BYTES);
-    if has_grown || known.have_left(repository, &roots) {
+    if has_grown || has_left(repository, &known.roots, &roots) {
         // Where nothing but garbage has come together, the deltas are good as they are.
         let history = History::read(repository, &roots, &|_| has_grown, deadline)?;
         pack_anew(repository, &history, packs.oldest_first(true), Some(&history.reachable), deadline)?;
@@ -299,16 +308,6 @@ impl KnownRoots {
         KnownRoots { path, roots: text.lines().filter_map(|line| Oid::from_str(line).ok()).collect() }
     }
 
-    /// Whether history was rewritten, or what kept an old commit has gone.
-    fn have_left(&self, repository: &Repository, now: &BTreeSet<Oid>) -> bool {
-        let is_reached = |old: &Oid| {
-            now.contains(old)
-                || repository.find_commit(*old).is_err()
-                || now.iter().any(|root| repository.graph_descendant_of(*root, *old).unwrap_or(false))
-        };
-        !self.roots.iter().all(is_reached)
-    }
-
     fn replace(self, roots: &BTreeSet<Oid>) -> io::Result<()> {
         if self.roots == *roots {
             return Ok(());
@@ -318,6 +317,16 @@ impl KnownRoots {
         fs::write(&temporary, text)?;
         fs::rename(&temporary, &self.path)
     }
+}
+
+/// Whether something of `before` is not reached any more: history was rewritten, or what kept an old commit has gone.
+fn has_left(repository: &Repository, before: &BTreeSet<Oid>, now: &BTreeSet<Oid>) -> bool {
+    let is_reached = |old: &Oid| {
+        now.contains(old)
+            || repository.find_commit(*old).is_err()
+            || now.iter().any(|root| repository.graph_descendant_of(*root, *old).unwrap_or(false))
+    };
+    !before.iter().all(is_reached)
 }
 
 /// What the references reach.
@@ -470,7 +479,7 @@ mod tests {
             lab.put("blob", noise.flatten().collect::<Vec<u8>>());
             lab.push("rewritten");
             lab.deploy().unwrap();
-            tidy_marked(&lab.checkout_request().store, false, Duration::from_secs(60)).unwrap();
+            tidy_marked(&lab.checkout_request().store, &[], Duration::from_secs(60)).unwrap();
             let (store_bytes, clone_bytes) = store_and_clone_bytes(&lab);
             assert!(store_bytes < clone_bytes * 5 / 4, "round {round}: {store_bytes} bytes, a clone {clone_bytes}");
         }

@@ -17,6 +17,7 @@ use super::libgit::Failed;
 use super::objects::{MAX_HELD_BYTES, Objects, copy_pieces};
 use super::scope::Scope;
 use super::smart_http::may_have_credential;
+use super::store::HELD;
 use super::{GitError, Remote, RemoteUrl, Scheme, fetch, one_line, store};
 use crate::command::Limit;
 
@@ -33,9 +34,6 @@ const MAX_PATH_BYTES: usize = 4096;
 const MAX_SHOWN_CHARS: usize = 200;
 /// Bound on `.gitmodules`.
 const MAX_GITMODULES_BYTES: usize = 256 * 1024;
-
-/// References to commits whose contents may have to be put back.
-const HELD: &str = "refs/shiparr/held/";
 
 /// The modes of tree entries.
 const MODE_EXECUTABLE: i32 = 0o100_755;
