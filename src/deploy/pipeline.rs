@@ -30,6 +30,8 @@ use crate::store::{self, Outcome, Store, StoreError};
 
 /// For the question whether Docker is there still, after an `up` that failed.
 const ASK_LIMIT: Duration = Duration::from_secs(5);
+/// For combining what many fetches left in an object store.
+const TIDY_LIMIT: Duration = Duration::from_secs(120);
 /// For removing unused images after a success.
 const PRUNE_LIMIT: Duration = Duration::from_secs(300);
 
@@ -169,8 +171,12 @@ impl Ended {
         Ok(())
     }
 
-    /// What a success allows: decrypted files and images that nothing uses any more go.
+    /// Once that is recorded: the object store is kept small, and after a success decrypted files and images go that
+    /// nothing uses any more.
     pub fn tidy(&mut self, host: &Host) {
+        if self.outcome.is_some() {
+            tidy_store(host, self.job());
+        }
         let Some(secret_files) = &self.secret_files else { return };
         let Running { control, journal, .. } = &mut self.running;
         match secret_files.remove_unnamed() {
@@ -520,6 +526,17 @@ fn planned(plan: &Plan) -> String {
         .map(|(name, count)| if *count == 1 { name.clone() } else { format!("{name} ×{count}") })
         .collect();
     format!("compose project {}: {}", plan.project, services.join(", "))
+}
+
+/// A store that cannot be made small now is so after a later deployment.
+fn tidy_store(host: &Host, job: &Job) {
+    let checkout = checkout::of(host, &job.repository, &job.record).map_err(|error| error.to_string());
+    let done = checkout.and_then(|checkout| {
+        git::tidy(&checkout, &host.git, &Limit::after(TIDY_LIMIT)).map_err(|error| error.to_string())
+    });
+    if let Err(error) = done {
+        log::warn!("{}: its object store was not made smaller: {error}", job.repository.name);
+    }
 }
 
 /// Removes images that nothing uses; a failure is only a line, for the stack is well.
