@@ -174,8 +174,9 @@ impl Ended {
     /// Once that is recorded: the object store is kept small, and after a success decrypted files and images go that
     /// nothing uses any more.
     pub fn tidy(&mut self, host: &Host) {
-        if self.outcome.is_some() {
-            tidy_store(host, self.job());
+        let control = &self.running.control;
+        if control.cause().is_none() {
+            tidy_store(host, self.job(), &control.limit().anew(TIDY_LIMIT));
         }
         let Some(secret_files) = &self.secret_files else { return };
         let Running { control, journal, .. } = &mut self.running;
@@ -529,13 +530,11 @@ fn planned(plan: &Plan) -> String {
 }
 
 /// A store that cannot be made small now is so after a later deployment.
-fn tidy_store(host: &Host, job: &Job) {
-    let checkout = checkout::of(host, &job.repository, &job.record).map_err(|error| error.to_string());
-    let done = checkout.and_then(|checkout| {
-        git::tidy(&checkout, &host.git, &Limit::after(TIDY_LIMIT)).map_err(|error| error.to_string())
-    });
-    if let Err(error) = done {
-        log::warn!("{}: its object store was not made smaller: {error}", job.repository.name);
+fn tidy_store(host: &Host, job: &Job, limit: &Limit) {
+    let Ok(Some(record)) = host.store.repository(job.record.id) else { return };
+    let Ok(checkout) = checkout::of(host, &job.repository, &record) else { return };
+    if let Err(error) = git::tidy(&checkout, &host.git, limit) {
+        log::debug!("{}: its object store was not made smaller: {error}", job.repository.name);
     }
 }
 
