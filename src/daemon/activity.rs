@@ -105,11 +105,11 @@ impl Activities {
         self.lock().values().any(|activity| activity.running.is_some())
     }
 
-    /// Waits until no deployment runs any more, at most `time`; whether that is so.
-    pub fn wait_until_none_runs(&self, time: Duration) -> bool {
+    /// Waits until no deployment runs any more and nobody has their hands on a stack, at most `time`; whether that is so.
+    pub fn wait_until_all_ended(&self, time: Duration) -> bool {
         let until = Instant::now() + time;
         let mut all = self.lock();
-        while all.values().any(|activity| activity.running.is_some()) {
+        while !all.values().all(Activity::is_over) {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
@@ -203,14 +203,16 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_ends_deployments_and_hands_and_waits_for_the_deployments() {
+    fn a_stop_ends_deployments_and_hands_and_waits_for_both() {
         let (activities, control, hands) = (Activities::default(), control(), hands("ada"));
         activities.begin(1, 7, &control).unwrap();
         activities.take_hands(2, hands.clone()).unwrap();
         activities.stop();
         assert!(hands.limit.is_cancelled() && control.cause() == Some(Cause::Stop));
-        assert!(!activities.wait_until_none_runs(Duration::from_millis(1)));
+        assert!(!activities.wait_until_all_ended(Duration::from_millis(1)));
         activities.end(1);
-        assert!(activities.wait_until_none_runs(Duration::ZERO));
+        assert!(!activities.wait_until_all_ended(Duration::from_millis(1)));
+        activities.release_hands(2);
+        assert!(activities.wait_until_all_ended(Duration::ZERO));
     }
 }

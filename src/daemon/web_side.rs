@@ -8,12 +8,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::ended_within;
+use super::lend;
 use super::shared::Shared;
 use super::tell;
 use super::threads::{STACK_BYTES, Threads};
 use crate::config::Catalog;
 use crate::model::{RepositoryId, RepositoryName};
-use crate::web::{self, CONTROL_SOCKET, Context, Listener, NotifyResult, StopWeb};
+use crate::web::{self, CONTROL_SOCKET, Context, Lent, Listener, NotifyResult, StopWeb};
 
 /// Requests in flight end within three seconds of a stop; this is a little more.
 const STOP_LIMIT: Duration = Duration::from_secs(4);
@@ -105,6 +106,14 @@ impl web::Daemon for Side {
 
     fn notify_test(&self, repository: Option<&RepositoryName>) -> Result<Vec<NotifyResult>, String> {
         tell::test(&self.shared, repository)
+    }
+
+    fn lend(&self, repository: RepositoryId, who: &str) -> Result<Lent, String> {
+        lend::lend(&self.shared, &self.threads, repository, who)
+    }
+
+    fn release(&self, repository: RepositoryId) -> Option<String> {
+        lend::release(&self.shared, repository)
     }
 
     fn spawn(&self, name: &str, job: Box<dyn FnOnce() + Send>) -> io::Result<()> {
