@@ -388,8 +388,6 @@ pub struct RepositoryRecord {
     pub brought_up_volumes: BTreeSet<String>,
     /// What people accepted with `--adopt`, and what is not refused again; the keys are those of who refuses.
     pub accepted: BTreeSet<String>,
-    /// The keyed hash of the `secret_files` that its containers mount.
-    pub secret_files_hash: Option<String>,
     /// Whether its commits are deployed only when somebody asks (`deploy: manual`).
     pub is_manual: bool,
     /// Whether, under `deploy: manual`, a commit or a configuration is there that was not deployed.

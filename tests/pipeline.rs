@@ -382,6 +382,10 @@ impl Driver for Recorder {
         unreachable!("nobody works by hand")
     }
 
+    fn start_unmounted(&self, _: &str, _: &Limit) -> Result<Vec<String>, StepError> {
+        unreachable!("nothing is restored")
+    }
+
     fn prune_images(&self, _: &Limit, _: &mut dyn Log) -> Result<(), StepError> {
         self.note("prune");
         Err(StepError::for_good("no such thing"))

@@ -122,9 +122,9 @@ fn look_at_programs(settings: &Settings, repositories: &[&Repository], report: &
                 .push(format!("Docker Compose v2 does not answer, nothing can be deployed on this host: {error}"));
         }
     }
-    if repositories.iter().any(|repository| !repository.env_files.is_empty()) {
+    if repositories.iter().any(|repository| !repository.env_files.is_empty() || !repository.secret_files.is_empty()) {
         if let Err(error) = version(settings, &settings.sops_bin, &["--version"]) {
-            report.warnings.push(format!("sops does not answer, encrypted env files cannot be read: {error}"));
+            report.warnings.push(format!("sops does not answer, encrypted files cannot be read: {error}"));
         }
     }
     look_at_urls(settings, repositories, report);

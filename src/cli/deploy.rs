@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::client::{Client, DeploymentView};
 use super::table::printable;
-use crate::model::{DeploymentId, Status};
+use crate::model::{Asked, CommitPrefix, DeploymentId, Status};
 
 /// What `deploy` takes.
 #[derive(Args)]
@@ -24,6 +24,12 @@ pub struct DeployArgs {
     /// Make containers anew even where nothing changed
     #[arg(long)]
     recreate: bool,
+    /// Go on although containers, volumes or a clone are there that this repository did not make
+    #[arg(long)]
+    adopt: bool,
+    /// This commit of the branch instead of its tip: its hash, or 7 digits of it or more
+    #[arg(long, value_name = "HASH")]
+    commit: Option<CommitPrefix>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -40,7 +46,8 @@ struct Accepted {
 /// The daemon's refusal.
 pub fn run(client: &Client, args: &DeployArgs) -> anyhow::Result<ExitCode> {
     let repository = client.repository(&args.repository)?;
-    let asked = serde_json::json!({ "pull": args.pull, "recreate": args.recreate });
+    let DeployArgs { pull, recreate, adopt, ref commit, .. } = *args;
+    let asked = serde_json::to_value(Asked { pull, recreate, adopt, commit: commit.clone() })?;
     let accepted: Accepted = client.post(&format!("/api/repositories/{}/deploy", repository.id), &asked)?;
     let id = accepted.deployment_id;
     let name = format!("{}/{}", repository.project, repository.name);

@@ -40,6 +40,9 @@ pub fn status(client: &Client, json: bool) -> anyhow::Result<ExitCode> {
         table.print();
     }
     for repository in &repositories {
+        if repository.status == "waiting" && !repository.orphaned {
+            println!("{}", waiting(repository));
+        }
         if let Some(error) = &repository.last_error {
             println!("{}: check failed: {}", full_name(repository), printable(error));
         }
@@ -57,6 +60,16 @@ pub fn status(client: &Client, json: bool) -> anyhow::Result<ExitCode> {
     }
     print_problems(&client.get("/api/health")?);
     Ok(ExitCode::SUCCESS)
+}
+
+/// What waits for a person under `deploy: manual`, and what that person does.
+fn waiting(repository: &RepositoryView) -> String {
+    let name = full_name(repository);
+    let what = match &repository.observed_commit {
+        Some(commit) if repository.last_commit_hash.as_ref() != Some(commit) => short(Some(commit)),
+        _ => "a changed configuration".to_owned(),
+    };
+    format!("{name}: {what} waits for you: `shiparr deploy {name}` deploys it")
 }
 
 /// `shiparr history REPO`.

@@ -1,7 +1,9 @@
 //! The verbs of the command line. Those that need the daemon talk to it over its control socket, or to `--url`.
 
+mod cancel;
 mod check;
 mod client;
+mod compose;
 mod deploy;
 mod lists;
 mod prune;
@@ -54,6 +56,11 @@ enum Verb {
     },
     /// Deploy a repository now, even when its commit is deployed already
     Deploy(deploy::DeployArgs),
+    /// Run Compose on a repository's stack by hand, as a deployment does
+    Compose(compose::ComposeArgs),
+    /// End `shiparr compose` on a repository, else what is pending or running for it and a retry that waits; exit 1 when
+    /// there is nothing
+    Cancel(cancel::CancelArgs),
     /// Show the container logs of a repository's stack, or the log of one of its deployments
     Logs {
         /// project/repository, or the repository's name where it is unique
@@ -131,6 +138,8 @@ impl CommandLine {
             Verb::Check(args) => check::run(&environment, &args),
             Verb::Status { json } => lists::status(&client()?, json),
             Verb::Deploy(args) => deploy::run(&client()?, &args),
+            Verb::Compose(args) => compose::run(client()?, &environment, &args),
+            Verb::Cancel(args) => cancel::run(&client()?, &args),
             Verb::Logs { repository, tail, deployment, json } => {
                 lists::logs(&client()?, &repository, tail, deployment.as_deref(), json)
             }

@@ -47,6 +47,12 @@ pub struct AcceptedRepository {
     pub id: RepositoryId,
     /// The folder that it was accepted with.
     pub local_path: PathBuf,
+    /// Its stack's folder in the repository.
+    pub path: PathBuf,
+    /// Its remote, as [`RemoteUrl`](crate::git::RemoteUrl) shows it.
+    pub url: String,
+    /// Its branch.
+    pub branch: String,
 }
 
 /// What a load of the project files goes by.

@@ -1,15 +1,18 @@
 //! Projects and repositories that claim the same name, folder or compose project: the one accepted first goes on, and
 //! the file of the other falls back to its last good version.
+//!
+//! A folder may have several repositories, where they are stacks of one checkout: see [`sharers`].
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
-use super::catalog::Basis;
+use super::catalog::{AcceptedRepository, Basis};
 use super::fields::Place;
 use super::file::Contents;
 use super::problem::{Problem, Severity};
 use super::project::{Project, Repository};
 use super::reader::joined;
+use super::watched::unwatched;
 use crate::model::RepositoryId;
 
 /// A file, and the version of its project that is about to be accepted.
@@ -61,7 +64,8 @@ impl Candidate {
     }
 }
 
-/// Takes candidates out, or back to their last good version, until nothing collides.
+/// Takes candidates out, or back to their last good version, until nothing collides, and marks the repositories that
+/// share a folder then.
 pub(super) fn settle(candidates: &mut [Candidate], basis: &Basis<'_>) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut real_paths = HashMap::new();
@@ -76,6 +80,7 @@ pub(super) fn settle(candidates: &mut [Candidate], basis: &Basis<'_>) -> Vec<Pro
             }
         }
         if demoted.is_empty() {
+            mark_sharers(candidates, &real_paths);
             return problems;
         }
         demoted.into_iter().for_each(|index| candidates[index].demote());
@@ -94,8 +99,11 @@ struct Collision {
 type Rank = (u8, RepositoryId, usize, usize);
 
 const HELD_NOW: u8 = 0;
-const HELD_BEFORE_START: u8 = 1;
-const NEW: u8 = 2;
+/// It had the folder, but another part of the checkout, or another checkout.
+const HELD_NOW_OTHERWISE: u8 = 1;
+const HELD_BEFORE_START: u8 = 2;
+const HELD_BEFORE_START_OTHERWISE: u8 = 3;
+const NEW: u8 = 4;
 
 /// A repository's claim to a folder or a compose project.
 #[derive(Clone, Copy)]
@@ -113,19 +121,19 @@ fn collisions(
     let mut found = same_projects(candidates, basis);
     let mut folders = Vec::new();
     let mut compose_projects: HashMap<String, Claim<'_>> = HashMap::new();
+    let mut records_in: HashMap<&Path, usize> = HashMap::new();
+    for record in basis.accepted.repositories.values() {
+        *records_in.entry(&record.local_path).or_default() += 1;
+    }
     for (index, position, repository) in all_repositories(candidates) {
         let held = basis.previous.repository(&repository.name);
         let record = basis.accepted.repositories.get(&repository.name);
         let id = record.map_or(RepositoryId::MAX, |record| record.id);
         let claim = |class| Claim { candidate: index, repository, rank: (class, id, index, position) };
 
-        let holds_folder = held.is_some_and(|held| held.local_path == repository.local_path);
-        let held_folder = record.is_some_and(|record| record.local_path == repository.local_path);
-        let class = match (holds_folder, held_folder) {
-            (true, _) => HELD_NOW,
-            (false, true) => HELD_BEFORE_START,
-            (false, false) => NEW,
-        };
+        let shared_before = held.is_some_and(|held| held.shares_local_path)
+            || record.is_some_and(|record| records_in.get(record.local_path.as_path()).is_some_and(|count| *count > 1));
+        let class = folder_class(repository, held, record, shared_before);
         let real = real_paths.entry(repository.local_path.clone()).or_insert_with(|| real_path(&repository.local_path));
         folders.push((real.clone(), claim(class)));
 
@@ -180,42 +188,151 @@ fn same_projects(candidates: &[Candidate], basis: &Basis<'_>) -> Vec<Collision> 
     found
 }
 
-/// The same folder twice, or one in another. Sorted by components, what lies in a folder follows it directly.
+/// How firmly a repository holds its folder. One that `shared` it and does not watch all of its stack any more holds it
+/// otherwise: the others must not make way for that.
+fn folder_class(
+    repository: &Repository,
+    held: Option<&Repository>,
+    record: Option<&AcceptedRepository>,
+    shared: bool,
+) -> u8 {
+    let Repository { local_path, path, url, branch, .. } = repository;
+    let is_fit = || !shared || unwatched(repository).is_empty();
+    if let Some(held) = held.filter(|held| held.local_path == *local_path) {
+        let is_same = (&held.path, &held.url, &held.branch) == (path, url, branch);
+        return if is_same && is_fit() { HELD_NOW } else { HELD_NOW_OTHERWISE };
+    }
+    if let Some(record) = record.filter(|record| record.local_path == *local_path) {
+        let is_same = record.path == *path && record.url == url.as_str() && record.branch == *branch;
+        return if is_same && is_fit() { HELD_BEFORE_START } else { HELD_BEFORE_START_OTHERWISE };
+    }
+    NEW
+}
+
+/// Folders that cannot be shared, and folders in one another. Sorted by components, what lies in a folder follows it
+/// directly.
 fn same_folders(candidates: &[Candidate], mut folders: Vec<(PathBuf, Claim<'_>)>) -> Vec<Collision> {
-    folders.sort_by(|(left, _), (right, _)| left.cmp(right));
+    folders.sort_by(|(left, one), (right, other)| (left, one.rank).cmp(&(right, other.rank)));
     let mut found = Vec::new();
-    // The folders that the current one lies in, the nearest last.
-    let mut around: Vec<(PathBuf, Claim<'_>)> = Vec::new();
-    for (path, inner) in folders {
-        while around.last().is_some_and(|(outer_path, _)| !path.starts_with(outer_path)) {
+    // The folders that the current one lies in, the nearest last, each with its claims by rank.
+    let mut around: Vec<&[(PathBuf, Claim<'_>)]> = Vec::new();
+    for claims in folders.chunk_by(|(left, _), (right, _)| left == right) {
+        sharers(candidates, claims, &mut found);
+        while around.last().is_some_and(|outer| !claims[0].0.starts_with(&outer[0].0)) {
             around.pop();
         }
-        if let Some((outer_path, outer)) = around.last() {
-            let (winner, loser) = by_rank(*outer, inner);
-            let message = folder_message(candidates, winner, loser, *outer_path == path, loser.rank == inner.rank);
-            found.push(collision(candidates, winner, loser, "local_path", message));
+        if let Some(outer) = around.last() {
+            nested(candidates, outer, claims, &mut found);
         }
-        around.push((path, inner));
+        around.push(claims);
     }
     found
 }
 
-fn folder_message(candidates: &[Candidate], winner: Claim<'_>, loser: Claim<'_>, same: bool, inside: bool) -> String {
-    let other = named(candidates, winner);
-    let folder = loser.repository.local_path.display();
-    let one_checkout =
-        winner.repository.url == loser.repository.url && winner.repository.branch == loser.repository.branch;
-    if !same {
-        let relation = if inside { "lies in" } else { "holds" };
-        let others = winner.repository.local_path.display();
-        format!("`{folder}` {relation} `{others}`, the folder of {other}; choose one apart from it")
-    } else if one_checkout {
-        format!(
-            "`{folder}` is the folder of {other} too, and sharing one is not supported by this version yet; give each \
-             repository a folder of its own"
-        )
-    } else {
-        format!("`{folder}` is the folder of {other} too; give each repository a folder of its own")
+/// The claims to one folder, by rank. Stacks of one checkout (the same `url` and `branch`) share it where none lies in
+/// another, and where each watches all that it is made of: what it watches is what it handles there.
+fn sharers(candidates: &[Candidate], claims: &[(PathBuf, Claim<'_>)], found: &mut Vec<Collision>) {
+    let Some(((_, first), others)) = claims.split_first() else {
+        return;
+    };
+    let mut stacks = BTreeMap::from([(from_top(first.repository), *first)]);
+    for (_, claim) in others {
+        let folder = claim.repository.local_path.display();
+        let (winner, field, message) = if let Some(difference) = other_checkout(first.repository, claim.repository) {
+            let other = named(candidates, *first);
+            let message = format!(
+                "`{folder}` is the folder of {other} too, which has another `{difference}`; give each a folder of its own"
+            );
+            (first, "local_path", message)
+        } else if let Some(other) = overlapping(&stacks, from_top(claim.repository)) {
+            let message = format!(
+                "`{}` overlaps `{}`, the stack of {} in the same `local_path`; choose folders apart, or give each a `local_path` of its \
+                 own",
+                claim.repository.path.display(),
+                other.repository.path.display(),
+                named(candidates, *other)
+            );
+            (other, "path", message)
+        } else if let Some(line) = watch_paths_to_write(claim.repository) {
+            let message = format!(
+                "it shares `{folder}` with {}, and has to watch all of its own stack there: write `{line}`",
+                named(candidates, *first)
+            );
+            (first, "watch_paths", message)
+        } else if let Some(line) = watch_paths_to_write(first.repository) {
+            let message = format!(
+                "`{folder}` is the folder of {} too, which does not watch all of its own stack: write `{line}` there, or give each a \
+                 folder of its own",
+                named(candidates, *first)
+            );
+            (first, "local_path", message)
+        } else {
+            stacks.insert(from_top(claim.repository), *claim);
+            continue;
+        };
+        found.push(collision(candidates, *winner, *claim, field, message));
+    }
+}
+
+/// A folder and one that lies in it: all who claim the one make way for the first of the other.
+fn nested(
+    candidates: &[Candidate],
+    outer: &[(PathBuf, Claim<'_>)],
+    inner: &[(PathBuf, Claim<'_>)],
+    found: &mut Vec<Collision>,
+) {
+    let outer_goes_on = outer[0].1.rank < inner[0].1.rank;
+    let (winner, losers, relation) =
+        if outer_goes_on { (outer[0].1, inner, "lies in") } else { (inner[0].1, outer, "holds") };
+    for (_, loser) in losers {
+        let message = format!(
+            "`{}` {relation} `{}`, the folder of {}; choose one apart from it",
+            loser.repository.local_path.display(),
+            winner.repository.local_path.display(),
+            named(candidates, winner)
+        );
+        found.push(collision(candidates, winner, *loser, "local_path", message));
+    }
+}
+
+/// The field in which two repositories that claim a folder are not of one checkout.
+fn other_checkout(one: &Repository, other: &Repository) -> Option<&'static str> {
+    fn branch(repository: &Repository) -> &str {
+        repository.branch.strip_prefix("refs/heads/").unwrap_or(&repository.branch)
+    }
+    if one.url != other.url { Some("url") } else { (branch(one) != branch(other)).then_some("branch") }
+}
+
+/// The folder of a stack, empty for the repository's top: a folder goes before all that lies in it.
+fn from_top(repository: &Repository) -> &Path {
+    let path = repository.path.as_path();
+    if path == Path::new(".") { Path::new("") } else { path }
+}
+
+/// One of `stacks`, none of which lies in another, that this folder is, lies in or holds.
+fn overlapping<'s, 'c>(stacks: &'s BTreeMap<&Path, Claim<'c>>, folder: &'s Path) -> Option<&'s Claim<'c>> {
+    let around = folder.ancestors().find_map(|ancestor| stacks.get(ancestor));
+    let next = || stacks.range(folder..).next().filter(|(other, _)| other.starts_with(folder)).map(|(_, claim)| claim);
+    around.or_else(next)
+}
+
+/// The `watch_paths` that have all of the stack too; none where those that are given do.
+fn watch_paths_to_write(repository: &Repository) -> Option<String> {
+    let missing = unwatched(repository);
+    let given = repository.watch_paths.iter().filter(|path| !missing.iter().any(|other| path.starts_with(other)));
+    let all = given.chain(&missing).map(|path| path.display().to_string());
+    (!missing.is_empty()).then(|| format!("watch_paths: [{}]", all.collect::<Vec<_>>().join(", ")))
+}
+
+/// Says of each repository whether another one has the same folder.
+fn mark_sharers(candidates: &mut [Candidate], real_paths: &HashMap<PathBuf, PathBuf>) {
+    let mut claims: HashMap<&Path, usize> = HashMap::new();
+    for (_, _, repository) in all_repositories(candidates) {
+        *claims.entry(&real_paths[&repository.local_path]).or_default() += 1;
+    }
+    let projects = candidates.iter_mut().filter_map(|candidate| candidate.project.as_mut());
+    for repository in projects.flat_map(|project| &mut project.repositories) {
+        repository.shares_local_path = claims[real_paths[&repository.local_path].as_path()] > 1;
     }
 }
 

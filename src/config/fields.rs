@@ -6,13 +6,14 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use super::problem::Severity;
-use super::project::{Build, Pull, UnsetVariables};
+use super::project::{Build, Deploy, Pull, UnsetVariables};
 use super::reader::{At, Reader, Section, at_entry, joined};
 use super::suggest::did_you_mean;
 use super::template::{Template, is_name};
 use super::variables::is_host_name;
 use super::yaml::Value;
 use crate::git::RemoteUrl;
+use crate::secrets::plain_name;
 
 /// Every field of a repository (spec section 3).
 pub(super) const REPOSITORY_FIELDS: &[&str] = &[
@@ -49,10 +50,6 @@ pub(super) const REPOSITORY_FIELDS: &[&str] = &[
     "ssh_key_passphrase",
     "notifications",
 ];
-
-/// Fields that are known and refused.
-const NOT_SUPPORTED_YET: &[&str] = &["watch_paths", "secret_files"];
-const NOT_SUPPORTED_YET_MESSAGE: &str = "not supported by this version yet; remove it";
 
 /// The longest name of a project, repository, branch or compose project: it becomes a folder's name.
 const MAX_NAME_BYTES: usize = 200;
@@ -99,7 +96,10 @@ fields! {
     path: PathBuf,
     local_path: PathBuf,
     check_interval: Duration,
+    deploy: Deploy,
+    watch_paths: Vec<PathBuf>,
     env_file: Vec<PathBuf>,
+    secret_files: Vec<PathBuf>,
     environment: BTreeMap<String, Template>,
     unset_variables: UnsetVariables,
     compose_files: Vec<PathBuf>,
@@ -128,7 +128,6 @@ impl Fields {
     /// Reads every field of a section and reports what is wrong with each. `hosts` is read apart, by [`hosts`].
     pub(super) fn read(reader: &mut Reader<'_>, section: &Section<'_>) -> Fields {
         let mut get = Get { reader, section };
-        get.refuse_what_comes_later();
         let places = REPOSITORY_FIELDS.iter().filter_map(|name| {
             let at = section.get(name)?;
             Some((*name, Place { field: at.field, line: at.line }))
@@ -140,7 +139,10 @@ impl Fields {
             path: get.field("path", stack_path),
             local_path: get.field("local_path", local_path),
             check_interval: get.field("check_interval", |reader, at| reader.seconds(at, 1)),
+            deploy: get.word("deploy", &[("auto", Deploy::Auto), ("manual", Deploy::Manual)]),
+            watch_paths: get.field("watch_paths", watch_paths),
             env_file: get.list("env_file", stack_file),
+            secret_files: get.list("secret_files", secret_file),
             environment: get.field("environment", environment),
             unset_variables: get
                 .word("unset_variables", &[("fail", UnsetVariables::Fail), ("blank", UnsetVariables::Blank)]),
@@ -187,24 +189,6 @@ impl<'r, 'a, 'n> Get<'r, 'a, 'n> {
 
     fn word<T: Copy>(&mut self, name: &str, words: &[(&str, T)]) -> Option<T> {
         self.reader.word(&self.section.get(name)?, words)
-    }
-
-    fn refuse_what_comes_later(&mut self) {
-        for name in NOT_SUPPORTED_YET {
-            if let Some(at) = self.section.get(name) {
-                self.reader.error(&at, NOT_SUPPORTED_YET_MESSAGE);
-            }
-        }
-        if let Some(at) = self.section.get("deploy") {
-            let accepted = self.reader.parsed(&at, "`auto`", |text| match text.trim() {
-                "auto" => Some(true),
-                "manual" => Some(false),
-                _ => None,
-            });
-            if accepted == Some(false) {
-                self.reader.error(&at, "`manual` is not supported by this version yet; remove it or write `auto`");
-            }
-        }
     }
 }
 
@@ -319,6 +303,41 @@ fn stack_file(reader: &mut Reader<'_>, at: &At<'_>) -> Option<PathBuf> {
         let names_a_file = !text.is_empty() && !text.ends_with('/') && !text.contains(char::is_control);
         (names_a_file && !text.starts_with('~')).then(|| PathBuf::from(text))
     })
+}
+
+/// Files and folders relative to the repository's top; an empty path is the top itself.
+fn watch_paths(reader: &mut Reader<'_>, at: &At<'_>) -> Option<Vec<PathBuf>> {
+    let items = reader.one_or_more(at);
+    if items.is_empty() {
+        reader.error(at, "an empty list; name files and folders, `.` for everything, or remove it for the default");
+    }
+    let watch_path = |item: &At<'_>| {
+        let expected = "a file or folder inside the repository, relative to its top, without patterns: a folder stands for all in it";
+        reader.parsed(item, expected, |text| {
+            let text = text.trim();
+            let unfit = |character: char| character.is_control() || "*?".contains(character);
+            if text.is_empty() || text.contains(unfit) {
+                return None;
+            }
+            inside(Path::new(""), Path::new(text))
+        })
+    };
+    Some(items.iter().filter_map(watch_path).collect())
+}
+
+/// A SOPS file of the repository whose name says so: what it decrypts to lies beside it under the rest of the name.
+fn secret_file(reader: &mut Reader<'_>, at: &At<'_>) -> Option<PathBuf> {
+    let file = stack_file(reader, at)?;
+    let name = file.file_name().map(|name| name.to_string_lossy());
+    let problem = if file.is_absolute() {
+        "is a file of this host; expected one of the repository, relative to `path`: a link to its plain text lies beside it"
+    } else if name.and_then(|name| plain_name(&name)).is_none() {
+        "has no `.enc` or `.sops` in its name, and its plain text lies beside it under the name without that; rename it, as in `key.pem.enc`"
+    } else {
+        return Some(file);
+    };
+    reader.error(at, format!("`{}` {problem}", file.display()));
+    None
 }
 
 fn environment(reader: &mut Reader<'_>, at: &At<'_>) -> Option<BTreeMap<String, Template>> {

@@ -11,9 +11,11 @@ use super::project::{Build, Deploy, Notifications, Probe, Project, Pull, Reposit
 use super::reader::{At, Reader, Section, joined};
 use super::settings::Settings;
 use super::tokens::{ProjectTokens, default_variable};
+use super::watched::watch_paths;
 use super::{Template, yaml};
 use crate::git::RemoteUrl;
 use crate::model::RepositoryName;
+use crate::secrets::plain_name;
 
 /// Every field of a project file (spec section 3).
 pub(super) const PROJECT_FIELDS: &[&str] =
@@ -124,7 +126,7 @@ fn read_project(
             continue;
         };
         let fields = Fields::read(reader, &section).over(&shared.defaults);
-        for name in ["local_path", "compose_project", "depends_on"] {
+        for name in ["path", "local_path", "watch_paths", "compose_project", "depends_on"] {
             contents.places.insert((key.to_owned(), name), place_or(&fields, name, &section));
         }
         repositories.extend(repository(reader, &shared, key, &section, fields));
@@ -170,6 +172,7 @@ fn repository(
     let path = fields.path.clone().unwrap_or_else(|| PathBuf::from("."));
     stack_files_stay_inside(reader, &path, fields.env_file.as_deref(), &place("env_file"));
     stack_files_stay_inside(reader, &path, fields.compose_files.as_deref(), &place("compose_files"));
+    secret_files_go_together(reader, &path, fields.secret_files.as_deref(), &place("secret_files"));
     let local_path = local_path(reader, shared, key, fields.local_path.as_deref(), &place("local_path"));
     let Some(url) = fields.url.clone() else {
         if !fields.places.contains_key("url") {
@@ -186,6 +189,8 @@ fn repository(
         expected_status: fields.healthcheck_expected_status.unwrap_or(DEFAULT_PROBE_STATUS),
     });
     let own = fields.notifications.unwrap_or_default();
+    let files = [&fields.env_file, &fields.secret_files, &fields.compose_files].into_iter().flatten().flatten();
+    let watch_paths = watch_paths(fields.watch_paths, &path, files);
     Some(Repository {
         name: RepositoryName { project: shared.project.clone(), name: key.to_owned() },
         url,
@@ -193,11 +198,12 @@ fn repository(
         path,
         local_path,
         check_interval: fields.check_interval.unwrap_or(DEFAULT_CHECK_INTERVAL),
-        deploy: Deploy::Auto,
-        watch_paths: Vec::new(),
+        deploy: fields.deploy.unwrap_or(Deploy::Auto),
+        watch_paths,
+        // Known once all files are.
         shares_local_path: false,
         env_files: fields.env_file.unwrap_or_default(),
-        secret_files: Vec::new(),
+        secret_files: fields.secret_files.unwrap_or_default(),
         environment: fields.environment.unwrap_or_default(),
         unset_variables: fields.unset_variables.unwrap_or(UnsetVariables::Fail),
         compose_files: fields.compose_files.unwrap_or_default(),
@@ -244,6 +250,27 @@ fn stack_files_stay_inside(reader: &mut Reader<'_>, path: &Path, files: Option<&
             );
             reader.report(Some(place.line), place.field.clone(), Severity::Error, message);
         }
+    }
+}
+
+/// Secret files are the repository's own, and no two of them may decrypt to the same name.
+fn secret_files_go_together(reader: &mut Reader<'_>, path: &Path, files: Option<&[PathBuf]>, place: &Place) {
+    let mut links = BTreeMap::new();
+    for file in files.unwrap_or_default() {
+        let link =
+            inside(path, file).and_then(|file| Some(file.with_file_name(plain_name(file.file_name()?.to_str()?)?)));
+        let message = match link {
+            None => format!("`{}` leaves the repository; expected a path inside it", file.display()),
+            Some(link) => match links.insert(link, file) {
+                Some(other) => format!(
+                    "`{}` and `{}` decrypt to the same name; rename or remove one of them",
+                    other.display(),
+                    file.display()
+                ),
+                None => continue,
+            },
+        };
+        reader.report(Some(place.line), place.field.clone(), Severity::Error, message);
     }
 }
 

@@ -70,6 +70,9 @@ impl Repository {
         for file in &self.env_files {
             add("env_file", file.as_os_str().as_encoded_bytes());
         }
+        for file in &self.secret_files {
+            add("secret_files", file.as_os_str().as_encoded_bytes());
+        }
         for (name, template) in &self.environment {
             add("environment", name.as_bytes());
             match value(template, environment) {

@@ -16,13 +16,16 @@ mod problem;
 pub mod project;
 mod reader;
 pub mod settings;
+#[cfg(test)]
+mod sharing_tests;
 mod suggest;
 mod template;
 #[cfg(test)]
 mod tests;
 mod tokens;
 mod variables;
-mod yaml;
+mod watched;
+pub(crate) mod yaml;
 
 pub use catalog::{Accepted, AcceptedRepository, Basis, Catalog};
 pub use environment::Environment;

@@ -174,6 +174,11 @@ impl Repository {
         compose_project_name(&self.name.name)
     }
 
+    /// `env_file`, `secret_files` and `compose_files`, as they are written.
+    pub(super) fn stack_files(&self) -> impl Iterator<Item = &PathBuf> {
+        self.env_files.iter().chain(&self.secret_files).chain(&self.compose_files)
+    }
+
     /// What is sent to the remote when it asks who is there, as it is now: `user:secret` gives both, a bare token goes
     /// as the password of `oauth2` (`x-token-auth` for bitbucket.org).
     ///

@@ -14,15 +14,15 @@ const MAX_DEPTH: usize = 32;
 
 /// A value and where it stands.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Node {
+pub(crate) struct Node {
     /// 1 for the first line.
-    pub(super) line: usize,
-    pub(super) value: Value,
+    pub(crate) line: usize,
+    pub(crate) value: Value,
 }
 
 /// A value. Texts, numbers and truth values are told apart by the field that they are for.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Value {
+pub(crate) enum Value {
     /// Nothing, `~` or `null`, without quotes.
     Null,
     Scalar(String),
@@ -32,36 +32,36 @@ pub(super) enum Value {
 
 /// A map in the file's order; merged keys come last.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Map {
-    pub(super) entries: Vec<Entry>,
+pub(crate) struct Map {
+    pub(crate) entries: Vec<Entry>,
     /// Keys that were there already.
-    pub(super) duplicates: Vec<Duplicate>,
+    pub(crate) duplicates: Vec<Duplicate>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Entry {
-    pub(super) key: String,
+pub(crate) struct Entry {
+    pub(crate) key: String,
     /// The key's line.
-    pub(super) line: usize,
-    pub(super) value: Node,
+    pub(crate) line: usize,
+    pub(crate) value: Node,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Duplicate {
-    pub(super) key: String,
-    pub(super) line: usize,
-    pub(super) first_line: usize,
+pub(crate) struct Duplicate {
+    pub(crate) key: String,
+    pub(crate) line: usize,
+    pub(crate) first_line: usize,
 }
 
 impl Map {
-    pub(super) fn get(&self, key: &str) -> Option<&Entry> {
+    pub(crate) fn get(&self, key: &str) -> Option<&Entry> {
         self.entries.iter().find(|entry| entry.key == key)
     }
 }
 
 impl Value {
     /// What it is, for messages.
-    pub(super) fn kind(&self) -> &'static str {
+    pub(crate) fn kind(&self) -> &'static str {
         match self {
             Value::Null => "nothing",
             Value::Scalar(_) => "a single value",
@@ -73,13 +73,22 @@ impl Value {
 
 /// Why a text cannot be read.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Fault {
-    pub(super) line: Option<usize>,
-    pub(super) message: String,
+pub(crate) struct Fault {
+    pub(crate) line: Option<usize>,
+    pub(crate) message: String,
 }
 
 /// Reads a text that holds one document.
-pub(super) fn parse(text: &str) -> Result<Node, Fault> {
+pub(crate) fn parse(text: &str) -> Result<Node, Fault> {
+    read(text, true)
+}
+
+/// Reads a text that holds one document, with whatever tags: Compose has some of its own.
+pub(crate) fn parse_with_any_tags(text: &str) -> Result<Node, Fault> {
+    read(text, false)
+}
+
+fn read(text: &str, minds_tags: bool) -> Result<Node, Fault> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     // The parser would take a NUL for the end of the text, and drop what follows.
     let forbidden = |character: char| character.is_control() && !matches!(character, '\n' | '\r' | '\t' | '\u{85}');
@@ -90,7 +99,8 @@ pub(super) fn parse(text: &str) -> Result<Node, Fault> {
             message: "a control character; a project file is plain text".to_owned(),
         });
     }
-    let mut builder = Builder { parser: Parser::new_from_str(text), anchors: HashMap::new(), values_left: MAX_VALUES };
+    let mut builder =
+        Builder { parser: Parser::new_from_str(text), anchors: HashMap::new(), values_left: MAX_VALUES, minds_tags };
     builder.document()
 }
 
@@ -99,6 +109,7 @@ struct Builder<'text> {
     /// Anchored values that are complete, by the parser's number.
     anchors: HashMap<usize, Node>,
     values_left: usize,
+    minds_tags: bool,
 }
 
 impl<'text> Builder<'text> {
@@ -141,16 +152,16 @@ impl<'text> Builder<'text> {
             Event::Scalar(text, style, anchor, tag) => {
                 let text = text.into_owned();
                 self.pay(1 + text.len() / BYTES_PER_VALUE, line)?;
-                (anchor, scalar(text, style, tag.as_deref(), line)?)
+                (anchor, scalar(text, style, tag.as_deref().filter(|_| self.minds_tags), line)?)
             }
             Event::SequenceStart(anchor, tag) => {
                 self.pay(1, line)?;
-                collection_tag(tag.as_deref(), "seq", line)?;
+                collection_tag(tag.as_deref().filter(|_| self.minds_tags), "seq", line)?;
                 (anchor, Value::List(self.list(depth)?))
             }
             Event::MappingStart(anchor, tag) => {
                 self.pay(1, line)?;
-                collection_tag(tag.as_deref(), "map", line)?;
+                collection_tag(tag.as_deref().filter(|_| self.minds_tags), "map", line)?;
                 (anchor, Value::Map(self.map(depth)?))
             }
             _ => return fault(line, "not valid YAML: a value was expected"),
@@ -308,6 +319,10 @@ mod tests {
              g@7: [\"y\", {h@9: \"true\"}], i@10: \"two\\nlines\\n\"}"
         );
         assert_eq!(parsed("\u{feff}a: 1\r\nb: 2\r\n"), "{a@1: \"1\", b@2: \"2\"}");
+        assert_eq!(
+            short(&parse_with_any_tags("a: !reset [b]\nc: !override {d: !x 1}\n").expect("valid")),
+            "{a@1: [\"b\"], c@2: {d@2: \"1\"}}"
+        );
         assert_eq!(parsed("--- \na: !!str null\nb: !!int 5\n...\n"), "{a@2: \"null\", b@3: \"5\"}");
     }
 

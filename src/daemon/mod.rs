@@ -11,6 +11,7 @@ mod lock;
 mod logging;
 mod once;
 mod reload;
+mod restore;
 mod shared;
 mod tell;
 mod threads;
@@ -120,7 +121,9 @@ impl Start {
         };
         let driver = crate::deploy::driver(&settings);
         let host = Host { settings, store, driver, git, hash_key };
-        Ok(Start { shared: Arc::new(Shared::new(host, catalog)), loaded, _locks: [data_lock, runtime_lock] })
+        let shared = Arc::new(Shared::new(host, catalog));
+        shared.restore.begin(&shared.host)?;
+        Ok(Start { shared, loaded, _locks: [data_lock, runtime_lock] })
     }
 }
 

@@ -34,7 +34,16 @@ pub fn load(settings: &Settings, store: &Store, previous: &Catalog) -> anyhow::R
         repositories: repositories
             .into_iter()
             .filter(|record| record.orphaned_at.is_none())
-            .map(|record| (record.name, AcceptedRepository { id: record.id, local_path: record.local_path.into() }))
+            .map(|record| {
+                let accepted = AcceptedRepository {
+                    id: record.id,
+                    local_path: record.local_path.into(),
+                    path: record.path.into(),
+                    url: record.git_url,
+                    branch: record.branch,
+                };
+                (record.name, accepted)
+            })
             .collect(),
     };
     let basis = Basis { settings, previous, accepted: &accepted, unset_names: Severity::Error };

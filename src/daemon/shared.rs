@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 
 use super::activity::Activities;
+use super::restore::Restore;
 use crate::config::Catalog;
 use crate::deploy::pipeline::Host;
 use crate::model::RepositoryId;
@@ -19,6 +20,8 @@ pub struct Shared {
     pub started_at: Instant,
     /// What goes on with each repository.
     pub activities: Activities,
+    /// Decrypted files that stacks mount and that are gone.
+    pub restore: Restore,
     catalog: RwLock<Arc<Catalog>>,
     worker: Bell,
     teller: Bell,
@@ -73,6 +76,7 @@ impl Shared {
             host,
             started_at: Instant::now(),
             activities: Activities::default(),
+            restore: Restore::default(),
             catalog: RwLock::new(Arc::new(catalog)),
             worker: Bell::new(),
             teller: Bell::new(),

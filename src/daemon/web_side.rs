@@ -13,7 +13,9 @@ use super::shared::Shared;
 use super::tell;
 use super::threads::{STACK_BYTES, Threads};
 use crate::config::Catalog;
-use crate::model::{RepositoryId, RepositoryName};
+use crate::deploy::control::Cause;
+use crate::deploy::secret_files;
+use crate::model::{DeploymentId, RepositoryId, RepositoryName};
 use crate::web::{self, CONTROL_SOCKET, Context, Lent, Listener, NotifyResult, StopWeb};
 
 /// Requests in flight end within three seconds of a stop; this is a little more.
@@ -92,8 +94,21 @@ impl web::Daemon for Side {
         self.shared.wake_worker();
     }
 
+    fn cancel_running(&self, repository: RepositoryId, deployment: DeploymentId) -> bool {
+        self.shared.activities.cancel(repository, deployment, Cause::Cancel)
+    }
+
     fn check_now(&self, id: RepositoryId) {
         self.shared.check_now(id);
+    }
+
+    fn forgotten(&self, repositories: &[RepositoryName]) {
+        let host = &self.shared.host;
+        for name in repositories {
+            if let Err(error) = secret_files::forget(name, &host.settings, &host.hash_key) {
+                log::error!("{name}: its decrypted files stay until the next start: {error}");
+            }
+        }
     }
 
     fn docker_problem(&self) -> Option<String> {

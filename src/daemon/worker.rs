@@ -82,6 +82,7 @@ impl Worker {
                     DATABASE_AGAIN
                 }
             };
+            let pause = if self.shared.restore.go_on(&self.shared) { DOCKER_AGAIN.min(pause) } else { pause };
             self.shared.wait_for_work(pause);
         }
     }
@@ -258,7 +259,11 @@ impl Worker {
             Ok(Begun::Ended(ended)) => finish::end(&self.shared, &self.threads, *ended),
             Err(error) => {
                 activities.end(id);
-                return Err(error);
+                match error {
+                    // Somebody cancelled it in between: then it is not pending any more.
+                    StoreError::Refused(why) => log::debug!("{}: {why}", repository.name),
+                    other => return Err(other),
+                }
             }
         }
         Ok(Look::Ran)
@@ -361,6 +366,10 @@ mod tests {
 
         fn by_hand(&self, _: &Stack, _: &Limit) -> Result<ByHand, StepError> {
             unreachable!("nobody works by hand")
+        }
+
+        fn start_unmounted(&self, _: &str, _: &Limit) -> Result<Vec<String>, StepError> {
+            unreachable!("nothing is restored")
         }
 
         fn prune_images(&self, _: &Limit, _: &mut dyn Log) -> Result<(), StepError> {

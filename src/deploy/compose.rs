@@ -1,6 +1,7 @@
 //! The Docker Compose driver.
 
 mod client;
+pub mod env_files;
 mod explain;
 mod files;
 mod heal;
@@ -229,6 +230,16 @@ impl Driver for Compose {
 
     fn heal(&self, stack: &Stack, plan: &Plan, log: &mut dyn Log) -> Result<(), StepError> {
         self.start_what_stopped(stack, plan, log)
+    }
+
+    fn start_unmounted(&self, project: &str, limit: &Limit) -> Result<Vec<String>, StepError> {
+        let containers = self.containers(project, limit)?;
+        let unmounted: Vec<&Container> = containers.iter().filter(|container| container.could_not_mount()).collect();
+        if !unmounted.is_empty() {
+            let ids = unmounted.iter().map(|container| container.id.as_str());
+            self.client.ask("docker start", ["start"].into_iter().chain(ids), limit)?;
+        }
+        Ok(unmounted.iter().map(|container| container.name().to_owned()).collect())
     }
 
     fn wait(&self, plan: &Plan, timing: &Timing, limit: &Limit, log: &mut dyn Log) -> Result<(), StepError> {

@@ -1,8 +1,10 @@
-//! The containers of stacks that Shiparr deployed, and their logs, for whoever looks at them.
+//! The containers of stacks that Shiparr deployed, how they are, and their logs, for whoever looks at them.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::path::Path;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde::Deserialize;
 
 use crate::command::{Command, CommandError, Limit};
@@ -22,6 +24,14 @@ const LIST_FORMAT: &str = concat!(
     r#""project":{{json (.Label "com.docker.compose.project")}},"#,
     r#""folder":{{json (.Label "com.docker.compose.project.working_dir")}},"#,
     r#""service":{{json (.Label "com.docker.compose.service")}}}"#
+);
+
+/// Just what is shown: whole, it has the environment and the output of health checks. `.ID` is the field's name in the
+/// client, with which a missing `Health` is empty; with `.Id` the client falls back on a map, in which it is an error.
+const CONDITION_FORMAT: &str = concat!(
+    r#"{"id":{{json .ID}},"image":{{json .Config.Image}},"state":{{json .State.Status}},"#,
+    r#""health":{{if .State.Health}}{{json .State.Health.Status}}{{else}}null{{end}},"#,
+    r#""exit_code":{{json .State.ExitCode}},"started_at":{{json .State.StartedAt}}}"#
 );
 
 /// A stack, as Compose labels its containers.
@@ -44,6 +54,21 @@ pub struct Container {
     pub service: String,
     project: String,
     folder: String,
+}
+
+/// How a container is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Condition {
+    /// The image, as the compose file names it.
+    pub image: String,
+    /// Docker's word: `created`, `running`, `paused`, `restarting`, `removing`, `exited` or `dead`.
+    pub state: String,
+    /// Docker's word: `starting`, `healthy` or `unhealthy`; none without a health check.
+    pub health: Option<String>,
+    /// What it last ended with; none while it runs and before it ever did.
+    pub exit_code: Option<i64>,
+    /// When it was last started, if ever.
+    pub started_at: Option<Timestamp>,
 }
 
 /// Why nothing can be said of the containers; one line.
@@ -76,6 +101,28 @@ pub fn containers_of(stacks: &[StackLabels], settings: &Settings) -> Result<Vec<
     containers.retain(|container| stacks.iter().any(|stack| container.belongs_to(stack)));
     containers.sort_by(|one, other| one.name.cmp(&other.name));
     Ok(containers)
+}
+
+/// How these containers are, in their order; without those that went since they were listed.
+///
+/// # Errors
+/// Docker's, or that it is not there.
+pub fn conditions(containers: Vec<Container>, settings: &Settings) -> Result<Vec<(Container, Condition)>, DockerError> {
+    if containers.is_empty() {
+        return Ok(Vec::new());
+    }
+    let ids = containers.iter().map(|container| container.id.as_str());
+    let args = ["inspect", "--type", "container", "--format", CONDITION_FORMAT].into_iter().chain(ids);
+    let told = docker(settings).args(args).capture(&Limit::after(ASK_LIMIT), LIST_MAX_BYTES)?;
+    // Those that are there are told of all the same.
+    let is_gone = |line: &str| line.to_ascii_lowercase().contains("no such container");
+    let mut complaints = told.stderr.lines().filter(|line| !line.trim().is_empty());
+    if !told.status.success() && !complaints.all(is_gone) {
+        return Err(DockerError(first_line(&told.stderr)));
+    }
+    let mut conditions = parse_conditions(&String::from_utf8_lossy(&told.stdout))?;
+    let condition_of = |container: Container| conditions.remove(&container.id).map(|condition| (container, condition));
+    Ok(containers.into_iter().filter_map(condition_of).collect())
 }
 
 /// The container that somebody means by an id, the beginning of one (12 digits or more), or a name.
@@ -125,8 +172,13 @@ fn keep_newest(lines: &mut Vec<(String, String)>) {
 }
 
 impl Container {
+    /// Folders are compared as they are once links are followed: a stack that was taken over may have been started
+    /// through one.
     fn belongs_to(&self, stack: &StackLabels) -> bool {
-        self.project == stack.project && self.folder == stack.folder
+        let real = |folder: &str| Path::new(folder).canonicalize().ok();
+        let is_same =
+            self.folder == stack.folder || real(&self.folder).is_some_and(|folder| Some(folder) == real(&stack.folder));
+        self.project == stack.project && is_same
     }
 }
 
@@ -138,6 +190,35 @@ fn parse_list(text: &str) -> Result<Vec<Container>, DockerError> {
     let containers = text.lines().filter(|line| !line.trim().is_empty()).map(serde_json::from_str);
     let unexpected = |error| DockerError(format!("the output of docker ps is not as expected: {error}"));
     containers.collect::<Result<_, _>>().map_err(unexpected)
+}
+
+/// By the containers' ids.
+fn parse_conditions(text: &str) -> Result<HashMap<String, Condition>, DockerError> {
+    #[derive(Deserialize)]
+    struct Told {
+        id: String,
+        image: String,
+        state: String,
+        health: Option<String>,
+        exit_code: i64,
+        started_at: String,
+    }
+    let mut conditions = HashMap::new();
+    for line in text.lines().filter(|line| !line.trim().is_empty()) {
+        let told: Told = serde_json::from_str(line)
+            .map_err(|error| DockerError(format!("the output of docker inspect is not as expected: {error}")))?;
+        let has_ended = matches!(told.state.as_str(), "exited" | "dead" | "restarting");
+        let condition = Condition {
+            image: told.image,
+            health: told.health.filter(|health| !health.is_empty() && health != "none"),
+            exit_code: has_ended.then_some(told.exit_code),
+            // Docker's zero time is that of the year 1.
+            started_at: told.started_at.parse().ok().filter(|at: &Timestamp| *at > Timestamp::UNIX_EPOCH),
+            state: told.state,
+        };
+        conditions.insert(told.id, condition);
+    }
+    Ok(conditions)
 }
 
 fn read_logs(
@@ -175,6 +256,8 @@ fn first_line(text: &str) -> String {
 #[cfg(test)]
 #[allow(clippy::disallowed_methods, reason = "tests read the environment that they run in")]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
     use crate::config::Environment;
 
@@ -188,7 +271,9 @@ mod tests {
         fn new() -> Lab {
             let pairs = ["PATH", "HOME"].map(|name| (name, std::env::var_os(name).unwrap_or_default()));
             let (settings, _) = Settings::from_environment(&Environment::from_pairs(pairs)).unwrap();
-            let project = format!("shiparr-test-logs-{}", std::process::id());
+            static LABS: AtomicUsize = AtomicUsize::new(0);
+            let number = LABS.fetch_add(1, Ordering::Relaxed);
+            let project = format!("shiparr-test-logs-{}-{number}", std::process::id());
             Lab { settings, labels: StackLabels { project, folder: "/srv/a, folder".to_owned() } }
         }
 
@@ -200,6 +285,11 @@ mod tests {
         }
 
         fn start(&self, service: &str, folder: &str, script: &str) -> String {
+            self.run(&["run"], service, folder, script)
+        }
+
+        /// With a verb and options of Docker.
+        fn run(&self, verb: &[&str], service: &str, folder: &str, script: &str) -> String {
             let name = format!("{}-{service}", self.labels.project);
             let [project, folder, label] = [
                 format!("com.docker.compose.project={}", self.labels.project),
@@ -208,7 +298,8 @@ mod tests {
             ];
             let image = "shiparr-test/busybox:1";
             let labels = ["--label", &project, "--label", &folder, "--label", &label];
-            let args = [&["run", "--network", "none", "--name", &name], &labels[..], &[image, "sh", "-c", script]];
+            let common = ["--network", "none", "--name", &name];
+            let args = [verb, &common[..], &labels[..], &[image, "sh", "-c", script]];
             self.docker(&args.concat());
             name
         }
@@ -243,6 +334,43 @@ mod tests {
         let gone = container("0123456789abcdef", "gone");
         let error = logs(&gone, 10, &lab.settings).unwrap_err().to_string();
         assert!(error.contains("0123456789abcdef") && !error.contains('\n'), "{error}");
+    }
+
+    #[test]
+    fn how_containers_are_is_told_as_docker_has_it() {
+        let lab = Lab::new();
+        let health = ["run", "--detach", "--health-cmd", "true", "--health-interval", "100s"];
+        lab.run(&health, "a-checked", "/srv/a, folder", "sleep 600");
+        lab.run(&["create"], "b-created", "/srv/a, folder", "true");
+        lab.run(&["run", "--detach"], "c-ended", "/srv/a, folder", "exit 3");
+        lab.docker(&["wait", &format!("{}-c-ended", lab.labels.project)]);
+        lab.run(&["run", "--detach"], "d-plain", "/srv/a, folder", "sleep 600");
+        lab.run(&["create"], "e-gone", "/srv/a, folder", "true");
+        let listed = containers_of(std::slice::from_ref(&lab.labels), &lab.settings).unwrap();
+        assert_eq!(listed.len(), 5);
+        lab.docker(&["container", "rm", &format!("{}-e-gone", lab.labels.project)]);
+
+        let found = conditions(listed.clone(), &lab.settings).unwrap();
+        assert_eq!(found.iter().map(|(container, _)| container.clone()).collect::<Vec<_>>(), listed[..4]);
+        let told: Vec<_> = found
+            .iter()
+            .map(|(_, one)| (one.state.as_str(), one.health.is_some(), one.exit_code, one.started_at.is_some()))
+            .collect();
+        let expected = [
+            ("running", true, None, true),
+            ("created", false, None, false),
+            ("exited", false, Some(3), true),
+            ("running", false, None, true),
+        ];
+        assert_eq!(told, expected);
+        assert!(matches!(found[0].1.health.as_deref(), Some("starting" | "healthy")), "{:?}", found[0].1);
+        assert!(found.iter().all(|(_, condition)| condition.image == "shiparr-test/busybox:1"));
+
+        let only_gone = conditions(vec![listed[4].clone()], &lab.settings).unwrap();
+        assert!(only_gone.is_empty() && conditions(Vec::new(), &lab.settings).unwrap().is_empty());
+        let mut settings = lab.settings.clone();
+        settings.docker_bin = "/nonexistent/docker".into();
+        assert!(conditions(listed, &settings).is_err());
     }
 
     fn container(id: &str, name: &str) -> Container {

@@ -75,12 +75,13 @@ pub enum Containers {
 impl UpError {
     /// The same with what came of [`Driver::heal`] after it.
     #[must_use]
-    pub fn after_healing(self, healed: Result<(), StepError>) -> StepError {
+    pub fn after_healing(self, healed: Result<(), StepError>) -> UpError {
         let how = match healed {
             Ok(()) => "what it had stopped was started again".to_owned(),
             Err(error) => format!("what it had stopped could not all be started again: {error}"),
         };
-        StepError { message: format!("{}; {how}", self.error.message), ..self.error }
+        let error = StepError { message: format!("{}; {how}", self.error.message), ..self.error };
+        UpError { error, ..self }
     }
 }
 
@@ -259,6 +260,13 @@ pub trait Driver: Send + Sync {
     /// # Errors
     /// What stays stopped, and why, in one line.
     fn heal(&self, stack: &Stack, plan: &Plan, log: &mut dyn Log) -> Result<(), StepError>;
+
+    /// Starts those containers of a project that could not be started because something that they mount was not there,
+    /// and answers their names: after a reboot, Docker was there before the decrypted files.
+    ///
+    /// # Errors
+    /// What stays stopped, and why, in one line.
+    fn start_unmounted(&self, project: &str, limit: &Limit) -> Result<Vec<String>, StepError>;
 
     /// Waits until it is well: healthy, or up for `settle_time`, or ended with 0 where that is meant (spec section 4, step
     /// 5). Many stacks may be waited for at the same time, each on a thread of its own: they are looked at together, so

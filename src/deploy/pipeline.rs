@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
+use super::compose::env_files;
 use super::control::{Cause, Control};
 use super::journal::Journal;
 use super::secret_files::{self, SecretFiles, Switched};
@@ -353,6 +354,7 @@ impl Running {
         let step = Instant::now();
         let (plan, survey) = plan_and_survey(host, &stack, limit, journal);
         let plan = plan?;
+        env_files::refuse_taken(&plan, &stack.folder, plaintext.names_taken())?;
         secret_files.refuse(&plan, &plaintext)?;
         let judgement = judge(host, job, &stack, &plan, &survey?, limit)?;
         judgement.notes.iter().for_each(|note| journal.line(LogLevel::Warning, note));

@@ -31,6 +31,7 @@ pub struct Plaintext {
     variables_file: Option<PathBuf>,
     links: Vec<PassingLink>,
     origins: BTreeMap<String, String>,
+    names_taken: Vec<PassingLink>,
 }
 
 /// A link to decrypted variables that goes when `up` has ended.
@@ -56,6 +57,11 @@ impl Plaintext {
     /// The links that lie beside encrypted `env_file`s meanwhile.
     pub fn links(&self) -> &[PassingLink] {
         &self.links
+    }
+
+    /// The links that could not be made, because a file lies under their name that is not ours.
+    pub fn names_taken(&self) -> &[PassingLink] {
+        &self.names_taken
     }
 }
 
@@ -180,6 +186,8 @@ impl Gathering<'_> {
                     shown.display()
                 );
                 journal.line(LogLevel::Warning, &message);
+                let encrypted = path.with_file_name(&*name);
+                self.plaintext.names_taken.push(PassingLink { path, encrypted });
             }
             Linked::Lasting | Linked::NotNeeded => {}
         }
@@ -283,7 +291,10 @@ mod tests {
         let lab = Lab::new("env_file: app.env.enc");
         lab.write_encrypted("app.env.enc", "dotenv", "PASSWORD=correct horse\n");
         lab.write("app.env", "mine");
-        drop(gathered(&lab).unwrap());
+        let (_, plaintext) = gathered(&lab).unwrap();
+        let taken = PassingLink { path: lab.path("app.env"), encrypted: lab.path("app.env.enc") };
+        assert_eq!(plaintext.names_taken(), [taken]);
+        drop(plaintext);
         assert_eq!(std::fs::read_to_string(lab.path("app.env")).unwrap(), "mine");
         assert!(lab.log().contains("app.env exists and stays"), "{}", lab.log());
     }

@@ -271,12 +271,7 @@ pub fn put_back(checkout: &Checkout, child: &Child, limit: &Limit) -> Result<Put
 /// # Errors
 /// A file of ours cannot be removed.
 pub fn keep(checkout: &Checkout) -> io::Result<()> {
-    let file = checkout.undo_file();
-    match std::fs::remove_file(&file) {
-        Ok(()) => std::fs::File::open(file.parent().unwrap_or(&file))?.sync_all(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-    }
+    checkout::forget(&checkout.undo_file())
 }
 
 /// Runs the child with one request and reads its one answer.

@@ -27,6 +27,11 @@ pub(super) fn show_commit(
         config.set_bool("core.bare", false)?;
         config.set_str("core.worktree", &worktree)?;
     }
+    point_to(repository, store, commit)
+}
+
+/// Says in the store that `commit` is checked out.
+pub(super) fn point_to(repository: &Repository, store: &Path, commit: Oid) -> Result<(), git2::Error> {
     if repository.head().ok().and_then(|head| head.target()) != Some(commit) || !store.join("index").exists() {
         repository.set_head_detached(commit)?;
         let mut index = git2::Index::open(&store.join("index"))?;

@@ -1,8 +1,12 @@
 //! What the child does with a store and a working tree: fetch, decide, check out; look ahead; put back.
 
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::path::Path;
+
 use git2::{Oid, Repository};
 
-use super::checkout::{Journal, Trees, WorkTree};
+use super::checkout::{Adoption, Files, Journal, Step, Trees, Undo, WorkTree};
 use super::libgit::{Failed, is_disk_full};
 use super::scope::Scope;
 use super::submodules::Sources;
@@ -19,8 +23,15 @@ const CHECKED_OUT: &str = "refs/shiparr/checked-out";
 /// Fetches the branch, and checks a commit of it out where there is a reason to. A damaged store is made anew, once.
 pub(super) fn fetch_and_checkout(remote: &Remote, checkout: &Checkout, limit: &Limit) -> Result<Fetched, GitError> {
     let _lock = store::lock(&checkout.store)?;
+    let before = match checkout.put_back_first {
+        true => put_back_locked(checkout)?.notes,
+        false => Vec::new(),
+    };
     let mut run = Run { remote, checkout, limit, is_new: false, notes: Vec::new(), commit: None };
-    run.on_store(Run::fetch_and_checkout).map_err(|error| GitError { commit: run.commit.map(Box::new), ..error })
+    let done = run.on_store(Run::fetch_and_checkout);
+    let mut done = done.map_err(|error| GitError { commit: run.commit.map(Box::new), ..error })?;
+    done.notes.splice(0..0, before);
+    Ok(done)
 }
 
 /// Fetches the branch, and says whether it differs.
@@ -38,9 +49,48 @@ pub(super) fn look_ahead(remote: &Remote, checkout: &Checkout, limit: &Limit) ->
 /// Puts the files back that lay there before the last checkout.
 pub(super) fn put_back(checkout: &Checkout) -> Result<PutBack, GitError> {
     let _lock = store::lock(&checkout.store)?;
-    let journal = Journal::read(&checkout.store.with_extension("journal"), &checkout.local_path);
+    put_back_locked(checkout)
+}
+
+fn put_back_locked(checkout: &Checkout) -> Result<PutBack, GitError> {
+    let (store, undo_file) = (&checkout.store, checkout.undo_file());
+    let mut notes = Vec::new();
+    let journal_of = |local_path: &Path| Journal::read(&store.with_extension("journal"), local_path);
+    let mut journal = journal_of(&checkout.local_path);
+    let forget = || {
+        let failed = |error| GitError::passing(format!("cannot remove {}: {error}", undo_file.display()));
+        checkout::forget(&undo_file).map_err(failed)
+    };
+    match Undo::read(&undo_file) {
+        Ok(None) => {}
+        Ok(Some(undo)) => {
+            journal = journal_of(undo.local_path());
+            let failed = |error: git2::Error| GitError::passing(format!("libgit2: {}", error.message()));
+            let sources = Sources::open(store, undo.stores()).map_err(failed)?;
+            checkout::put_back(&undo, sources, &mut journal, checkout, &mut notes)?;
+            // What the store says of it is for people, and keeps objects that the next checkout can do without.
+            let _ = Repository::open_bare(store).and_then(|repository| say_in_store(&repository, store, undo.base()));
+            forget()?;
+        }
+        Err(why) if matches!(why.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) => {
+            notes.push(format!("nothing can be put back, {} makes no sense: {why}", undo_file.display()));
+            forget()?;
+        }
+        Err(error) => return Err(GitError::passing(format!("cannot read {}: {error}", undo_file.display()))),
+    }
     let commit = journal.base(checkout.checked_out.as_ref()).map(hash_of).transpose()?;
-    Ok(PutBack { commit, notes: Vec::new() })
+    Ok(PutBack { commit, notes })
+}
+
+/// Says in the store which commit lies in the tree.
+fn say_in_store(repository: &Repository, store: &Path, commit: Option<Oid>) -> Result<(), git2::Error> {
+    match commit {
+        Some(commit) => {
+            repository.reference(CHECKED_OUT, commit, true, "put back")?;
+            people::point_to(repository, store, commit)
+        }
+        None => repository.find_reference(CHECKED_OUT)?.delete(),
+    }
 }
 
 /// One fetch, with what follows from it.
@@ -112,9 +162,14 @@ impl Run<'_> {
     fn check_out(&mut self, repository: Repository, commit: Oid) -> Result<u64, Failed> {
         let checkout = self.checkout;
         let mut journal = Journal::read(&checkout.store.with_extension("journal"), &checkout.local_path);
-        let trees = self.collect_trees(repository, &journal, commit)?;
+        let mut sources = Sources::new(repository);
+        let new = sources.fetch_and_flatten(commit, &self.scope(), self.remote, self.limit, &mut self.notes)?;
         let tree = WorkTree::open(&checkout.local_path)?;
-        let changed_files = checkout::run(&tree, &trees, &mut journal, checkout, commit, &mut self.notes)?;
+        let adoption = Adoption::look(&tree, checkout, sources.main(), &journal);
+        let trees = self.collect_trees(sources, new, &journal, &adoption)?;
+        let base = journal.base(checkout.checked_out.as_ref());
+        let step = Step { checkout, base, commit, adoption: &adoption };
+        let changed_files = checkout::run(&tree, &trees, &mut journal, &step, &mut self.notes)?;
         let repository = trees.sources.main();
         repository.reference(CHECKED_OUT, commit, true, "checked out")?;
         // For people; nothing depends on it.
@@ -123,30 +178,50 @@ impl Run<'_> {
         Ok(changed_files)
     }
 
+    /// The part of the tree that is this repository's.
+    fn scope(&self) -> Scope {
+        match self.checkout.shares_local_path {
+            true => Scope::of(&self.checkout.watch_paths),
+            false => Scope::ALL,
+        }
+    }
+
     /// Everything that may be compared with the working tree: the new commit, the one whose files lie there, and those
-    /// of runs that did not end.
+    /// of runs that did not end and of others that share the tree.
     ///
     /// The store keeps the commit whose files lie there: where it is gone, the store is damaged. From a store that was
     /// made anew it is gone for good when the remote has rewritten its history, and what lies there then counts as
-    /// untracked.
-    fn collect_trees(&mut self, repository: Repository, journal: &Journal, tip: Oid) -> Result<Trees, Failed> {
-        let mut sources = Sources::new(repository);
-        let scope = &match self.checkout.shares_local_path {
-            true => Scope::of(&self.checkout.watch_paths),
-            false => Scope::ALL,
-        };
-        let new = sources.fetch_and_flatten(tip, scope, self.remote, self.limit, &mut self.notes)?;
+    /// untracked. Of that commit only what its run handled lies there for us; what has come into our part since is
+    /// somebody else's.
+    fn collect_trees(
+        &mut self,
+        mut sources: Sources,
+        new: Files,
+        journal: &Journal,
+        adoption: &Adoption,
+    ) -> Result<Trees, Failed> {
+        let (scope, remote) = (&self.scope(), self.remote);
         let base = journal.base(self.checkout.checked_out.as_ref());
-        let base = match base.map(|base| (base, sources.flatten(base, scope, self.remote))) {
+        let mut files = match base.map(|base| (base, sources.flatten(base, scope, remote))) {
             Some((base, None)) if !self.is_new => {
                 let why = format!("the commit {base} that was checked out is gone");
                 return Err(Failed::Store(git2::Error::from_str(&why)));
             }
-            base => base.and_then(|(_, files)| files).unwrap_or_default(),
+            found => found.and_then(|(_, files)| files).unwrap_or_default(),
         };
+        let handled = journal.base_scope();
+        files.retain(|path, _| handled.holds(path));
         let unfinished = journal.unfinished().into_iter();
-        let perhaps = unfinished.filter_map(|commit| sources.flatten(commit, scope, self.remote)).collect();
-        Ok(Trees { sources, new, base, perhaps })
+        let mut perhaps: Vec<Files> = unfinished.filter_map(|commit| sources.flatten(commit, scope, remote)).collect();
+        if let Some(head) = adoption.head.and_then(|head| sources.flatten(head, scope, remote)) {
+            perhaps.push(files.clone());
+            files.extend(head);
+        }
+        let siblings: BTreeSet<Oid> =
+            self.checkout.siblings.iter().filter_map(|hash| Oid::from_str(hash.as_str()).ok()).collect();
+        let siblings = siblings.into_iter().filter(|commit| Some(*commit) != base);
+        let siblings = siblings.filter_map(|commit| sources.flatten(commit, scope, remote)).collect();
+        Ok(Trees { sources, new, base: files, perhaps, siblings })
     }
 }
 

@@ -4,8 +4,8 @@
 //! so it is not trusted: https and ssh only, relative ones under the parent's host, and the parent's credential only
 //! for the parent's scheme, host and port.
 
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 use git2::{ObjectType, Oid, Repository, Tree, TreeEntry};
 
@@ -30,6 +30,9 @@ const MAX_SHOWN_CHARS: usize = 200;
 /// Bound on `.gitmodules`.
 const MAX_GITMODULES_BYTES: usize = 256 * 1024;
 
+/// References to commits whose contents may have to be put back.
+const HELD: &str = "refs/shiparr/held/";
+
 /// The modes of tree entries.
 const MODE_EXECUTABLE: i32 = 0o100_755;
 const MODE_LINK: i32 = 0o120_000;
@@ -37,6 +40,8 @@ const MODE_LINK: i32 = 0o120_000;
 /// The stores that files come from: the repository's own, then its submodules'.
 pub(super) struct Sources {
     repositories: Vec<Repository>,
+    /// Commits that the working tree is compared with.
+    compared: Vec<(usize, Oid)>,
 }
 
 /// A commit that is to be listed, in its place.
@@ -58,7 +63,49 @@ enum Missing<'a> {
 
 impl Sources {
     pub fn new(repository: Repository) -> Sources {
-        Sources { repositories: vec![repository] }
+        Sources { repositories: vec![repository], compared: Vec::new() }
+    }
+
+    /// The stores again that [`Sources::relative_paths`] named; those that are gone, or damaged, have no contents.
+    pub fn open(main: &Path, relative_paths: &[PathBuf]) -> Result<Sources, git2::Error> {
+        let empty = || Repository::from_odb(git2::Odb::new()?);
+        let open = |path: &PathBuf| Repository::open_bare(main.join(path)).or_else(|_| empty());
+        let repositories = relative_paths.iter().map(open).collect::<Result<_, _>>()?;
+        Ok(Sources { repositories, compared: Vec::new() })
+    }
+
+    /// Where the stores are, from the repository's own, which is the first.
+    pub fn relative_paths(&self) -> Vec<PathBuf> {
+        let main = self.main().path();
+        let relative = |repository: &Repository| repository.path().strip_prefix(main).map(Path::to_owned);
+        self.repositories.iter().map(|repository| relative(repository).unwrap_or_default()).collect()
+    }
+
+    /// Keeps in each store the commits that the working tree was compared with, and no others of earlier runs: their
+    /// contents may have to be put back.
+    pub fn hold_compared(&self) -> Result<(), git2::Error> {
+        let mut held: BTreeMap<&Path, (&Repository, BTreeSet<Oid>)> = BTreeMap::new();
+        for repository in &self.repositories {
+            held.entry(repository.path()).or_insert((repository, BTreeSet::new()));
+        }
+        for (source, commit) in &self.compared {
+            let repository = &self.repositories[*source];
+            held.entry(repository.path()).or_insert((repository, BTreeSet::new())).1.insert(*commit);
+        }
+        for (repository, commits) in held.values() {
+            let name = |commit: &Oid| format!("{HELD}{commit}");
+            let names: BTreeSet<String> = commits.iter().map(name).collect();
+            for reference in repository.references_glob(&format!("{HELD}*"))? {
+                let mut reference = reference?;
+                if !reference.name().is_some_and(|name| names.contains(name)) {
+                    reference.delete()?;
+                }
+            }
+            for commit in commits {
+                repository.reference(&name(commit), *commit, true, "may be put back")?;
+            }
+        }
+        Ok(())
     }
 
     /// The repository's own store.
@@ -120,7 +167,11 @@ impl Sources {
         let mut places = vec![Place { source: 0, commit, prefix: Vec::new(), remote: remote.clone(), depth: 0 }];
         let mut submodules = 0;
         while let Some(place) = places.pop() {
-            for (path, commit) in list_files(&self.repositories[place.source], &place, scope, &mut files)? {
+            let inner = list_files(&self.repositories[place.source], &place, scope, &mut files)?;
+            if matches!(missing, Missing::Skip) {
+                self.compared.push((place.source, place.commit));
+            }
+            for (path, commit) in inner {
                 submodules += 1;
                 if submodules > MAX_SUBMODULES || place.depth >= MAX_DEPTH {
                     return Err(GitError::lasting(format!(

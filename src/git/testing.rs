@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::{Checkout, Credential, Done, Fetched, GitError, Remote, run};
+use super::{Checkout, Credential, Done, Fetched, GitError, PutBack, Remote, run};
 use crate::command::Limit;
 use crate::http::Proxies;
 use crate::model::CommitHash;
@@ -154,6 +154,11 @@ impl Lab {
         let Done::CheckedOut { changed_files } = fetched.done else { panic!("it was skipped: {fetched:?}") };
         self.known_commit.replace(Some(fetched.commit.hash.clone()));
         Ok(Deployed { changed_files, fetched })
+    }
+
+    /// Puts back as the child does.
+    pub fn put_back(&self) -> PutBack {
+        run::put_back(&self.checkout_request()).unwrap()
     }
 
     pub fn read(&self, path: &str) -> String {

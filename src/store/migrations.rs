@@ -113,7 +113,6 @@ ALTER TABLE repositories ADD COLUMN is_manual INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE repositories ADD COLUMN waiting INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE repositories ADD COLUMN brought_up TEXT NOT NULL DEFAULT '{}';
 ALTER TABLE repositories ADD COLUMN accepted TEXT NOT NULL DEFAULT '[]';
-ALTER TABLE repositories ADD COLUMN secret_files_hash TEXT;
 ALTER TABLE repositories ADD COLUMN unsettled INTEGER;
 
 ALTER TABLE deployments ADD COLUMN only_polled INTEGER NOT NULL DEFAULT 0;
@@ -354,7 +353,7 @@ mod tests {
             let name = record.name.name.as_str();
             assert_eq!(ending, if row.status == Status::Failed { name } else { "" }, "{name}");
             assert_eq!(row.asked, PULL);
-            assert_eq!((record.is_manual, record.waiting, record.secret_files_hash), (false, false, None));
+            assert_eq!((record.is_manual, record.waiting), (false, false));
             assert_eq!((record.brought_up_services, record.brought_up_volumes), (names(&[]), names(&[])));
             assert_eq!(record.accepted, names(&[]));
             let unsettled = store.unsettled(record.id).unwrap().map(|row| row.id);

@@ -133,7 +133,7 @@ fn repositories_sql(rest: &str) -> String {
     format!(
         "SELECT r.id, p.name, r.name, r.git_url, r.branch, r.path, r.local_path, r.check_interval, r.last_commit_hash, \
          r.observed_commit, r.checked_out_commit, r.compose_project, r.up_folder, r.last_checked_at, r.last_error, \
-         r.failing_since, r.orphaned_at, r.retry_at, r.created_at, r.brought_up, r.accepted, r.secret_files_hash, \
+         r.failing_since, r.orphaned_at, r.retry_at, r.created_at, r.brought_up, r.accepted, \
          r.is_manual, r.waiting, \
          CASE WHEN EXISTS (SELECT 1 FROM deployments WHERE repository_id = r.id AND status = 'running') THEN 'running' \
          WHEN d.status = 'skipped' THEN (SELECT status FROM deployments WHERE id = {last_outcome}) ELSE d.status END, \
@@ -145,8 +145,8 @@ fn repositories_sql(rest: &str) -> String {
 }
 
 fn repository(row: &Row) -> rusqlite::Result<RepositoryRecord> {
-    let last_deployment = match row.get::<_, Option<i64>>(25)? {
-        Some(_) => Some(deployment(row, 25)?),
+    let last_deployment = match row.get::<_, Option<i64>>(24)? {
+        Some(_) => Some(deployment(row, 24)?),
         None => None,
     };
     let brought_up: SoFar = json(row, 19)?;
@@ -173,10 +173,9 @@ fn repository(row: &Row) -> rusqlite::Result<RepositoryRecord> {
         brought_up_services: brought_up.services,
         brought_up_volumes: brought_up.volumes,
         accepted: json(row, 20)?,
-        secret_files_hash: row.get(21)?,
-        is_manual: row.get(22)?,
-        waiting: row.get(23)?,
-        status: optional_word(row, 24)?,
+        is_manual: row.get(21)?,
+        waiting: row.get(22)?,
+        status: optional_word(row, 23)?,
         last_deployment,
     })
 }

@@ -128,21 +128,6 @@ impl Store {
             Ok(())
         })
     }
-
-    /// The keyed hash of the `secret_files` that the containers of a repository mount now; written only when it
-    /// differs.
-    ///
-    /// # Errors
-    /// SQLite's.
-    pub fn set_secret_files_hash(&self, id: RepositoryId, hash: Option<&str>) -> Result<(), StoreError> {
-        self.note(|transaction| {
-            transaction.execute(
-                "UPDATE repositories SET secret_files_hash = ?2 WHERE id = ?1 AND secret_files_hash IS NOT ?2",
-                params![id, hash],
-            )?;
-            Ok(())
-        })
-    }
 }
 
 fn set_checked_out(transaction: &Transaction, id: RepositoryId, commit: Option<&CommitHash>) -> Result<(), StoreError> {
@@ -282,14 +267,5 @@ mod tests {
         assert_eq!(scene.record("media").accepted, names(&["folder:/old", "volume:data"]));
         assert_eq!(scene.record("web").accepted, names(&[]));
         assert!(matches!(scene.store.accept(99, &names(&["x"])), Err(StoreError::Refused(_))));
-    }
-
-    #[test]
-    fn the_hash_of_the_secret_files_is_kept() {
-        let scene = scene();
-        for hash in [Some("a"), Some("b"), None] {
-            scene.store.set_secret_files_hash(scene.id("media"), hash).unwrap();
-            assert_eq!(scene.record("media").secret_files_hash.as_deref(), hash);
-        }
     }
 }

@@ -34,7 +34,7 @@ use std::time::Instant;
 use crate::command::Limit;
 use crate::config::{Catalog, Settings};
 use crate::deploy::by_hand::Tools;
-use crate::model::{RepositoryId, RepositoryName};
+use crate::model::{DeploymentId, RepositoryId, RepositoryName};
 use crate::store::Store;
 
 pub use gate::Listener;
@@ -99,8 +99,14 @@ pub trait Daemon: Send + Sync {
     /// There is a new pending row.
     fn wake_worker(&self);
 
+    /// Ends a running deployment of a repository as if it were past its limit. Answers whether that one was running.
+    fn cancel_running(&self, repository: RepositoryId, deployment: DeploymentId) -> bool;
+
     /// A repository is checked now, rather than when its interval ends.
     fn check_now(&self, id: RepositoryId);
+
+    /// The records of these repositories are gone; what else was kept for them goes too.
+    fn forgotten(&self, repositories: &[RepositoryName]);
 
     /// Why Docker does not answer, as it was found out in the background.
     fn docker_problem(&self) -> Option<String>;

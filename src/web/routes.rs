@@ -60,6 +60,7 @@ const ROUTES: &[(Method, &str, Handler)] = &[
     (Method::Get, "/api/deployments", now!(api::deployments::deployments)),
     (Method::Get, "/api/deployments/{id}", now!(api::deployments::deployment)),
     (Method::Get, "/api/deployments/{id}/logs", api::deployments::logs),
+    (Method::Post, "/api/deployments/{id}/cancel", now!(api::cancel::cancel)),
     (Method::Get, "/containers/{id}/logs", api::containers::container_logs),
     (Method::Get, "/widget/dashy", now!(widget::dashy)),
     (Method::Options, "/widget/dashy", now!(widget::preflight)),
@@ -70,6 +71,7 @@ const REPOSITORY_ROUTES: &[(Method, &str, Handler)] = &[
     (Method::Get, "", now!(api::repositories::repository)),
     (Method::Get, "/deployments", now!(api::deployments::of_repository)),
     (Method::Get, "/logs", api::containers::stack_logs),
+    (Method::Get, "/containers", api::containers::of_stack),
     (Method::Post, "/deploy", now!(api::repositories::deploy)),
 ];
 const REPOSITORY_PREFIXES: [&str; 2] = ["/api/repositories/{id}", "/api/projects/{project}/repositories/{name}"];

@@ -4,7 +4,10 @@
 
 mod access;
 mod api;
+mod by_hand;
+mod hands_on;
 
+use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
@@ -20,7 +23,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::config::{Environment, Problem, Severity};
-use crate::model::{Asked, Commit, CommitHash, DeploymentId, LogLevel, Trigger};
+use crate::model::{Asked, Commit, CommitHash, CommitPrefix, DeploymentId, Ending, LogLevel, Trigger};
 use crate::store::{BroughtUp, Outcome, ProjectSpec, RepositorySpec};
 
 /// Nothing in these tests takes longer, unless it is broken.
@@ -31,10 +34,23 @@ struct FakeDaemon {
     docker_problem: Mutex<Option<String>>,
     wakes: AtomicUsize,
     checked: Mutex<Vec<RepositoryId>>,
+    /// What runs, and is asked to end; with what happens at that moment.
+    running: Mutex<HashMap<DeploymentId, Box<dyn FnOnce() + Send>>>,
     /// Notifiers of the repository `held` take as long as somebody else has this.
     held: Mutex<()>,
     holding: AtomicUsize,
     started_at: Instant,
+    /// Who has the stack of `home/web` in their hands, and what takes it away from them.
+    hands: Arc<Mutex<Option<(String, Limit)>>>,
+}
+
+/// Hands that let go when this is dropped.
+struct Hold(Arc<Mutex<Option<(String, Limit)>>>);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        *self.0.lock().unwrap() = None;
+    }
 }
 
 impl Daemon for FakeDaemon {
@@ -46,9 +62,17 @@ impl Daemon for FakeDaemon {
         self.wakes.fetch_add(1, Ordering::SeqCst);
     }
 
+    fn cancel_running(&self, _: RepositoryId, deployment: DeploymentId) -> bool {
+        let Some(at_that_moment) = self.running.lock().unwrap().remove(&deployment) else { return false };
+        at_that_moment();
+        true
+    }
+
     fn check_now(&self, id: RepositoryId) {
         self.checked.lock().unwrap().push(id);
     }
+
+    fn forgotten(&self, _: &[RepositoryName]) {}
 
     fn docker_problem(&self) -> Option<String> {
         self.docker_problem.lock().unwrap().clone()
@@ -72,6 +96,33 @@ impl Daemon for FakeDaemon {
                 problem: None,
             }]),
         }
+    }
+
+    fn lend(&self, _: RepositoryId, who: &str) -> Result<Lent, String> {
+        let mut hands = self.hands.lock().unwrap();
+        if let Some((other, _)) = &*hands {
+            return Err(format!("{other} works on it"));
+        }
+        let limit = Limit::after(PATIENCE);
+        *hands = Some((who.to_owned(), limit.clone()));
+        let tools = Tools {
+            program: "docker".to_owned(),
+            arguments: vec!["compose".to_owned()],
+            environment: Vec::new(),
+            folder: "/srv".into(),
+            files: Vec::new(),
+            variables_file: None,
+            variables: Vec::new(),
+            dotenv: "SECRET=\"battery\"\n".to_owned(),
+        };
+        Ok(Lent { tools, limit, hold: Box::new(Hold(Arc::clone(&self.hands))) })
+    }
+
+    fn release(&self, _: RepositoryId) -> Option<String> {
+        let hands = self.hands.lock().unwrap();
+        let (who, limit) = hands.as_ref()?;
+        limit.cancel();
+        Some(who.clone())
     }
 
     fn spawn(&self, name: &str, job: Box<dyn FnOnce() + Send>) -> io::Result<()> {
@@ -133,9 +184,11 @@ impl Scene {
             docker_problem: Mutex::default(),
             wakes: AtomicUsize::new(0),
             checked: Mutex::default(),
+            running: Mutex::default(),
             held: Mutex::default(),
             holding: AtomicUsize::new(0),
             started_at: Instant::now(),
+            hands: Arc::default(),
         });
         let control = runtime.join(CONTROL_SOCKET);
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -269,8 +269,8 @@ fn a_deploy_is_accepted_with_its_id_and_its_place() {
         ("{\"pul\": true}", "pul"),
         ("[true]", ""),
         ("{", ""),
-        ("{\"adopt\": true}", "adopt"),
-        ("{\"commit\": \"abc1234\"}", "commit"),
+        ("{\"adopt\": \"yes\"}", "adopt"),
+        ("{\"commit\": \"abc123\"}", "7 to 64 hexadecimal digits"),
     ] {
         let answer = daemon.request("POST", path, &[("Content-Type", "application/json")], body.as_bytes());
         assert_eq!(answer.status, 400, "{body}: {}", answer.text());
@@ -303,7 +303,7 @@ fn what_is_not_there_is_an_error_of_its_kind() {
         assert_eq!(answer.error(), "not_found", "{path}");
         assert!(answer.header("content-type").is_some_and(|kind| kind.starts_with("application/json")));
     }
-    assert_eq!(daemon.post("/api/deployments/1/cancel").status, 404, "a later issue's route");
+    assert_eq!(daemon.post("/api/deployments/1/cancel").status, 404);
 
     for (method, path, allowed) in [
         ("POST", "/api/health", "GET"),

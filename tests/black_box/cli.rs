@@ -20,12 +20,11 @@ fn help_and_version_are_complete() {
     let daemon = Daemon::new();
     let help = daemon.cli(&["--help"]);
     assert_eq!(help.status.code(), Some(0));
-    for verb in ["run", "check", "status", "deploy", "logs", "history", "prune", "notify-test", "health"] {
+    for verb in ["run", "check", "status", "deploy", "cancel", "logs", "history", "prune", "notify-test", "health"] {
         assert!(said(&help).contains(verb), "{verb}: {}", said(&help));
         let own = daemon.cli(&[verb, "--help"]);
         assert_eq!(own.status.code(), Some(0), "{verb}: {}", said(&own));
     }
-    assert!(!said(&help).contains("adopt"), "what is not there yet is not offered");
     assert!(said(&daemon.cli(&["--version"])).contains(env!("CARGO_PKG_VERSION")));
     assert_ne!(daemon.cli(&["no-such-verb"]).status.code(), Some(0));
 }
@@ -131,13 +130,18 @@ fn check_takes_names_from_an_env_file_and_only_warns_of_those_it_cannot_know() {
 }
 
 #[test]
-fn check_refuses_what_belongs_to_later_versions_with_a_clear_line() {
+fn check_tells_apart_good_and_bad_values_of_what_a_deployment_handles() {
     let daemon = Daemon::new();
-    for (field, value) in [("deploy", "manual"), ("watch_paths", "[a]"), ("secret_files", "[a.enc]")] {
-        daemon.project("home", &[Entry::new("web", "/srv/git/web.git", &Stack::new()).field(field, value)]);
-        let output = daemon.cli(&["check", &daemon.config().to_string_lossy()]);
-        assert_eq!(output.status.code(), Some(1), "{field}: {}", said(&output));
-        assert!(said(&output).contains(&format!("repositories.web.{field}")), "{}", said(&output));
+    for (field, good, bad) in
+        [("deploy", "manual", "later"), ("watch_paths", "[., a]", "../a"), ("secret_files", "[a.enc]", "/a.enc")]
+    {
+        for (value, exit) in [(good, 0), (bad, 1)] {
+            daemon.project("home", &[Entry::new("web", "/srv/git/web.git", &Stack::new()).field(field, value)]);
+            let output = daemon.cli(&["check", &daemon.config().to_string_lossy()]);
+            assert_eq!(output.status.code(), Some(exit), "{field}: {}", said(&output));
+            let is_told = said(&output).contains(&format!("repositories.web.{field}"));
+            assert_eq!(is_told, exit == 1, "{}", said(&output));
+        }
     }
 }
 

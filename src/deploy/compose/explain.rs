@@ -33,6 +33,11 @@ const KNOWN: &[(&str, Chance, &str)] = &[
         "remove or rename that container, or take `container_name` out of the compose file",
     ),
     (
+        "cannot start a paused container",
+        Chance::CanPass,
+        "`docker ps --filter status=paused` shows which, and `docker unpause` lets it go on",
+    ),
+    (
         "pull access denied",
         Chance::CanPass,
         "check the image's name, and `docker login` as the user that runs Shiparr where the registry is private",

@@ -10,7 +10,7 @@ use crate::deploy::{StepError, stack};
 const NAMES: [&str; 4] = ["compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml"];
 
 /// A compose file that is larger is refused: it is no compose file.
-const MAX_FILE_BYTES: u64 = 4 << 20;
+pub const MAX_FILE_BYTES: u64 = 4 << 20;
 
 /// The stack's own files in `folder`: the first of the names, with the override where there is one.
 ///

@@ -4,6 +4,7 @@
 
 mod heal;
 mod odd;
+mod taking_over;
 mod together;
 
 use std::collections::BTreeMap;
@@ -122,6 +123,11 @@ impl Lab {
         self.compose.wait(&plan, &timing, &Limit::after(LIMIT), &mut self.log)
     }
 
+    /// A second compose project, for what somebody else made.
+    fn other_project(&self) -> String {
+        format!("{}-other", self.stack.default_project)
+    }
+
     fn docker(&self, args: &[&str]) -> String {
         let answer = self.compose.client.ask("docker", args, &Limit::after(LIMIT)).unwrap();
         String::from_utf8(answer.stdout).unwrap().trim().to_owned()
@@ -130,15 +136,18 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        let label = format!("label=com.docker.compose.project={}", self.stack.default_project);
-        for (list, remove) in [
-            (&["ps", "-aq", "--filter", &label][..], &["rm", "-f"][..]),
-            (&["network", "ls", "-q", "--filter", &label], &["network", "rm"]),
-            (&["image", "ls", "-q", "--filter", &label], &["image", "rm", "-f"]),
-        ] {
-            let listed = self.docker(list);
-            if !listed.is_empty() {
-                self.docker(&remove.iter().copied().chain(listed.split_whitespace()).collect::<Vec<_>>());
+        for project in [self.stack.default_project.clone(), self.other_project()] {
+            let label = format!("label=com.docker.compose.project={project}");
+            for (list, remove) in [
+                (&["ps", "-aq", "--filter", &label][..], &["rm", "-f"][..]),
+                (&["network", "ls", "-q", "--filter", &label], &["network", "rm"]),
+                (&["image", "ls", "-q", "--filter", &label], &["image", "rm", "-f"]),
+                (&["volume", "ls", "-q", "--filter", &label], &["volume", "rm"]),
+            ] {
+                let listed = self.docker(list);
+                if !listed.is_empty() {
+                    self.docker(&remove.iter().copied().chain(listed.split_whitespace()).collect::<Vec<_>>());
+                }
             }
         }
     }

@@ -279,9 +279,9 @@ mod tests {
     #[test]
     fn the_error_says_what_came_of_the_healing() {
         let error = UpError { error: StepError::for_good("it took too long"), containers: Containers::Interrupted };
-        let healed = error.clone().after_healing(Ok(()));
+        let healed = error.clone().after_healing(Ok(())).error;
         assert_eq!(healed.message, "it took too long; what it had stopped was started again");
-        let error = error.after_healing(Err(StepError::for_now("no room")));
+        let error = error.after_healing(Err(StepError::for_now("no room"))).error;
         assert_eq!(error.message, "it took too long; what it had stopped could not all be started again: no room");
         assert_eq!(error.chance, Chance::Final);
     }

@@ -31,6 +31,9 @@ pub struct Container {
 struct State {
     status: String,
     exit_code: i64,
+    /// Why Docker could not start it.
+    #[serde(default)]
+    error: String,
     started_at: String,
     health: Option<Health>,
 }
@@ -102,6 +105,12 @@ impl Container {
     /// Its service.
     pub fn service(&self) -> Option<&str> {
         self.config.labels.as_ref()?.get("com.docker.compose.service").map(String::as_str)
+    }
+
+    /// Whether Docker could not start it because of what it mounts, and would have started it by itself.
+    pub fn could_not_mount(&self) -> bool {
+        let is_down = matches!(self.state.status.as_str(), "created" | "exited");
+        is_down && self.state.error.contains("mount") && self.restarts_by_itself()
     }
 
     fn restarts_by_itself(&self) -> bool {

@@ -177,4 +177,4 @@ impl Facts<'_> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -30,7 +30,8 @@ fn set(names: &[&str]) -> BTreeSet<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
 }
 
-fn record(name: &str) -> RepositoryRecord {
+/// A repository that was never deployed.
+pub fn record(name: &str) -> RepositoryRecord {
     RepositoryRecord {
         id: 1,
         name: RepositoryName { project: "home".to_owned(), name: name.to_owned() },
@@ -55,7 +56,6 @@ fn record(name: &str) -> RepositoryRecord {
         accepted: BTreeSet::new(),
         waiting: false,
         is_manual: false,
-        secret_files_hash: None,
         created_at: Timestamp::UNIX_EPOCH,
         last_deployment: None,
         status: None,

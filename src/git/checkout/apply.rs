@@ -13,6 +13,7 @@ use rustix::io::Errno;
 
 use super::super::GitError;
 use super::super::libgit::Failed;
+use super::adopt::Adoption;
 use super::plan::{Plan, Seen, Write, describe_collisions};
 use super::worktree::{Above, Found, OPEN_FOLDER, Stamp, WorkTree};
 use super::{Entry, Kind, MAX_NAMED_PATHS, Trees, folders_above, io_failed, show, split};
@@ -26,12 +27,13 @@ impl Plan {
     ///
     /// # Errors
     /// Files in the way, paths that cannot be written, too little space, contents that the store does not have.
-    pub(super) fn check(&self, tree: &WorkTree, trees: &Trees) -> Result<(), Failed> {
+    pub(super) fn check(&self, tree: &WorkTree, trees: &Trees, adoption: &Adoption) -> Result<(), Failed> {
         if !self.collisions.is_empty() {
             return Err(GitError::passing(format!(
-                "untracked in {} and in the way of the commit's own files: {}; nothing was written. Move them away, or commit them as they are",
+                "untracked in {} and in the way of the commit's own files: {}; nothing was written. Move them away, or commit them as they are{}",
                 tree.path.display(),
-                describe_collisions(&self.collisions)
+                describe_collisions(&self.collisions),
+                adoption.hint().map_or_else(String::new, |hint| format!("; {hint}")),
             ))
             .into());
         }
@@ -190,7 +192,7 @@ pub(super) fn apply(
     temporary_name: String,
     notes: &mut Vec<String>,
 ) -> Result<(), Failed> {
-    let mut writer = Writer { tree, trees, temporary_name, notes, unlinked: Vec::new() };
+    let mut writer = Writer::new(tree, trees, temporary_name, notes);
     for (path, seen) in &plan.removes {
         writer.remove(path, seen)?;
     }
@@ -201,8 +203,8 @@ pub(super) fn apply(
         writer.write(write)?;
     }
     writer.note_unlinked();
-    for (path, stamp, kind) in &plan.modes {
-        writer.set_mode(path, stamp, *kind)?;
+    for (path, stamp, entry) in &plan.modes {
+        writer.set_mode(path, stamp, entry.kind)?;
     }
     for folder in &plan.emptied_folders {
         // Where something is left in it, it stays.
@@ -236,7 +238,8 @@ fn remove_folder(tree: &WorkTree, folder: &[u8]) -> Result<(), Errno> {
     }
 }
 
-struct Writer<'a> {
+/// Changes single files.
+pub(super) struct Writer<'a> {
     tree: &'a WorkTree,
     trees: &'a Trees,
     temporary_name: String,
@@ -245,8 +248,13 @@ struct Writer<'a> {
     unlinked: Vec<String>,
 }
 
-impl Writer<'_> {
-    fn remove(&mut self, path: &[u8], seen: &Seen) -> Result<(), Failed> {
+impl<'a> Writer<'a> {
+    pub fn new(tree: &'a WorkTree, trees: &'a Trees, temporary_name: String, notes: &'a mut Vec<String>) -> Writer<'a> {
+        Writer { tree, trees, temporary_name, notes, unlinked: Vec::new() }
+    }
+
+    /// Removes a file or link that was seen there.
+    pub fn remove(&mut self, path: &[u8], seen: &Seen) -> Result<(), Failed> {
         let found = self.tree.look(path).map_err(|error| io_failed("look at", path, error))?;
         let is_same = match (&found, seen) {
             (Found::File(now), Seen::File(then)) => now == then,
@@ -269,7 +277,8 @@ impl Writer<'_> {
         sources.with_content(&write.entry, |content| self.write_content(write, content))?
     }
 
-    fn write_content(&mut self, write: &Write, content: &[u8]) -> Result<(), Failed> {
+    /// Writes a content.
+    pub fn write_content(&mut self, write: &Write, content: &[u8]) -> Result<(), Failed> {
         let Some(stamp) = &write.over else { return self.create(&write.path, &write.entry, content, false) };
         if stamp.has_other_names {
             self.unlinked.push(show(&write.path));
@@ -326,7 +335,7 @@ impl Writer<'_> {
     }
 
     /// Complete under a temporary name, then renamed: a run that is killed leaves no half of a new file.
-    fn create(&self, path: &[u8], entry: &Entry, content: &[u8], replaces: bool) -> Result<(), Failed> {
+    pub fn create(&self, path: &[u8], entry: &Entry, content: &[u8], replaces: bool) -> Result<(), Failed> {
         let failed = |error| io_failed("write", path, error);
         let folder = self.make_folders(path)?;
         let name = split(path).1;

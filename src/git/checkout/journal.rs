@@ -7,9 +7,12 @@ use std::path::{Path, PathBuf};
 
 use git2::Oid;
 use rustix::fs::{AtFlags, unlinkat};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::super::GitError;
+use super::super::scope::Scope;
+use super::undo::{Bytes, Undo};
 use super::worktree::{Above, WorkTree};
 use crate::model::CommitHash;
 
@@ -27,13 +30,18 @@ pub(in crate::git) struct Journal {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Kept {
+#[serde(default)]
+pub(super) struct Kept {
     local_path: PathBuf,
     finished: Option<String>,
+    /// The paths that the finished run handled, where it was not everything.
+    watch_paths: Option<Vec<PathBuf>>,
+    /// What the database says is older than this: where no run has finished, nothing of ours lies there.
+    is_newer_than_database: bool,
     unfinished: Vec<String>,
     token: String,
-    /// Folders in which the run made new files, a character for each byte of their names, which may be no UTF-8.
-    folders: BTreeSet<String>,
+    /// Folders in which the run made new files.
+    folders: BTreeSet<Bytes>,
 }
 
 impl Journal {
@@ -49,8 +57,19 @@ impl Journal {
     /// The commit whose files lie in the tree: as the last run that ended left it, else as the database knows it. In a
     /// folder that is new to us lies nothing of ours.
     pub fn base(&self, database: Option<&CommitHash>) -> Option<Oid> {
-        let database = database.map(CommitHash::as_str).filter(|_| !self.is_of_other_tree);
+        let is_known = self.is_of_other_tree || self.kept.is_newer_than_database;
+        let database = database.map(CommitHash::as_str).filter(|_| !is_known);
         self.kept.finished.as_deref().or(database).and_then(|hash| Oid::from_str(hash).ok())
+    }
+
+    /// The part of the tree that the last run that ended has handled: what it did not, it neither wrote nor knows.
+    pub fn base_scope(&self) -> Scope {
+        self.kept.watch_paths.as_deref().map_or(Scope::ALL, Scope::of)
+    }
+
+    /// All that is known, to come back to it.
+    pub(super) fn kept(&self) -> Kept {
+        self.kept.clone()
     }
 
     /// Commits of which parts may lie in the tree.
@@ -66,10 +85,12 @@ impl Journal {
     /// Removes the file that a killed run had not completed.
     pub fn remove_leftovers(&self, tree: &WorkTree) {
         for folder in self.kept.folders.iter().filter(|_| !self.kept.token.is_empty()) {
-            let folder: Vec<u8> = folder.chars().filter_map(|char| u8::try_from(char).ok()).collect();
-            if let Ok(Above::Folder(folder)) = tree.folder(&folder) {
-                // Nearly always there is none.
-                let _ = unlinkat(folder, self.temporary_name(), AtFlags::empty());
+            let Ok(Above::Folder(opened)) = tree.folder(&folder.0) else { continue };
+            // Nearly always there is none.
+            if unlinkat(opened, self.temporary_name(), AtFlags::empty()) == Err(Errno::ISDIR) {
+                let name = self.temporary_name().into_bytes();
+                let _ =
+                    tree.remove_all(&if folder.0.is_empty() { name } else { [&folder.0[..], b"/", &name].concat() });
             }
         }
     }
@@ -79,26 +100,58 @@ impl Journal {
     /// # Errors
     /// It cannot be written; then nothing else is.
     pub fn begin(&mut self, commit: Oid, folders: BTreeSet<Vec<u8>>) -> Result<(), GitError> {
+        self.begin_with(&[commit], folders)
+    }
+
+    /// Says that the files of an adopted clone lie there, which its user may have changed, beside those that lay there
+    /// for us.
+    pub fn adopt(&mut self, head: Oid, base: Option<Oid>) {
+        self.kept.unfinished.extend(base.as_ref().map(Oid::to_string));
+        self.kept.finished = Some(head.to_string());
+    }
+
+    /// As [`Journal::begin`], for parts of several commits.
+    ///
+    /// # Errors
+    /// It cannot be written; then nothing else is.
+    pub fn begin_with(&mut self, commits: &[Oid], folders: BTreeSet<Vec<u8>>) -> Result<(), GitError> {
         let mut token = [0; TOKEN_BYTES];
         getrandom::fill(&mut token).map_err(|error| GitError::passing(format!("no random numbers: {error}")))?;
         self.kept.token = token.iter().map(|byte| format!("{byte:02x}")).collect();
-        self.kept.folders =
-            folders.iter().map(|folder| folder.iter().map(|byte| char::from(*byte)).collect()).collect();
-        let commit = commit.to_string();
-        self.kept.unfinished.retain(|known| *known != commit);
-        self.kept.unfinished.push(commit);
+        self.kept.folders = folders.into_iter().map(Bytes).collect();
+        for commit in commits.iter().map(Oid::to_string) {
+            self.kept.unfinished.retain(|known| *known != commit);
+            self.kept.unfinished.push(commit);
+        }
         let too_many = self.kept.unfinished.len().saturating_sub(MAX_UNFINISHED);
         self.kept.unfinished.drain(..too_many);
         self.write()
     }
 
-    /// Says that `commit` lies in the tree, whole. Writes nothing where that is known.
+    /// Says that `commit` lies in the tree, whole, or all of it that is under these paths. Writes nothing where that is
+    /// known.
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn finish(&mut self, commit: Oid) -> Result<(), GitError> {
+    pub fn finish(&mut self, commit: Oid, watch_paths: Option<Vec<PathBuf>>) -> Result<(), GitError> {
         let local_path = self.kept.local_path.clone();
-        let kept = Kept { local_path, finished: Some(commit.to_string()), ..Kept::default() };
+        self.replace(Kept { local_path, finished: Some(commit.to_string()), watch_paths, ..Kept::default() })
+    }
+
+    /// Says that a checkout was taken back: what was known before it holds again, with what the database said then.
+    /// Where something of the checkout stays, that is still known as ours.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub(super) fn take_back(&mut self, undo: &Undo, stays: bool) -> Result<(), GitError> {
+        let mut kept = Kept { finished: undo.base.clone(), is_newer_than_database: true, ..undo.journal.clone() };
+        if stays && !kept.unfinished.contains(&undo.new) {
+            kept.unfinished.push(undo.new.clone());
+        }
+        self.replace(kept)
+    }
+
+    fn replace(&mut self, kept: Kept) -> Result<(), GitError> {
         if self.kept == kept {
             return Ok(());
         }

@@ -5,13 +5,24 @@
 //! one of them; *changed* when the commit tracks it and its content is another; everything else is *foreign*:
 //! somebody's data, never written, moved or removed.
 
+mod adopt;
 mod apply;
 mod cache;
 mod journal;
 mod plan;
+mod put_back;
 mod saved;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_adopt;
+#[cfg(test)]
+mod tests_killed;
+#[cfg(test)]
+mod tests_put_back;
+#[cfg(test)]
+mod tests_shared;
+mod undo;
 mod worktree;
 
 use std::collections::BTreeMap;
@@ -22,8 +33,10 @@ use super::libgit::Failed;
 use super::submodules::Sources;
 use super::{Checkout, GitError};
 
+pub(super) use adopt::Adoption;
 use cache::Cache;
 pub(super) use journal::Journal;
+pub(super) use undo::{Undo, forget};
 pub(super) use worktree::WorkTree;
 
 /// Files of a commit by their path, with those of its submodules.
@@ -61,6 +74,20 @@ pub(super) struct Trees {
     pub base: Files,
     /// What may lie there in parts.
     pub perhaps: Vec<Files>,
+    /// What other repositories may have put there.
+    pub siblings: Vec<Files>,
+}
+
+/// A checkout as the working tree sees it.
+pub(super) struct Step<'a> {
+    /// What it was asked with.
+    pub checkout: &'a Checkout,
+    /// The commit whose files lie there.
+    pub base: Option<Oid>,
+    /// The commit whose files are to lie there.
+    pub commit: Oid,
+    /// What becomes of a clone that lies there.
+    pub adoption: &'a Adoption,
 }
 
 /// How many paths an error names.
@@ -69,7 +96,8 @@ const MAX_NAMED_PATHS: usize = 10;
 const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/v1\n";
 const MAX_LFS_POINTER_BYTES: u64 = 1024;
 
-/// Makes the working tree what the new commit says; how many files it wrote or removed.
+/// Makes the working tree what the new commit says; how many files it wrote or removed. What lay there is written down
+/// first, so that it can be put back.
 ///
 /// # Errors
 /// Before anything is written: files in the way, files that cannot be written, no space. Later: what the system said.
@@ -77,24 +105,96 @@ pub(super) fn run(
     tree: &WorkTree,
     trees: &Trees,
     journal: &mut Journal,
-    checkout: &Checkout,
-    commit: Oid,
+    step: &Step<'_>,
     notes: &mut Vec<String>,
 ) -> Result<u64, Failed> {
+    let Step { checkout, base, commit, adoption } = *step;
     journal.remove_leftovers(tree);
     let mut cache = Cache::read(&checkout.store.join("shiparr-cache"));
     let plan = plan::make(tree, trees, &mut cache)?;
-    plan.check(tree, trees)?;
+    plan.check(tree, trees, adoption)?;
+    notes.extend(adoption.hint().filter(|_| checkout.adopt).map(str::to_owned));
     let changed_files = plan.changed_files();
-    if !plan.is_empty() {
+    if plan.is_empty() && base == Some(commit) && !adoption.moves() {
+        // Nothing is done that could be taken back; what an earlier run did is done for good.
+        let file = checkout.undo_file();
+        forget(&file).map_err(|error| GitError::passing(format!("cannot remove {}: {error}", file.display())))?;
+    } else {
         note_lfs_pointers(trees, &plan, notes)?;
-        saved::save(tree, trees, &plan.saves, &checkout.saved, notes)?;
-        journal.begin(commit, plan.folders_of_new_files())?;
-        apply::apply(tree, trees, &plan, journal.temporary_name(), notes)?;
+        change(tree, trees, journal, step, &plan, notes)?;
     }
-    journal.finish(commit)?;
+    let watch_paths = checkout.shares_local_path.then(|| checkout.watch_paths.clone());
+    journal.finish(commit, watch_paths)?;
     cache.write();
     Ok(changed_files)
+}
+
+fn change(
+    tree: &WorkTree,
+    trees: &Trees,
+    journal: &mut Journal,
+    step: &Step<'_>,
+    plan: &plan::Plan,
+    notes: &mut Vec<String>,
+) -> Result<(), Failed> {
+    let Step { checkout, base, commit, adoption } = *step;
+    let saved = saved::save(tree, trees, &plan.saves, &checkout.saved, adoption.moves(), notes)?;
+    let undo = Undo::begin(step, journal, saved.clone());
+    undo.record(&checkout.undo_file(), tree, &trees.sources, plan)?;
+    if plan.is_empty() && !adoption.moves() {
+        return Ok(());
+    }
+    if let Some(head) = adoption.head {
+        journal.adopt(head, base);
+    }
+    let mut folders = plan.folders_of_new_files();
+    folders.extend(adoption.moves().then(Vec::new));
+    journal.begin(commit, folders)?;
+    if let Some(folder) = saved.filter(|_| adoption.moves()) {
+        adoption.move_away(tree, &folder, trees.sources.main(), &journal.temporary_name())?;
+        notes.push(format!(
+            "the clone in {} is taken over, its .git is kept in {}",
+            tree.path.display(),
+            folder.display()
+        ));
+    }
+    apply::apply(tree, trees, plan, journal.temporary_name(), notes)
+}
+
+/// Puts back what a checkout changed.
+///
+/// # Errors
+/// Something cannot be written now; what can be is back, and another try does the rest.
+pub(super) fn put_back(
+    undo: &Undo,
+    sources: Sources,
+    journal: &mut Journal,
+    checkout: &Checkout,
+    notes: &mut Vec<String>,
+) -> Result<(), GitError> {
+    let none = Vec::new;
+    let trees = Trees { sources, new: Files::new(), base: Files::new(), perhaps: none(), siblings: none() };
+    let path = &undo.local_path;
+    let stays = match WorkTree::open_existing(path) {
+        Ok(tree) => {
+            journal.remove_leftovers(&tree);
+            journal.begin_with(&undo.commits(), put_back::folders_of_new_files(undo))?;
+            let name = journal.temporary_name();
+            put_back::put_back(&tree, undo, &trees, checkout, &name, notes).map_err(|failed| match failed {
+                Failed::Git(error) => error,
+                Failed::Store(error) => GitError::passing(format!("the object store: {}", error.message())),
+            })?
+        }
+        Err(rustix::io::Errno::NOENT) => {
+            notes.push(format!("{} is gone: nothing was put back there", path.display()));
+            false
+        }
+        Err(error) => {
+            let error = std::io::Error::from(error);
+            return Err(GitError::passing(format!("cannot open `local_path` {}: {error}", path.display())));
+        }
+    };
+    journal.take_back(undo, stays)
 }
 
 fn note_lfs_pointers(trees: &Trees, plan: &plan::Plan, notes: &mut Vec<String>) -> Result<(), Failed> {

@@ -14,7 +14,7 @@ use super::worktree::{Above, Found, Stamp, WorkTree};
 use super::{Entry, Files, Kind, Trees, folders_above, io_failed, show, split};
 
 /// Files that a killed run may have left half-written are looked at up to this size.
-const MAX_TORN_BYTES: u64 = 64 * 1024 * 1024;
+pub(super) const MAX_TORN_BYTES: u64 = 64 * 1024 * 1024;
 
 /// What will be done.
 #[derive(Debug, Default)]
@@ -34,7 +34,18 @@ pub(super) struct Plan {
     /// Files that are made or rewritten.
     pub writes: Vec<Write>,
     /// Files of which only the executable bits change.
-    pub modes: Vec<(Vec<u8>, Stamp, Kind)>,
+    pub modes: Vec<(Vec<u8>, Stamp, Entry)>,
+    /// What lies now where something is going to be changed; where nothing does, there is no record.
+    pub before: BTreeMap<Vec<u8>, Before>,
+}
+
+/// What lay at a path before it was changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Before {
+    /// A file; its content is a commit's, or was kept because it was changed on this host.
+    File(Stamp, Option<Entry>),
+    /// A link, and where it led.
+    Link(Vec<u8>),
 }
 
 /// What lay at a path when the plan was made.
@@ -66,7 +77,9 @@ pub(super) struct Write {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Standing {
     /// Its content is a commit's.
-    Ours,
+    Ours(Entry),
+    /// Parts of two commits' contents, from a run that was killed.
+    Torn,
     /// The commit tracks it with another content.
     Changed(Entry),
     /// Somebody's data.
@@ -82,7 +95,7 @@ pub(super) fn make(tree: &WorkTree, trees: &Trees, cache: &mut Cache) -> Result<
     for path in trees.base.keys().filter(|path| !trees.new.contains_key(*path)) {
         planner.plan_gone(path, false)?;
     }
-    let only_perhaps: BTreeSet<&Vec<u8>> = trees.perhaps.iter().flat_map(Files::keys).collect();
+    let only_perhaps: BTreeSet<&Vec<u8>> = trees.perhaps.iter().chain(&trees.siblings).flat_map(Files::keys).collect();
     for path in only_perhaps {
         if !trees.new.contains_key(path) && !trees.base.contains_key(path) {
             planner.plan_gone(path, true)?;
@@ -136,7 +149,7 @@ impl Planner<'_> {
                 let Some(blocking) = self.look(&at)? else { return Ok(()) };
                 // What a commit had there goes with the other paths that are gone.
                 match self.standing(&at, &blocking)? {
-                    Some(Standing::Ours | Standing::Changed(_)) => self.write(path, entry, None),
+                    Some(Standing::Ours(_) | Standing::Torn | Standing::Changed(_)) => self.write(path, entry, None),
                     Some(Standing::Foreign) => self.collide(&at, &blocking),
                     None => {}
                 }
@@ -150,10 +163,11 @@ impl Planner<'_> {
             }
             Found::File(stamp) if entry.kind != Kind::Link => match self.has_content(path, stamp, entry)? {
                 Some(true) if stamp.is_executable() != (entry.kind == Kind::Executable) => {
+                    self.plan.before.insert(path.to_vec(), Before::File(*stamp, Some(*entry)));
                     if stamp.has_other_names {
                         self.write(path, entry, Some(*stamp));
                     } else {
-                        self.plan.modes.push((path.to_vec(), *stamp, entry.kind));
+                        self.plan.modes.push((path.to_vec(), *stamp, *entry));
                     }
                 }
                 Some(true) | None => {}
@@ -166,15 +180,16 @@ impl Planner<'_> {
 
     /// A file or link that is to be another one.
     fn replace(&mut self, path: &[u8], entry: &Entry, found: &Found) -> Result<(), Failed> {
-        match self.standing(path, found)? {
-            None => return Ok(()),
-            Some(Standing::Foreign) => {
+        let Some(standing) = self.standing(path, found)? else { return Ok(()) };
+        match standing {
+            Standing::Foreign => {
                 self.collide(path, found);
                 return Ok(());
             }
-            Some(Standing::Changed(tracked)) => self.save(path, found, tracked),
-            Some(Standing::Ours) => {}
+            Standing::Changed(tracked) => self.save(path, found, tracked),
+            Standing::Ours(_) | Standing::Torn => {}
         }
+        self.remember(path, found, standing);
         match found {
             Found::File(stamp) if entry.kind != Kind::Link => self.write(path, entry, Some(*stamp)),
             _ => {
@@ -188,7 +203,8 @@ impl Planner<'_> {
     /// A file that comes where a folder lies: only where all of the folder goes.
     fn plan_file_for_folder(&mut self, path: &[u8], entry: &Entry) -> Result<(), Failed> {
         let (folders, others) = self.tree.walk(path).map_err(|error| io_failed("look into", path, error))?;
-        let known: Vec<&Files> = std::iter::once(&self.trees.base).chain(&self.trees.perhaps).collect();
+        let known = std::iter::once(&self.trees.base).chain(&self.trees.perhaps).chain(&self.trees.siblings);
+        let known: Vec<&Files> = known.collect();
         if folders.len() == 1 && others.is_empty() && known.iter().any(|files| files.contains_key(path)) {
             // Docker leaves an empty folder where a file that it was to mount was gone; nobody has anything in it.
             self.plan.removed_folders.push(path.to_vec());
@@ -227,14 +243,14 @@ impl Planner<'_> {
         if !matches!(found, Found::File(_) | Found::Link(_)) {
             return Ok(());
         }
-        match self.standing(path, &found)? {
-            Some(Standing::Ours) => self.remove(path, &found),
-            Some(Standing::Changed(tracked)) if !only_perhaps => {
-                self.save(path, &found, tracked);
-                self.remove(path, &found);
-            }
-            Some(Standing::Changed(_) | Standing::Foreign) | None => {}
+        let Some(standing) = self.standing(path, &found)? else { return Ok(()) };
+        match standing {
+            Standing::Ours(_) | Standing::Torn => {}
+            Standing::Changed(tracked) if !only_perhaps => self.save(path, &found, tracked),
+            Standing::Changed(_) | Standing::Foreign => return Ok(()),
         }
+        self.remember(path, &found, standing);
+        self.remove(path, &found);
         Ok(())
     }
 
@@ -275,6 +291,20 @@ impl Planner<'_> {
         }
     }
 
+    /// Notes what lies at a path that is going to be changed. What a killed run left of two contents was never meant to
+    /// lie there: what did before that run is as near as can be had.
+    fn remember(&mut self, path: &[u8], found: &Found, standing: Standing) {
+        let base = self.trees.base.get(path).filter(|entry| entry.kind != Kind::Link);
+        let before = match (found, standing) {
+            (Found::Link(target), _) => Before::Link(target.clone()),
+            (Found::File(stamp), Standing::Ours(entry)) => Before::File(*stamp, Some(entry)),
+            (Found::File(stamp), Standing::Changed(_)) => Before::File(*stamp, None),
+            (Found::File(stamp), Standing::Torn) if base.is_some() => Before::File(*stamp, base.copied()),
+            _ => return,
+        };
+        self.plan.before.insert(path.to_vec(), before);
+    }
+
     fn write(&mut self, path: &[u8], entry: &Entry, over: Option<Stamp>) {
         self.plan.writes.push(Write { path: path.to_vec(), entry: *entry, over });
     }
@@ -299,7 +329,7 @@ impl Planner<'_> {
 
     /// Whose the thing at a path is; none when that cannot be read.
     fn standing(&mut self, path: &[u8], found: &Found) -> Result<Option<Standing>, Failed> {
-        let known = std::iter::once(&self.trees.base).chain(&self.trees.perhaps);
+        let known = std::iter::once(&self.trees.base).chain(&self.trees.perhaps).chain(&self.trees.siblings);
         let known: Vec<Entry> = known.filter_map(|files| files.get(path).copied()).collect();
         let tracked = self.trees.base.get(path).copied();
         let other = tracked.map_or(Standing::Foreign, Standing::Changed);
@@ -307,7 +337,7 @@ impl Planner<'_> {
             Found::Link(target) => {
                 for entry in known.iter().filter(|entry| entry.kind == Kind::Link) {
                     if self.trees.sources.read(entry)? == *target {
-                        return Ok(Some(Standing::Ours));
+                        return Ok(Some(Standing::Ours(*entry)));
                     }
                 }
                 Ok(Some(other))
@@ -316,12 +346,12 @@ impl Planner<'_> {
                 let known: Vec<Entry> = known.into_iter().filter(|entry| entry.kind != Kind::Link).collect();
                 for entry in &known {
                     match self.has_content(path, stamp, entry)? {
-                        Some(true) => return Ok(Some(Standing::Ours)),
+                        Some(true) => return Ok(Some(Standing::Ours(*entry))),
                         Some(false) => {}
                         None => return Ok(None),
                     }
                 }
-                Ok(Some(if self.is_torn(path, stamp, &known)? { Standing::Ours } else { other }))
+                Ok(Some(if self.is_torn(path, stamp, &known)? { Standing::Torn } else { other }))
             }
             _ => Ok(Some(Standing::Foreign)),
         }
@@ -379,7 +409,7 @@ impl Planner<'_> {
 }
 
 impl Seen {
-    fn of(found: &Found) -> Option<Seen> {
+    pub fn of(found: &Found) -> Option<Seen> {
         match found {
             Found::File(stamp) => Some(Seen::File(*stamp)),
             Found::Link(target) => Some(Seen::Link(target.clone())),

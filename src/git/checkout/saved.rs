@@ -21,16 +21,18 @@ const MAX_NAME_BYTES: usize = 255;
 /// Folders that were made in the same second.
 const MAX_TRIES: usize = 100;
 
-/// Copies the files into a new folder below `saved`, and notes their names.
+/// Copies the files into a new folder below `saved`, and notes their names; the folder, which is made without files too
+/// where something else is to come into it.
 pub(super) fn save(
     tree: &WorkTree,
     trees: &Trees,
     saves: &[Save],
     saved: &Path,
+    wants_folder: bool,
     notes: &mut Vec<String>,
-) -> Result<(), Failed> {
-    if saves.is_empty() {
-        return Ok(());
+) -> Result<Option<PathBuf>, Failed> {
+    if saves.is_empty() && !wants_folder {
+        return Ok(None);
     }
     let failed = |error: std::io::Error| {
         GitError::passing(format!("cannot keep the changed files in {}: {error}", saved.display()))
@@ -54,13 +56,16 @@ pub(super) fn save(
         // Nothing was replaced yet: copies that are not whole would only add up with each try.
         let _ = std::fs::remove_dir_all(&folder);
     })?;
+    if saves.is_empty() {
+        return Ok(Some(folder));
+    }
     let names: Vec<String> = saves.iter().map(|save| show(&save.path)).collect();
     notes.push(format!(
         "changed on this host, and kept with the difference in {}: {}",
         folder.display(),
         some_of(&names)
     ));
-    Ok(())
+    Ok(Some(folder))
 }
 
 fn target_of(save: &Save, folder: &Path) -> PathBuf {

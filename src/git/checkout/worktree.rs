@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, openat, readlinkat, statat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, openat, readlinkat, statat, unlinkat};
 use rustix::io::Errno;
 
 use super::super::GitError;
@@ -26,6 +26,7 @@ pub(super) struct Stamp {
     pub changed_nanoseconds: i128,
     pub mode: u32,
     pub owner: u32,
+    pub group: u32,
     /// Whether the file has other names (hard links): what they show is somebody's, so it is replaced and never
     /// rewritten in place.
     pub has_other_names: bool,
@@ -63,12 +64,14 @@ impl WorkTree {
     /// # Errors
     /// Something that is no folder, or no permission.
     pub fn open(path: &Path) -> Result<WorkTree, GitError> {
-        let failed =
-            |error: std::io::Error| GitError::passing(format!("cannot open `local_path` {}: {error}", path.display()));
-        make_with_parents(path).map_err(failed)?;
+        let opened = make_with_parents(path).and_then(|()| Ok(WorkTree::open_existing(path)?));
+        opened.map_err(|error| GitError::passing(format!("cannot open `local_path` {}: {error}", path.display())))
+    }
+
+    /// Opens the folder where there is one.
+    pub fn open_existing(path: &Path) -> Result<WorkTree, Errno> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| failed(error.into()))?;
-        Ok(WorkTree { root, path: path.to_owned() })
+        Ok(WorkTree { root: rustix::fs::open(path, flags, Mode::empty())?, path: path.to_owned() })
     }
 
     /// Opens the folder that a path lies in.
@@ -121,6 +124,29 @@ impl WorkTree {
         openat(&folder, split(path).1, flags, Mode::empty())
     }
 
+    /// The beginning of a file; none where there is no regular file.
+    pub(super) fn read_start(&self, path: &[u8], max_bytes: u64) -> Option<Vec<u8>> {
+        if !matches!(self.look(path), Ok(Found::File(_))) {
+            return None;
+        }
+        let mut bytes = Vec::new();
+        let file = std::fs::File::from(self.open_file(path, OFlags::RDONLY).ok()?);
+        std::io::Read::read_to_end(&mut std::io::Read::take(file, max_bytes), &mut bytes).ok()?;
+        Some(bytes)
+    }
+
+    /// Removes a folder of ours with everything in it.
+    pub(super) fn remove_all(&self, path: &[u8]) -> Result<(), Errno> {
+        let (folders, others) = self.walk(path)?;
+        let others = others.iter().map(|path| (path, AtFlags::empty()));
+        for (path, flags) in others.chain(folders.iter().rev().map(|path| (path, AtFlags::REMOVEDIR))) {
+            if let Above::Folder(folder) = self.above(path)? {
+                unlinkat(folder, split(path).1, flags)?;
+            }
+        }
+        Ok(())
+    }
+
     /// What lies in a folder, at any depth: its folders (itself included), and everything else.
     pub(super) fn walk(&self, path: &[u8]) -> Result<(Paths, Paths), Errno> {
         let (mut folders, mut others) = (vec![path.to_vec()], Vec::new());
@@ -164,6 +190,7 @@ impl Stamp {
             changed_nanoseconds: i128::from(stat.st_ctime) * NANOSECONDS + i128::from(stat.st_ctime_nsec),
             mode: stat.st_mode & 0o7777,
             owner: stat.st_uid,
+            group: stat.st_gid,
             has_other_names: stat.st_nlink > 1,
         }
     }

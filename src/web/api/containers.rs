@@ -1,9 +1,9 @@
-//! Logs of containers, which Docker keeps: asked in a thread of their own, for Docker may take its time.
+//! Containers and their logs, which Docker keeps: asked in a thread of their own, for Docker may take its time.
 
 use std::sync::Arc;
 
 use super::deployments::log_answer;
-use super::find_repository;
+use super::{find_repository, json};
 use crate::deploy::containers::{self, StackLabels};
 use crate::model::RepositoryRecord;
 use crate::web::Context;
@@ -27,6 +27,18 @@ pub fn stack_logs(call: &Call<'_>) -> Result<Reply, Failure> {
     Ok(slow(call.context, move |context| {
         let found = containers::containers_of(&[labels], &context.settings)?;
         Ok(containers::stack_logs(&found, tail, &context.settings).map(Answer::text)?)
+    }))
+}
+
+/// GET `/api/repositories/{id}/containers`: all of its stack, by name, as its last `up` made it; those that somebody's
+/// `docker compose run` left lying about are there too, for they are of the stack as long as they are.
+pub fn of_stack(call: &Call<'_>) -> Result<Reply, Failure> {
+    let record = find_repository(call)?;
+    let Some(labels) = labels_of(&record) else { return Ok(Answer::json(&[(); 0]).into()) };
+    Ok(slow(call.context, move |context| {
+        let listed = containers::containers_of(&[labels], &context.settings)?;
+        let found = containers::conditions(listed, &context.settings)?;
+        Ok(Answer::json(&found.iter().map(json::Container::from).collect::<Vec<_>>()))
     }))
 }
 

@@ -22,6 +22,7 @@ pub fn prune(call: &Call<'_>) -> Result<Answer, Failure> {
     }
     let body: Body = parse(call.body)?;
     let forgotten = call.context.store.prune(&body.ids)?;
+    call.context.daemon.forgotten(&forgotten);
     let names: Vec<String> = forgotten.iter().map(RepositoryName::to_string).collect();
     Ok(Answer::json(&serde_json::json!({ "forgotten": names })))
 }

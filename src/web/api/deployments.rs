@@ -51,7 +51,8 @@ pub fn log_answer(text: String, as_json: bool) -> Answer {
     if as_json { Answer::json(&serde_json::json!({ "logs": text })) } else { Answer::text(text) }
 }
 
-fn find(call: &Call<'_>) -> Result<DeploymentRecord, Failure> {
+/// The deployment that a path names.
+pub fn find(call: &Call<'_>) -> Result<DeploymentRecord, Failure> {
     let id = call.param("id");
     let found = match id.parse::<DeploymentId>() {
         Ok(id) => call.context.store.deployment(id)?,

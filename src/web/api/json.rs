@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use serde::Serialize;
 
+use crate::deploy::containers;
 use crate::model::{CommitHash, DeploymentRecord, ProjectRecord, RepositoryRecord, Status, Trigger};
 
 /// UTC, to the second: `2026-01-15T14:30:00Z`.
@@ -72,7 +73,7 @@ impl<'a> From<&'a RepositoryRecord> for Repository<'a> {
             path: &record.path,
             local_path: &record.local_path,
             check_interval: record.check_interval_seconds,
-            status: record.status.map_or("never_deployed", Status::as_str),
+            status: status_of(record),
             orphaned: record.orphaned_at.is_some(),
             last_commit_hash: record.last_commit_hash.as_ref(),
             observed_commit: record.observed_commit.as_ref(),
@@ -81,6 +82,44 @@ impl<'a> From<&'a RepositoryRecord> for Repository<'a> {
             next_check_at: some_time(record.next_check_at),
             last_deployment: record.last_deployment.as_ref().map(Deployment::from),
             created_at: time(record.created_at),
+        }
+    }
+}
+
+/// Where a repository stands: what goes on, else that somebody is waited for, else what the last deployment left.
+fn status_of(record: &RepositoryRecord) -> &'static str {
+    match record.status {
+        Some(status @ (Status::Pending | Status::Running)) => status.as_str(),
+        _ if record.waiting => "waiting",
+        Some(status) => status.as_str(),
+        None => "never_deployed",
+    }
+}
+
+/// A container.
+#[derive(Serialize)]
+pub struct Container<'a> {
+    id: &'a str,
+    name: &'a str,
+    service: &'a str,
+    image: &'a str,
+    state: &'a str,
+    health: Option<&'a str>,
+    exit_code: Option<i64>,
+    started_at: Option<String>,
+}
+
+impl<'a> From<&'a (containers::Container, containers::Condition)> for Container<'a> {
+    fn from((container, condition): &'a (containers::Container, containers::Condition)) -> Container<'a> {
+        Container {
+            id: &container.id,
+            name: &container.name,
+            service: &container.service,
+            image: &condition.image,
+            state: &condition.state,
+            health: condition.health.as_deref(),
+            exit_code: condition.exit_code,
+            started_at: some_time(condition.started_at),
         }
     }
 }

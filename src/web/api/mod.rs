@@ -1,5 +1,6 @@
 //! The routes of the API: each reads the store, or writes a pending row and wakes the worker.
 
+pub mod cancel;
 pub mod containers;
 pub mod control;
 pub mod deployments;

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use super::{find_repository, json};
-use crate::model::{Asked, Trigger};
+use crate::model::{Asked, CommitPrefix, Trigger};
 use crate::web::ListenerKind;
 use crate::web::answer::{Answer, Failure};
 use crate::web::routes::Call;
@@ -44,14 +44,27 @@ fn parse_asked(body: &[u8]) -> Result<Asked, Failure> {
         let flag = match field.as_str() {
             "pull" => &mut asked.pull,
             "recreate" => &mut asked.recreate,
-            "adopt" | "commit" => {
-                return Err(Failure::bad_request(format!("`{field}` is not supported by this version of Shiparr")));
+            "adopt" => &mut asked.adopt,
+            "commit" => {
+                asked.commit = Some(parse_commit(&value)?);
+                continue;
             }
-            _ => return Err(Failure::bad_request(format!("there is no `{field}`: `pull` and `recreate` are known"))),
+            _ => {
+                let message = format!("there is no `{field}`: `pull`, `recreate`, `adopt` and `commit` are known");
+                return Err(Failure::bad_request(message));
+            }
         };
         *flag = value.as_bool().ok_or_else(|| Failure::bad_request(format!("`{field}` must be true or false")))?;
     }
     Ok(asked)
+}
+
+fn parse_commit(value: &serde_json::Value) -> Result<CommitPrefix, Failure> {
+    value.as_str().and_then(|text| text.parse().ok()).ok_or_else(|| {
+        Failure::bad_request(
+            "`commit` must be the hash of a commit, or its beginning: a text of 7 to 64 hexadecimal digits",
+        )
+    })
 }
 
 #[cfg(test)]
@@ -65,9 +78,21 @@ mod tests {
         assert_eq!(asked(" \n"), Some(Asked::default()));
         assert_eq!(asked("{}"), Some(Asked::default()));
         assert_eq!(asked(r#"{"pull": true, "recreate": false}"#), Some(Asked { pull: true, ..Asked::default() }));
-        for body in
-            ["[]", "{", r#"{"pull": 1}"#, r#"{"pul": true}"#, r#"{"adopt": true}"#, r#"{"commit": "abc"}"#, "null"]
-        {
+        let back = Asked { adopt: true, commit: "abcdef0".parse().ok(), ..Asked::default() };
+        assert!(back.commit.is_some());
+        assert_eq!(asked(r#"{"adopt": true, "commit": "ABCDEF0"}"#), Some(back));
+        for body in [
+            "[]",
+            "{",
+            "null",
+            r#"{"pull": 1}"#,
+            r#"{"pul": true}"#,
+            r#"{"adopt": "yes"}"#,
+            r#"{"commit": "abcdef"}"#,
+            r#"{"commit": "main"}"#,
+            r#"{"commit": true}"#,
+            r#"{"commit": null}"#,
+        ] {
             assert_eq!(asked(body), None, "{body}");
         }
     }

@@ -43,9 +43,21 @@ fn a_deployment_is_accepted_stored_and_the_worker_woken() {
     let other = scene.control("POST", "/api/projects/home/repositories/media/deploy", "").json();
     let other = scene.store.deployment(other["deployment_id"].as_i64().unwrap()).unwrap().unwrap();
     assert_eq!(other.trigger, Trigger::Cli);
-    for body in ["[", "{\"pul\": true}", "{\"adopt\": true}", "{\"commit\": \"abcdef0\"}", "{\"pull\": \"yes\"}"] {
+    let body = r#"{"adopt": true, "commit": "ABC1234"}"#;
+    assert_eq!(scene.ask("POST", path, &[], body).json()["deployment_id"], id);
+    let asked = scene.store.deployment(id).unwrap().unwrap().asked;
+    let commit = asked.commit.as_ref().map(CommitPrefix::as_str);
+    assert_eq!((asked.adopt, asked.pull, asked.recreate, commit), (true, true, true, Some("abc1234")));
+    for (body, word) in [
+        ("[", "JSON object"),
+        ("{\"pul\": true}", "`pull`, `recreate`, `adopt` and `commit`"),
+        ("{\"adopt\": 1}", "`adopt`"),
+        ("{\"commit\": \"abc\"}", "7 to 64 hexadecimal digits"),
+        ("{\"pull\": \"yes\"}", "`pull`"),
+    ] {
         let answer = scene.ask("POST", path, &[], body);
         assert_eq!((answer.status, &answer.json()["error"]), (400, &json!("bad_request")), "{body}");
+        assert!(answer.json()["message"].as_str().unwrap().contains(word), "{}", answer.body);
     }
 }
 
@@ -263,7 +275,7 @@ fn unknown_routes_and_wrong_methods_are_told() {
         "/webhook/github",
         "/widget/dashy/list?project=home",
         "/api/openapi.json",
-        "/api/repositories/1/containers",
+        "/api/repositories/999/containers",
         "/../etc/passwd",
         "/control/prune",
     ] {
@@ -322,7 +334,8 @@ fn without_docker_its_logs_are_a_bad_gateway() {
         volumes: Default::default(),
     };
     scene.store.up_begins(id, &brought_up).unwrap();
-    for path in ["/api/projects/home/repositories/web/logs", "/containers/web-1/logs"] {
+    let base = "/api/projects/home/repositories/web";
+    for path in [&format!("{base}/logs"), &format!("{base}/containers"), "/containers/web-1/logs"] {
         let answer = scene.get(path);
         assert_eq!((answer.status, &answer.json()["error"]), (502, &json!("bad_gateway")), "{path}");
     }

@@ -123,8 +123,14 @@ fn what_people_do_meanwhile_is_seen() {
         lab.docker(&["pause", &lab.id_of("a")]);
         lab.wait(LIMIT).unwrap();
         assert!(lab.log.text().contains("a-1 is paused"), "{}", lab.log.text());
+        let error = lab.up().unwrap_err();
+        assert!(error.message.contains("`docker unpause`") && error.chance == Chance::CanPass, "{error}");
         lab.docker(&["unpause", &lab.id_of("a")]);
         lab.docker(&["rm", "-f", &lab.id_of("b")]);
+        // One that somebody ran by hand does not stand for it.
+        let (limit, files) = (Limit::after(LIMIT), [lab.folder.path().join("compose.yaml")]);
+        let run = lab.compose.call(&lab.stack, &files, Some(&lab.stack.default_project), &limit);
+        assert!(run.args(["run", "-d", "b"]).capture(&limit, 1 << 20).unwrap().status.success());
         let error = lab.wait(Duration::from_secs(1)).unwrap_err();
         assert!(error.message.contains("service b has 0 of 1 containers"), "{error}");
         // One that comes back is seen, also under another id.

@@ -1,0 +1,320 @@
+#![allow(clippy::disallowed_methods, reason = "tests make their fixtures with real programs")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+
+use super::super::testing::{Lab, Manners, Server, credential, git, remote};
+use crate::git::run;
+
+/// What lies at a path: kind, content, mode, owner.
+type Thing = (String, u32, u32);
+
+/// Everything in the working tree, with its inodes.
+fn look(lab: &Lab) -> (BTreeMap<String, Thing>, BTreeMap<String, u64>) {
+    let (mut things, mut inodes, mut folders) = (BTreeMap::new(), BTreeMap::new(), vec![lab.tree("")]);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let metadata = path.symlink_metadata().unwrap();
+            let content = if metadata.is_symlink() {
+                format!("-> {}", fs::read_link(&path).unwrap().display())
+            } else if metadata.is_dir() {
+                folders.push(path.clone());
+                "/".to_owned()
+            } else {
+                fs::read_to_string(&path).unwrap()
+            };
+            let name = path.strip_prefix(lab.tree("")).unwrap().display().to_string();
+            inodes.insert(name.clone(), metadata.ino());
+            things.insert(name, (content, metadata.mode(), metadata.uid()));
+        }
+    }
+    (things, inodes)
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+/// A tree of every kind of thing, changed on the host in every way, and a commit that changes all of it.
+fn everything(lab: &Lab) -> (String, String) {
+    for path in [
+        "same",
+        "rewritten",
+        "grows",
+        "runs",
+        "edited",
+        "edited-and-gone",
+        "deleted",
+        "to-folder",
+        "to-link",
+        "linked",
+        "to-file/a",
+        "to-file/b/c",
+        "gone/deep/file",
+        "with-data/file",
+        "closed/file",
+        "docker-made",
+        "special",
+    ] {
+        lab.put(path, format!("one {path}\n"));
+    }
+    symlink("same", lab.clone().join("link")).unwrap();
+    symlink("same", lab.clone().join("link-to-file")).unwrap();
+    symlink("same", lab.clone().join("link-to-folder")).unwrap();
+    let one = lab.push("one");
+    lab.deploy().unwrap();
+    super::super::keep(&lab.checkout_request()).unwrap();
+
+    lab.host_puts("edited", "edited here");
+    set_mode(&lab.tree("edited"), 0o600);
+    lab.host_puts("edited-and-gone", "edited here, too");
+    fs::remove_file(lab.tree("deleted")).unwrap();
+    lab.host_puts("with-data/data", "precious");
+    set_mode(&lab.tree("closed"), 0o710);
+    set_mode(&lab.tree("closed/file"), 0o640);
+    set_mode(&lab.tree("special"), 0o4755);
+    set_mode(&lab.tree("to-file/b"), 0o750);
+    fs::remove_file(lab.tree("docker-made")).unwrap();
+    fs::create_dir(lab.tree("docker-made")).unwrap();
+    fs::hard_link(lab.tree("linked"), lab.root().join("other-name")).unwrap();
+
+    for path in ["edited-and-gone", "to-folder", "to-link", "link-to-file", "link-to-folder"] {
+        fs::remove_file(lab.clone().join(path)).unwrap();
+    }
+    for path in ["to-file", "gone", "with-data", "closed"] {
+        fs::remove_dir_all(lab.clone().join(path)).unwrap();
+    }
+    for path in ["rewritten", "edited", "linked", "special", "to-folder/x/y", "to-file", "link-to-file"] {
+        lab.put(path, "two");
+    }
+    lab.put("grows", "two, and much longer than before\n".repeat(100));
+    lab.put("link-to-folder/inside", "two");
+    lab.put("new/deep/file", "two");
+    lab.put("docker-made", "two");
+    set_mode(&lab.clone().join("runs"), 0o755);
+    symlink("same", lab.clone().join("to-link")).unwrap();
+    fs::remove_file(lab.clone().join("link")).unwrap();
+    symlink("elsewhere", lab.clone().join("link")).unwrap();
+    (one, lab.push("two"))
+}
+
+#[test]
+fn everything_lies_there_again_as_before() {
+    let lab = Lab::new();
+    let (one, two) = everything(&lab);
+    let (before, inodes) = look(&lab);
+    for _ in 0..2 {
+        assert_eq!(lab.deploy().unwrap().commit.hash.as_str(), two);
+        assert_eq!((lab.read("to-file"), lab.read("edited")), ("two".into(), "two".into()));
+        assert_ne!(look(&lab).0, before);
+        let done = lab.put_back();
+        assert_eq!((done.commit.unwrap().as_str(), done.notes), (one.as_str(), Vec::new()));
+        let (after, now) = look(&lab);
+        assert_eq!(after, before);
+        let made_anew =
+            ["gone", "to-", "link", "closed", "edited-and-gone", "docker-made", "deleted", "with-data/file"];
+        for (path, inode) in &inodes {
+            let may_change = made_anew.iter().any(|prefix| path.starts_with(prefix));
+            assert!(may_change || now[path] == *inode, "{path} is another file now");
+        }
+        assert_eq!(
+            git(&lab.checkout_request().store, &["rev-parse", "refs/shiparr/checked-out", "HEAD"]),
+            format!("{one}\n{one}")
+        );
+    }
+    assert_eq!(lab.put_back().commit.unwrap().as_str(), one, "nothing is left to be put back");
+    lab.deploy().unwrap();
+    super::super::keep(&lab.checkout_request()).unwrap();
+    let kept = look(&lab).0;
+    assert_eq!(lab.put_back().commit.unwrap().as_str(), two);
+    assert_eq!(look(&lab).0, kept, "what was kept is not put back");
+}
+
+#[test]
+fn what_somebody_changed_meanwhile_stays_and_is_named() {
+    let lab = Lab::new();
+    for path in ["a", "b", "c", "d", "kind"] {
+        lab.put(path, "one");
+    }
+    lab.push("one");
+    lab.deploy().unwrap();
+    for path in ["a", "b", "c", "made/x", "made/y"] {
+        lab.put(path, "two");
+    }
+    fs::remove_file(lab.clone().join("d")).unwrap();
+    fs::remove_file(lab.clone().join("kind")).unwrap();
+    lab.put("kind/inside", "two");
+    let two = lab.push("two");
+    lab.deploy().unwrap();
+    lab.host_puts("a", "mine");
+    fs::remove_file(lab.tree("b")).unwrap();
+    set_mode(&lab.tree("c"), 0o600);
+    lab.host_puts("d", "mine");
+    lab.host_puts("made/x", "mine");
+    lab.host_puts("made/data", "precious");
+    lab.host_puts("kind/data", "precious");
+    let done = lab.put_back();
+    assert_eq!([lab.read("a"), lab.read("b"), lab.read("c"), lab.read("d")], ["mine", "one", "two", "mine"]);
+    assert_eq!([lab.read("made/x"), lab.read("made/data"), lab.read("kind/data")], ["mine", "precious", "precious"]);
+    assert!(!lab.tree("made/y").exists() && !lab.tree("kind/inside").exists());
+    assert_eq!(done.notes.len(), 1, "{:?}", done.notes);
+    assert!(done.notes[0].contains("changed since it was checked out: made/x, a, c, d, kind"), "{:?}", done.notes);
+    // What the checkout wrote and stayed is still known as its own.
+    lab.known_commit.replace(done.commit);
+    for path in ["made/x", "made/data", "kind/data", "d"] {
+        fs::remove_file(lab.tree(path)).unwrap();
+    }
+    fs::remove_dir(lab.tree("kind")).unwrap();
+    assert_eq!(lab.deploy().unwrap().commit.hash.as_str(), two);
+    assert_eq!([lab.read("a"), lab.read("c"), lab.read("kind/inside")], ["two", "two", "two"]);
+    let saved: Vec<String> = lab.saved().into_iter().map(|(name, _)| name).collect();
+    assert_eq!(saved, ["a", "a.diff"]);
+}
+
+#[test]
+fn a_first_checkout_that_is_put_back_leaves_nothing_of_ours() {
+    let lab = Lab::new();
+    lab.put("file", "one");
+    lab.put("there", "one");
+    lab.put("folder/file", "one");
+    let one = lab.push("one");
+    lab.host_puts("there", "one");
+    lab.host_puts("data", "precious");
+    let before = look(&lab);
+    lab.deploy().unwrap();
+    assert!(lab.tree(".git").exists());
+    let done = lab.put_back();
+    assert_eq!((done.commit, done.notes), (None, Vec::new()));
+    assert_eq!(look(&lab), before);
+    // The database may still say what was checked out: a file that comes now is somebody's all the same.
+    assert_eq!(lab.known_commit.borrow().as_ref().unwrap().as_str(), one);
+    lab.host_puts("file", "mine");
+    assert!(lab.deploy().unwrap_err().message.contains("file (a file)"));
+    assert_eq!(lab.read("file"), "mine");
+}
+
+#[test]
+fn without_the_store_what_was_made_goes_and_what_was_saved_comes_back() {
+    let lab = Lab::new();
+    lab.put("file", "one");
+    lab.put("edited", "one");
+    lab.push("one");
+    lab.deploy().unwrap();
+    lab.host_puts("edited", "mine");
+    for path in ["file", "edited", "new/file"] {
+        lab.put(path, "two");
+    }
+    lab.push("two");
+    lab.deploy().unwrap();
+    let store = lab.checkout_request().store;
+    fs::remove_dir_all(&store).unwrap();
+    let done = lab.put_back();
+    assert_eq!((lab.read("file"), lab.read("edited")), ("two".into(), "mine".into()));
+    assert!(!lab.tree("new").exists());
+    assert!(done.notes[0].contains("its content is not kept any more: file"), "{:?}", done.notes);
+    lab.known_commit.replace(done.commit);
+    lab.deploy().unwrap();
+    assert_eq!((lab.read("file"), lab.read("edited")), ("two".into(), "two".into()));
+}
+
+#[test]
+fn a_file_that_cannot_be_written_stops_only_itself_and_is_put_back_later() {
+    let lab = Lab::new();
+    let (one, _) = everything(&lab);
+    let before = look(&lab).0;
+    lab.deploy().unwrap();
+    let lock = |flag: &str| {
+        let status = std::process::Command::new("chattr").arg(flag).arg(lab.tree("rewritten")).output();
+        status.is_ok_and(|output| output.status.success())
+    };
+    if !lock("+i") {
+        return;
+    }
+    let error = run::put_back(&lab.checkout_request()).unwrap_err();
+    let half = look(&lab).0;
+    assert!(lock("-i"));
+    assert!(error.message.contains("rewritten"), "{error}");
+    assert!(!half.contains_key("new") && half["edited"] == before["edited"]);
+    // A deployment that comes before another try puts the rest back first.
+    let mut again = lab.checkout_request();
+    again.put_back_first = true;
+    lab.put("same", "three");
+    let three = lab.push("three");
+    assert_eq!(lab.deploy_as(&again).unwrap().commit.hash.as_str(), three);
+    assert_eq!(lab.put_back().commit.unwrap().as_str(), one);
+    assert_eq!(look(&lab).0, before);
+}
+
+#[test]
+fn a_record_that_makes_no_sense_is_said_and_dropped() {
+    let lab = Lab::new();
+    lab.put("file", "one");
+    let one = lab.push("one");
+    lab.deploy().unwrap();
+    fs::write(lab.checkout_request().undo_file(), "{\"local_path\":").unwrap();
+    let done = lab.put_back();
+    assert!(done.notes[0].contains("makes no sense") && done.commit.unwrap().as_str() == one, "{:?}", done.notes);
+    assert_eq!((lab.put_back().notes, lab.read("file")), (Vec::new(), "one".into()));
+    lab.put("file", "two");
+    lab.push("two");
+    lab.deploy().unwrap();
+    fs::remove_dir_all(lab.tree("")).unwrap();
+    assert!(lab.put_back().notes[0].contains("is gone"), "nothing is made where somebody has removed all");
+    assert!(!lab.tree("").exists());
+}
+
+#[test]
+fn contents_stay_in_the_store_until_they_are_not_needed_to_be_put_back() {
+    let lab = Lab::new();
+    lab.put("file", "one");
+    lab.push("one");
+    lab.deploy().unwrap();
+    for round in 0..40 {
+        git(&lab.clone(), &["checkout", "-q", "--orphan", &format!("other-{round}")]);
+        lab.put("file", format!("rewritten {round}"));
+        lab.push("a new beginning");
+        lab.deploy().unwrap();
+        let before = if round == 0 { "one".to_owned() } else { format!("rewritten {}", round - 1) };
+        lab.put_back();
+        assert_eq!(lab.read("file"), before);
+        lab.deploy().unwrap();
+    }
+    let held = git(&lab.checkout_request().store, &["for-each-ref", "refs/shiparr/held"]);
+    assert_eq!(held.lines().count(), 1, "{held}");
+}
+
+#[test]
+fn files_of_submodules_are_put_back() {
+    let lab = Lab::new();
+    lab.put("file", "one");
+    lab.push("one");
+    let _server = {
+        let server = Server::start(&lab.root(), Manners::default());
+        *lab.remote.borrow_mut() = remote(&server.url("remote.git"));
+        lab.remote.borrow_mut().credential = credential("any");
+        server
+    };
+    let module = Lab::new();
+    let mut commits = Vec::new();
+    for content in ["first", "second"] {
+        module.put("inside", content);
+        git(&module.clone(), &["checkout", "-q", "--orphan", content]);
+        commits.push(module.push(content));
+        git(&module.clone(), &["push", "-q", "origin", &format!("HEAD:refs/heads/{content}")]);
+    }
+    std::fs::rename(module.root().join("remote.git"), lab.root().join("module.git")).unwrap();
+    lab.put(".gitmodules", "[submodule \"m\"]\n\tpath = libs/m\n\turl = ../module.git\n");
+    git(&lab.clone(), &["add", ".gitmodules"]);
+    for commit in &commits {
+        git(&lab.clone(), &["update-index", "--add", "--cacheinfo", &format!("160000,{commit},libs/m")]);
+        git(&lab.clone(), &["commit", "-q", "-m", "with a submodule"]);
+        git(&lab.clone(), &["push", "-q", "-f", "origin", "HEAD:main"]);
+        lab.deploy().unwrap();
+    }
+    assert_eq!(lab.read("libs/m/inside"), "second");
+    lab.put_back();
+    assert_eq!(lab.read("libs/m/inside"), "first");
+}
