@@ -104,7 +104,7 @@ mod tests {
     fn it_has_its_own_exit_code_and_environment_and_our_process_group() {
         let limit = Limit::after(Duration::from_secs(60));
         let group = rustix::process::getpgrp().as_raw_pid();
-        let script = format!("[ \"$(ps -o pgid= -p $$ | tr -d ' ')\" = {group} ] && [ \"$PWD\" = /usr ] && exit 7");
+        let script = format!("[ $(cut -d' ' -f5 /proc/self/stat) = {group} ] && [ $PWD = /usr ] && exit 7");
         assert_eq!(shell(&script).folder("/usr").attend(&limit).unwrap().code(), Some(7));
         let error = Command::new("/nonexistent/program", &[]).attend(&limit).unwrap_err();
         assert!(matches!(error, CommandError::NotFound { .. }), "{error}");

@@ -6,11 +6,12 @@ use std::time::Duration;
 use super::activity::Hands;
 use super::shared::Shared;
 use super::threads::Threads;
-use crate::command::Limit;
 use crate::deploy::by_hand::{self, Prepared};
 use crate::model::{RepositoryId, RepositoryName};
 use crate::web::Lent;
 
+/// Whoever had the stack before may be about to go: one command follows the other in a script.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Reading and decrypting a stack's variables.
 const PREPARE_LIMIT: Duration = Duration::from_secs(60);
 
@@ -19,7 +20,7 @@ const PREPARE_LIMIT: Duration = Duration::from_secs(60);
 /// # Errors
 /// Why not, in one line: it is no repository of this daemon, has no files yet, is being changed, or is in other hands;
 /// or its variables cannot be had.
-pub fn lend(shared: &Arc<Shared>, threads: &Threads, id: RepositoryId, who: &str) -> Result<Lent, String> {
+pub fn lend(shared: &Arc<Shared>, threads: &Threads, id: RepositoryId, hands: Hands) -> Result<Lent, String> {
     let record = shared.host.store.repository(id).map_err(|error| error.to_string())?;
     let record = record.ok_or_else(|| format!("there is no repository with the id `{id}`"))?;
     let name = &record.name;
@@ -36,18 +37,16 @@ pub fn lend(shared: &Arc<Shared>, threads: &Threads, id: RepositoryId, who: &str
     if record.checked_out_commit.is_none() {
         return Err(format!("{name} was never checked out: `shiparr deploy {name}` does that"));
     }
-    // However long a person takes: they let go, somebody cancels it, or Shiparr stops.
-    let limit = Limit::after(Duration::MAX);
-    let hold = Hold::take(shared, id, name, Hands { who: who.to_owned(), limit: limit.clone() })?;
+    let hold = Hold::take(shared, id, name, &hands)?;
     // Whoever stops the daemon says so first and sends everybody away then: one of the two is seen here.
     if threads.are_stopping() {
         return Err("Shiparr stops".to_owned());
     }
-    let prepared = by_hand::prepare(&shared.host, repository, id, &limit.at_most(PREPARE_LIMIT));
+    let prepared = by_hand::prepare(&shared.host, repository, id, &hands.limit.at_most(PREPARE_LIMIT));
     let Prepared { tools, plaintext } = prepared.map_err(|error| format!("{name}: {error}"))?;
-    log::info!("{name}: {who} works on it by hand");
+    log::info!("{name}: {} works on it by hand", hands.who);
     // In this order they go: nothing in plain text lies there any more when the next deployment begins.
-    Ok(Lent { tools, limit, hold: Box::new((plaintext, hold)) })
+    Ok(Lent { tools, hold: Box::new((plaintext, hold)) })
 }
 
 /// Asks whoever has a stack in their hands to let go; answers who that is.
@@ -65,8 +64,8 @@ struct Hold {
 }
 
 impl Hold {
-    fn take(shared: &Arc<Shared>, id: RepositoryId, name: &RepositoryName, hands: Hands) -> Result<Hold, String> {
-        shared.activities.take_hands(id, hands).map_err(|why| format!("{name}: {why}"))?;
+    fn take(shared: &Arc<Shared>, id: RepositoryId, name: &RepositoryName, hands: &Hands) -> Result<Hold, String> {
+        shared.activities.take_hands(id, hands, PATIENCE).map_err(|why| format!("{name}: {why}"))?;
         Ok(Hold { shared: Arc::clone(shared), id, name: name.clone() })
     }
 }

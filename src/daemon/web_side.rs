@@ -7,11 +7,13 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::activity::Hands;
 use super::ended_within;
 use super::lend;
 use super::shared::Shared;
 use super::tell;
 use super::threads::{STACK_BYTES, Threads};
+use crate::command::Limit;
 use crate::config::Catalog;
 use crate::deploy::control::Cause;
 use crate::deploy::secret_files;
@@ -123,8 +125,8 @@ impl web::Daemon for Side {
         tell::test(&self.shared, repository)
     }
 
-    fn lend(&self, repository: RepositoryId, who: &str) -> Result<Lent, String> {
-        lend::lend(&self.shared, &self.threads, repository, who)
+    fn lend(&self, repository: RepositoryId, who: &str, limit: &Limit) -> Result<Lent, String> {
+        lend::lend(&self.shared, &self.threads, repository, Hands { who: who.to_owned(), limit: limit.clone() })
     }
 
     fn release(&self, repository: RepositoryId) -> Option<String> {

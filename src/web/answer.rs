@@ -5,6 +5,7 @@ use std::io::Cursor;
 use serde::Serialize;
 use tiny_http::{Header, Response, StatusCode};
 
+use super::presence::Watch;
 use super::stream::Stream;
 use crate::store::StoreError;
 
@@ -26,8 +27,8 @@ pub enum Reply {
     Stream(Opening),
 }
 
-/// Opens a stream; takes its time.
-pub type Opening = Box<dyn FnOnce() -> Result<Box<dyn Stream>, Failure> + Send>;
+/// Opens a stream for a client that is watched; takes its time.
+pub type Opening = Box<dyn FnOnce(&Watch) -> Result<Box<dyn Stream>, Failure> + Send>;
 
 impl From<Answer> for Reply {
     fn from(answer: Answer) -> Reply {

@@ -85,8 +85,6 @@ pub struct NotifyResult {
 pub struct Lent {
     /// What they need to work on it.
     pub tools: Tools,
-    /// Cancelled when they have to let go.
-    pub limit: Limit,
     /// Dropped when they have let go: the stack's deployments go on then.
     pub hold: Box<dyn Send>,
 }
@@ -121,13 +119,14 @@ pub trait Daemon: Send + Sync {
     /// A repository that is not configured, in one line.
     fn notify_test(&self, repository: Option<&RepositoryName>) -> Result<Vec<NotifyResult>, String>;
 
-    /// Puts a stack into the hands of `who`. Takes as long as decrypting its variables does.
+    /// Puts a stack into the hands of `who`, who have to let go when `limit` is cancelled. Takes as long as decrypting
+    /// its variables does.
     ///
     /// # Errors
     /// Why not, in one line.
-    fn lend(&self, repository: RepositoryId, who: &str) -> Result<Lent, String>;
+    fn lend(&self, repository: RepositoryId, who: &str, limit: &Limit) -> Result<Lent, String>;
 
-    /// Asks whoever has a stack in their hands to let go; answers who that is.
+    /// Asks whoever has a stack in their hands to let go, by the limit that they took it with; answers who that is.
     fn release(&self, repository: RepositoryId) -> Option<String>;
 
     /// Runs something in a thread of its own; the web bounds how many there are.

@@ -192,7 +192,7 @@ impl Server {
     fn write_stream(&self, request: Request, opening: Opening) {
         // Watched before it is opened: at a stop, it is either told so or refused by the daemon that stops.
         let watch = self.presence.watch(request.id);
-        let stream = match opening() {
+        let stream = match opening(&watch) {
             Ok(stream) => stream,
             Err(failure) => return finish(request, failure.into()),
         };

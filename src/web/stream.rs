@@ -14,7 +14,7 @@ use crate::model::{DeploymentId, LogLevel, LogLine};
 /// Lines that are read from the database at once.
 pub const PAGE_LINES: u32 = 500;
 /// How soon a writer notices that its client is gone.
-pub const LOOK_AGAIN: Duration = Duration::from_millis(500);
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// A bounded number of things at once.
 pub struct Places {

@@ -98,12 +98,11 @@ impl Daemon for FakeDaemon {
         }
     }
 
-    fn lend(&self, _: RepositoryId, who: &str) -> Result<Lent, String> {
+    fn lend(&self, _: RepositoryId, who: &str, limit: &Limit) -> Result<Lent, String> {
         let mut hands = self.hands.lock().unwrap();
         if let Some((other, _)) = &*hands {
             return Err(format!("{other} works on it"));
         }
-        let limit = Limit::after(PATIENCE);
         *hands = Some((who.to_owned(), limit.clone()));
         let tools = Tools {
             program: "docker".to_owned(),
@@ -115,7 +114,7 @@ impl Daemon for FakeDaemon {
             variables: Vec::new(),
             dotenv: "SECRET=\"battery\"\n".to_owned(),
         };
-        Ok(Lent { tools, limit, hold: Box::new(Hold(Arc::clone(&self.hands))) })
+        Ok(Lent { tools, hold: Box::new(Hold(Arc::clone(&self.hands))) })
     }
 
     fn release(&self, _: RepositoryId) -> Option<String> {

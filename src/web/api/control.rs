@@ -76,8 +76,8 @@ pub fn compose(call: &Call<'_>) -> Result<Reply, Failure> {
         return Err(Failure::bad_request("`who` must be somebody's name"));
     }
     let daemon = Arc::clone(&call.context.daemon);
-    Ok(Reply::Stream(Box::new(move || {
-        let lent = daemon.lend(id, &who).map_err(Failure::conflict)?;
+    Ok(Reply::Stream(Box::new(move |watch| {
+        let lent = daemon.lend(id, &who, watch.limit()).map_err(Failure::conflict)?;
         Ok(Box::new(Lending(lent)) as Box<dyn Stream>)
     })))
 }
