@@ -80,7 +80,7 @@ pub fn begin(host: &Host, job: Job, control: &Control) -> Result<Begun, StoreErr
     let (id, began) = (job.deployment.id, Instant::now());
     host.store.start(id, &job.config_hash, Timestamp::now())?;
     log::info!("{}: deployment {id} begins ({})", job.repository.name, job.deployment.trigger);
-    let journal = Journal::new(Arc::clone(&host.store), id, known_secrets(host, &job));
+    let journal = Journal::new(Arc::clone(&host.store), id, known_secrets(host, &job.repository));
     let mut running = Running { job, control: control.clone(), journal, began };
     Ok(match running.bring_up(host) {
         Ok(Reached::Up(up, commit)) => Begun::Waits(Box::new(Waiting { running, up: *up, commit })),
@@ -545,13 +545,13 @@ fn prune_images(host: &Host, limit: &Limit, journal: &mut Journal) {
     }
 }
 
-/// What must never stand in a log of this deployment: as far as it can be had; what cannot is reported by the step that
+/// What must never stand in a log of this repository: as far as it can be had; what cannot is reported by the step that
 /// needs it.
-fn known_secrets(host: &Host, job: &Job) -> Scrubber {
+pub(super) fn known_secrets(host: &Host, repository: &Repository) -> Scrubber {
     let mut scrubber = Scrubber::new();
     let environment = &host.settings.environment;
-    job.repository.secrets(environment).iter().for_each(|secret| scrubber.learn(secret.expose()));
-    job.repository.secret_urls(environment).iter().for_each(|url| scrubber.learn_url(url.expose()));
+    repository.secrets(environment).iter().for_each(|secret| scrubber.learn(secret.expose()));
+    repository.secret_urls(environment).iter().for_each(|url| scrubber.learn_url(url.expose()));
     // Children get the proxies as they are, and some quote them in their errors.
     let proxies = [&host.settings.proxies.https, &host.settings.proxies.http];
     proxies

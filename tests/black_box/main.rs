@@ -6,6 +6,7 @@
 #![allow(clippy::disallowed_methods, reason = "the harness starts processes and threads of its own")]
 
 mod api;
+mod by_hand;
 mod checkout;
 mod cli;
 mod deploying;
