@@ -6,13 +6,17 @@
 #![allow(clippy::disallowed_methods, reason = "the harness starts processes and threads of its own")]
 
 mod api;
+mod cancelling;
 mod checkout;
 mod cli;
 mod deploying;
 mod faults;
 mod hostile;
 mod layouts;
+mod manual;
 mod messages;
+mod monorepo;
+mod nobody_waits;
 mod quiet;
 mod readme;
 mod reload;
