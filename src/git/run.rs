@@ -52,6 +52,18 @@ pub(super) fn put_back(checkout: &Checkout) -> Result<PutBack, GitError> {
     put_back_locked(checkout)
 }
 
+/// Does for the stores what a checkout left for later.
+pub(super) fn tidy(checkout: &Checkout, limit: &Limit) -> Result<(), GitError> {
+    let _lock = store::lock(&checkout.store)?;
+    if checkout.can_be_put_back() {
+        return Ok(());
+    }
+    let keep: Vec<CommitHash> = checkout.siblings.iter().chain(&checkout.checked_out).cloned().collect();
+    store::tidy_marked(&checkout.store, &keep, limit.left()).map_err(|error| {
+        GitError::passing(format!("cannot tidy the object store {}: {}", checkout.store.display(), error.message()))
+    })
+}
+
 fn put_back_locked(checkout: &Checkout) -> Result<PutBack, GitError> {
     let (store, undo_file) = (&checkout.store, checkout.undo_file());
     let mut notes = Vec::new();
@@ -66,7 +78,7 @@ fn put_back_locked(checkout: &Checkout) -> Result<PutBack, GitError> {
         Ok(Some(undo)) => {
             journal = journal_of(undo.local_path());
             let failed = |error: git2::Error| GitError::passing(format!("libgit2: {}", error.message()));
-            let sources = Sources::open(store, undo.stores()).map_err(failed)?;
+            let sources = Sources::open(store, undo.stores(), undo.copies()).map_err(failed)?;
             checkout::put_back(&undo, sources, &mut journal, checkout, &mut notes)?;
             // What the store says of it is for people, and keeps objects that the next checkout can do without.
             let _ = Repository::open_bare(store).and_then(|repository| say_in_store(&repository, store, undo.base()));
@@ -153,7 +165,7 @@ impl Run<'_> {
         let Some(since) = &self.checkout.skip_if_unchanged_since else { return Ok(false) };
         match Oid::from_str(since.as_str()) {
             Ok(since) if repository.find_commit(since).is_ok() => {
-                Ok(Scope::of(&self.checkout.watch_paths).is_same(repository, since, commit)?)
+                Scope::of(&self.checkout.watch_paths).is_same(repository, since, commit)
             }
             _ => Ok(false),
         }
