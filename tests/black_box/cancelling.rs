@@ -164,19 +164,24 @@ fn one_that_is_cancelled_in_its_up_leaves_nothing_stopped() {
     if missing(&[parts::DOCKER, parts::GIT]) {
         return;
     }
-    let deployed = Deployed::new();
-    deployed.fake.rule("docker-compose", "* --no-recreate *", "real");
-    deployed.fake.rule("docker-compose", "* up *", "hang");
-    let id = deployed.held_at("up");
-    // What Compose would have been at.
-    docker(&["stop", "--time", "0", deployed.stack.container("web").expect("it runs").id()]);
-    let by_cli = deployed.daemon.cli(&["cancel", "web"]);
+    let (stack, receiver) = (Stack::new(), Receiver::start());
+    // Process 1 of the container does not hear SIGTERM, so that Compose has to wait for its end.
+    let slow = |version| Stack::compose_with(version, "    stop_grace_period: 4s\n").replace("SIGKILL", "SIGTERM");
+    let repo = Repo::with(&[("compose.yaml", &slow("1"))]);
+    let daemon = Daemon::with(&[entry("web", &repo, &stack, &receiver)]);
+    daemon.wait_for_commit("web", &repo.tip());
+    repo.commit(&[("compose.yaml", &slow("2"))]);
+    let id = daemon.deploy("web");
+    wait_until(MINUTE, "Compose to be at it", || daemon.log_of(id).contains("Recreate").then_some(()));
+    let by_cli = daemon.cli(&["cancel", "web"]);
     assert!(by_cli.status.success(), "{}", said(&by_cli));
-    deployed.daemon.failed(id);
-    assert!(deployed.stack.container("web").expect("it is there").is_running());
-    let log = deployed.daemon.log_of(id);
-    assert!(log.contains("what had been stopped runs again"), "{log}");
-    deployed.assert_cancelled(id);
+    assert!(daemon.failed(id)["error"].as_str().is_some_and(|error| error.starts_with("cancelled")));
+    let log = daemon.log_of(id);
+    assert!(stack.container("web").expect("it is there").is_running(), "{log}");
+    assert_eq!(daemon.cli(&["cancel", "web"]).status.code(), Some(1), "no retry waits");
+    daemon.succeeded(daemon.deploy("web"));
+    assert_eq!(stack.version().as_deref(), Some("2"));
+    assert_eq!(receiver.messages("/bad").len(), 0);
 }
 
 #[test]

@@ -240,7 +240,7 @@ fn a_commit_that_the_branch_does_not_have_changes_nothing() {
         assert!(error.contains(&commit[..7]) && error.contains("main"), "{error}");
         println!("{error}");
     }
-    for commit in ["main", "012345", "", "0123456789abcdef0123456789abcdef012345678", "../../x"] {
+    for commit in ["main", "012345", "", &"0".repeat(65), "../../x"] {
         let body = format!("{{\"commit\": \"{commit}\"}}");
         let answer = daemon.request("POST", "/api/projects/home/repositories/web/deploy", &[], body.as_bytes());
         assert_eq!(answer.status, 400, "{commit}: {}", answer.text());
