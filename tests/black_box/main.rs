@@ -7,13 +7,17 @@
 
 mod api;
 mod by_hand;
+mod cancelling;
 mod checkout;
 mod cli;
 mod deploying;
 mod faults;
 mod hostile;
 mod layouts;
+mod manual;
 mod messages;
+mod monorepo;
+mod nobody_waits;
 mod quiet;
 mod readme;
 mod reload;
