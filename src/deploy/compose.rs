@@ -345,6 +345,9 @@ fn named(failures: Vec<Failure>) -> Vec<(String, String)> {
 
 fn too_late(waits_for: &[String], timing: &Timing, limit: &Limit) -> String {
     let waits_for = waits_for.join(", ");
+    if limit.is_cancelled() {
+        return format!("it was ended before the stack was well: {waits_for}");
+    }
     if limit.is_over() {
         return format!("the deployment's time limit (`timeout`) was over before the stack was well: {waits_for}");
     }
