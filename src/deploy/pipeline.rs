@@ -28,6 +28,8 @@ use crate::model::{Asked, Chance, Commit, CommitHash, DeploymentRecord, LogLevel
 use crate::secrets::Scrubber;
 use crate::store::{self, Outcome, Store, StoreError};
 
+/// For the question whether Docker is there still, after an `up` that failed.
+const ASK_LIMIT: Duration = Duration::from_secs(5);
 /// For removing unused images after a success.
 const PRUNE_LIMIT: Duration = Duration::from_secs(300);
 
@@ -318,17 +320,28 @@ impl Running {
         if containers != Containers::Untouched {
             settle::keep(checkout, &mut self.journal);
         }
-        // A stop leaves that to the next start: now there is no time for it.
-        let result = match result {
-            Err(error) if containers == Containers::Interrupted && self.control.cause() != Some(Cause::Stop) => {
-                Err(error.after_healing(host.driver.heal(&stack, &plan, &mut self.journal)))
-            }
-            other => other,
-        };
-        result?;
+        result.map_err(|error| self.after_failed_up(host, &stack, &plan, error))?;
         secret_files.up_has_ended();
         self.journal.step("up", step);
         Ok(BroughtUp { plan, since, secret_files })
+    }
+
+    /// What an `up` that was ended in the middle left stopped is started again; a stop of the daemon leaves that to the
+    /// next start, for there is no time for it now.
+    fn after_failed_up(&mut self, host: &Host, stack: &Stack, plan: &Plan, error: UpError) -> UpError {
+        let mut error = error;
+        if self.control.cause().is_none() && host.driver.available(&Limit::after(ASK_LIMIT)).is_err() {
+            // Compose has many words for a Docker that goes away while it works.
+            error.error.chance = Chance::CanPass;
+        }
+        if error.containers != Containers::Interrupted || self.control.cause() == Some(Cause::Stop) {
+            return error;
+        }
+        let healed = host.driver.heal(stack, plan, &mut self.journal);
+        if healed.is_err() {
+            settle::leave(host, &self.job);
+        }
+        error.after_healing(healed)
     }
 
     /// Steps 2 and 3, which change nothing.

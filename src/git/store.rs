@@ -85,7 +85,7 @@ fn remove_leftovers(store: &Path) {
             let _ = fs::remove_file(packs.join(name));
         }
     }
-    for folder in [store.to_owned(), store.join("refs/shiparr"), store.join("refs")] {
+    for folder in ["", "refs", "refs/shiparr", "refs/shiparr/held"].map(|folder| store.join(folder)) {
         for name in names_in(&folder).iter().filter(|name| name.ends_with(".lock")) {
             let _ = fs::remove_file(folder.join(name));
         }

@@ -64,6 +64,13 @@ pub(super) fn put_back(
     Ok(!stays.is_empty())
 }
 
+/// Removes what the checkout made, as far as that is possible, for the space that it takes.
+pub(super) fn remove_made(tree: &WorkTree, undo: &Undo, trees: &Trees) {
+    let mut notes = Vec::new();
+    let writer = Writer::new(tree, trees, String::new(), &mut notes);
+    Back { tree, undo, trees, temporary_name: "", writer, stays: BTreeMap::new(), failed: None }.remove_made();
+}
+
 /// Folders in which files may be made.
 pub(super) fn folders_of_new_files(undo: &Undo) -> BTreeSet<Vec<u8>> {
     let files = undo.steps.iter().filter(|step| step.before.is_some()).map(|step| &step.path);
@@ -101,12 +108,8 @@ const CONTENT_IS_GONE: &str = "its content is not kept any more";
 impl Back<'_> {
     /// What was made goes first: it gives the space that the rest may need.
     fn everything(&mut self) {
+        self.remove_made();
         let undo = self.undo;
-        let (made, changed): (Vec<&Step>, Vec<&Step>) = undo.steps.iter().partition(|step| step.before.is_none());
-        for step in made {
-            let done = self.put_back(step);
-            self.note_failure(done);
-        }
         for folder in &undo.made_folders {
             if let Ok(Above::Folder(above)) = self.tree.above(&folder.0) {
                 // It stays where somebody has something in it.
@@ -117,9 +120,16 @@ impl Back<'_> {
             let done = self.make_folder(folder).map_err(|error| io_failed("make the folder", &folder.path.0, error));
             self.note_failure(done);
         }
-        let mut changed = changed;
+        let mut changed: Vec<&Step> = undo.steps.iter().filter(|step| step.before.is_some()).collect();
         changed.sort_by_key(|step| growth(step));
         for step in changed {
+            let done = self.put_back(step);
+            self.note_failure(done);
+        }
+    }
+
+    fn remove_made(&mut self) {
+        for step in self.undo.steps.iter().filter(|step| step.before.is_none()) {
             let done = self.put_back(step);
             self.note_failure(done);
         }
