@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child as Process, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -400,4 +400,60 @@ fn a_checkout_and_its_putting_back_may_both_be_ended_at_any_moment() {
     // Nothing of all that is in the way of the next one.
     let done = git::fetch_and_checkout(&remote, &checkout, &lab.child, &whole()).unwrap();
     assert!(matches!(done.done, git::Done::CheckedOut { changed_files } if changed_files > 400));
+}
+
+/// The child with a bound on the memory that is its own: whatever it wants beyond that, it does not get.
+fn with_little_memory(lab: &Lab) -> Child {
+    const MAX_KIB: u32 = 48 * 1024;
+    let script = lab.path("with-little-memory");
+    let program = lab.child.program.display();
+    fs::write(&script, format!("#!/bin/sh\nulimit -d {MAX_KIB}\nexec {program} \"$@\"\n")).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    Child { program: script, environment: lab.child.environment.clone() }
+}
+
+#[test]
+fn a_file_larger_than_the_memory_is_deployed_changed_saved_and_put_back() {
+    const LARGE_BYTES: u64 = 64 * 1024 * 1024;
+    let lab = Lab::new();
+    let child = with_little_memory(&lab);
+    let limit = || Limit::after(Duration::from_secs(300));
+    let server = SshServer::start(&lab);
+    fs::write(lab.path("known_hosts"), server.line(&lab, "ed25519")).unwrap();
+    let (large, tree) = (lab.path("clone/large"), lab.path("tree/large"));
+    // Mostly holes: quick to make, and as large as any other file to who reads it.
+    fs::File::create(&large).unwrap().set_len(LARGE_BYTES).unwrap();
+    let write_at = |path: &Path, place: u64, text: &str| {
+        fs::File::options().write(true).open(path).unwrap().write_all_at(text.as_bytes(), place).unwrap();
+    };
+    let is_same = || {
+        let tree = tree.display().to_string();
+        run(lab.folder.path(), "cmp", &[&large.display().to_string(), &tree]);
+    };
+    let mut checked_out = None;
+    let by_path = lab.remote(&lab.path("remote.git").display().to_string());
+    for (round, remote) in [&by_path, &by_path, &server.remote(&lab), &by_path].into_iter().enumerate() {
+        write_at(&large, 1000 * (round as u64 + 1), "another version");
+        lab.push("compose.yaml", &format!("# {round}"));
+        if round == 1 {
+            // One version is a delta of the other from now on.
+            run(&lab.path("remote.git"), "git", &["repack", "-adfq"]);
+        }
+        if round == 3 {
+            write_at(&tree, LARGE_BYTES / 2, "changed on the host");
+        }
+        let done = git::fetch_and_checkout(remote, &lab.checkout(checked_out.clone()), &child, &limit()).unwrap();
+        is_same();
+        checked_out = Some(done.commit.hash);
+        if round < 3 {
+            git::keep(&lab.checkout(None)).unwrap();
+        }
+    }
+    assert_eq!(fs::read_dir(lab.path("data/saved/p/r")).unwrap().count(), 1);
+    git::put_back(&lab.checkout(checked_out), &child, &limit()).unwrap();
+    let back = fs::File::open(&tree).unwrap();
+    let mut text = [0; 19];
+    back.read_exact_at(&mut text, LARGE_BYTES / 2).unwrap();
+    assert_eq!(&text, b"changed on the host");
+    git::tidy(&lab.checkout(None), &child, &limit()).unwrap();
 }

@@ -66,7 +66,7 @@ pub fn run(shared: &Arc<Shared>, threads: &Threads, events: Receiver<Event>) -> 
             }
         }
     }
-    shared.activities.wait_until_none_runs(super::INTERRUPTED_LIMIT);
+    shared.activities.wait_until_all_ended(super::INTERRUPTED_LIMIT);
     for record in shared.host.store.repositories(None)?.into_iter().filter(|record| record.orphaned_at.is_none()) {
         if record.waiting {
             wrong.insert(record.name, "a new commit waits for somebody to ask for it (`deploy: manual`)".to_owned());

@@ -24,6 +24,7 @@ mod store;
 mod submodules;
 #[cfg(test)]
 mod testing;
+mod tidy;
 mod url;
 mod wire;
 
@@ -273,7 +274,7 @@ pub fn put_back(checkout: &Checkout, child: &Child, limit: &Limit) -> Result<Put
 /// # Errors
 /// The stores stay as they are, and the next time tries again: worth a line in the log, and nothing else.
 pub fn tidy(checkout: &Checkout, child: &Child, limit: &Limit) -> Result<(), GitError> {
-    if !store::is_marked(&checkout.store) || checkout.can_be_put_back() {
+    if !tidy::is_marked(&checkout.store) || checkout.can_be_put_back() {
         return Ok(());
     }
     match ask(&Task::Tidy(checkout.clone()), None, child, limit)? {

@@ -11,7 +11,7 @@ use super::libgit::{Failed, is_disk_full};
 use super::scope::Scope;
 use super::submodules::Sources;
 use super::{Checkout, Done, Fetched, GitError, LookedAhead, PutBack, Remote};
-use super::{checkout, choice, fetch, people, store};
+use super::{checkout, choice, fetch, people, store, tidy};
 use crate::command::Limit;
 use crate::model::{Commit, CommitHash};
 
@@ -41,7 +41,7 @@ pub(super) fn look_ahead(remote: &Remote, checkout: &Checkout, limit: &Limit) ->
     run.on_store(|run, repository| {
         let tip = fetch::tip(&repository, remote, limit)?;
         let found = LookedAhead { tip: hash_of(tip)?, is_unchanged: run.is_unchanged(&repository, tip)? };
-        store::tidy(&repository, limit.left());
+        tidy::tidy(&repository, limit.left());
         Ok(found)
     })
 }
@@ -53,13 +53,13 @@ pub(super) fn put_back(checkout: &Checkout) -> Result<PutBack, GitError> {
 }
 
 /// Does for the stores what a checkout left for later.
-pub(super) fn tidy(checkout: &Checkout, limit: &Limit) -> Result<(), GitError> {
+pub(super) fn tidy_stores(checkout: &Checkout, limit: &Limit) -> Result<(), GitError> {
     let _lock = store::lock(&checkout.store)?;
     if checkout.can_be_put_back() {
         return Ok(());
     }
     let keep: Vec<CommitHash> = checkout.siblings.iter().chain(&checkout.checked_out).cloned().collect();
-    store::tidy_marked(&checkout.store, &keep, limit.left()).map_err(|error| {
+    tidy::tidy_marked(&checkout.store, &keep, limit.left()).map_err(|error| {
         GitError::passing(format!("cannot tidy the object store {}: {}", checkout.store.display(), error.message()))
     })
 }
@@ -151,7 +151,7 @@ impl Run<'_> {
         let commit = describe(&repository, chosen)?;
         self.commit = Some(commit.clone());
         let done = if self.is_unchanged(&repository, chosen)? {
-            store::tidy(&repository, self.limit.left());
+            tidy::tidy(&repository, self.limit.left());
             Done::Unchanged
         } else {
             Done::CheckedOut { changed_files: self.check_out(repository, chosen)? }

@@ -17,8 +17,8 @@ use super::libgit::Failed;
 use super::objects::{MAX_HELD_BYTES, Objects, copy_pieces};
 use super::scope::Scope;
 use super::smart_http::may_have_credential;
-use super::store::HELD;
-use super::{GitError, Remote, RemoteUrl, Scheme, fetch, one_line, store};
+use super::tidy::HELD;
+use super::{GitError, Remote, RemoteUrl, Scheme, fetch, one_line, store, tidy};
 use crate::command::Limit;
 
 /// How deep submodules may nest.
@@ -138,7 +138,7 @@ impl Sources {
     /// Keeps the stores of the submodules from growing; only after a checkout, which needs the old commits too.
     pub fn tidy(&self, limit: &Limit) {
         for source in &self.sources {
-            store::tidy(&source.repository, limit.left());
+            tidy::tidy(&source.repository, limit.left());
         }
     }
 

@@ -99,26 +99,39 @@ class Lab:
         git(self.clone, "commit", "-q", "-m", "Next")
         git(self.clone, "push", "-q", "-f", "origin", "HEAD:main")
 
-    def request(self, task):
-        return {"task": task, "limit_milliseconds": 600_000, "url": self.url, "branch": "main", "credential": None,
-                "insecure_http": False, "ca_file": None, "ssh_key": None, "ssh_key_passphrase": None, "known_hosts": [],
-                "https_proxy": None, "http_proxy": None, "no_proxy": None}
-
-    def deploy(self):
+    def child(self, kind):
         """One run of the child; its peak is in `hwm_bytes`, its time in `seconds`."""
         checkout = {"store": str(self.data / "r.git"), "local_path": str(self.root / "tree"), "checked_out": self.checked_out,
-                    "saved": str(self.root / "data/saved/p/r"), "name": "p/r"}
+                    "saved": str(self.root / "data/saved/p/r"), "name": "p/r", "commit": None, "watch_paths": [],
+                    "shares_local_path": False, "siblings": [], "skip_if_unchanged_since": None, "adopt": False,
+                    "put_back_first": False}
+        remote = {"url": self.url, "branch": "main", "credential": None, "insecure_http": False, "ca_file": None,
+                  "ssh_key": None, "ssh_key_passphrase": None, "known_hosts": [], "https_proxy": None, "http_proxy": None,
+                  "no_proxy": None}
+        request = {"task": {kind: checkout}, "limit_milliseconds": 600_000, "remote": remote}
         begin = time.monotonic()
         child = subprocess.Popen([self.binary, "git"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT)
-        child.stdin.write(json.dumps(self.request({"FetchAndCheckout": checkout})).encode())
+        child.stdin.write(json.dumps(request).encode())
         child.stdin.close()
         answer = child.stdout.read()
-        _, status, usage = os.wait4(child.pid, 0)
+        _, _, usage = os.wait4(child.pid, 0)
         self.seconds, self.hwm_bytes = time.monotonic() - begin, usage.ru_maxrss * 1024
-        answer = json.loads(answer)
-        if "CheckedOut" not in answer:
+        return json.loads(answer)
+
+    def deploy(self):
+        """Fetches and checks out, and tidies as after the deployment; what went wrong, if anything."""
+        self.tidy_seconds, self.tidy_hwm_bytes = 0.0, 0
+        answer = self.child("FetchAndCheckout")
+        if "Fetched" not in answer:
             return answer
-        self.checked_out = answer["CheckedOut"]["commit"]["hash"]
+        self.checked_out = answer["Fetched"]["commit"]["hash"]
+        (self.data / "r.undo").unlink(missing_ok=True)
+        if (self.data / "r.git/shiparr-untidy").exists():
+            seconds, hwm_bytes = self.seconds, self.hwm_bytes
+            answer = self.child("Tidy")
+            assert answer == "Tidied", answer
+            self.tidy_seconds, self.tidy_hwm_bytes = self.seconds, self.hwm_bytes
+            self.seconds, self.hwm_bytes = seconds, hwm_bytes
         return None
 
     def must_deploy(self):
@@ -172,6 +185,8 @@ def pushes(binary, over_http, count):
             problem = lab.deploy()
             assert problem is None, problem
             times.append(lab.seconds)
+            if push % 200 == 199:
+                git(lab.root / "remote.git", "gc", "-q")
             if push % 20 == 0:
                 clone_bytes = lab.clone_bytes()
             ratio = disk_bytes(lab.data) / clone_bytes
@@ -231,7 +246,7 @@ def memory(binary, over_http):
             plain = time.monotonic() - begin
             shutil.rmtree(lab.root / "plain")
             told = lambda what: print(f"300 MiB of {kind}, {way(over_http)}, {what}: peak {lab.hwm_bytes / MIB:.0f} MiB, "
-                                      f"{lab.seconds:.1f} s (git clone {plain:.1f} s)", flush=True)
+                                      f"{lab.seconds:.1f} s (git clone {plain:.1f} s); tidying {lab.tidy_hwm_bytes / MIB:.0f} MiB, {lab.tidy_seconds:.1f} s", flush=True)
             steps = [("first", lambda: None), ("nothing new", lambda: None), ("changed by a few bytes", lambda: (change_more(large), lab.push())),
                      ("changed on the host and in the remote", lambda: (change(lab.root / "tree/large.bin"), change_more(large), lab.push())),
                      ("touched", lambda: os.utime(lab.root / "tree/large.bin"))]
@@ -261,10 +276,12 @@ def repack(binary, over_http):
             lab.put("compose.yaml", f"# {push}\nservices: {{}}\n".encode())
             lab.push()
             assert lab.deploy() is None
-            times.append((lab.seconds, push, lab.hwm_bytes // MIB))
+            times.append((lab.seconds, push, lab.hwm_bytes // MIB, lab.tidy_seconds, lab.tidy_hwm_bytes // MIB))
         times.sort()
+        tidying = [time for time in times if time[3]]
         print(f"small pushes to a store of 100 MiB, {way(over_http)}: median {times[20][0] * 1000:.0f} ms, longest "
-              f"{times[-1][0] * 1000:.0f} ms (push {times[-1][1]}, peak {max(t[2] for t in times)} MiB)", flush=True)
+              f"{times[-1][0] * 1000:.0f} ms (push {times[-1][1]}, peak {max(t[2] for t in times)} MiB); tidied {len(tidying)} times, at"
+              f" most {max([t[3] for t in tidying], default=0):.1f} s, peak {max([t[4] for t in tidying], default=0)} MiB", flush=True)
 
 
 def main():

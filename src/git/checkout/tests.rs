@@ -395,7 +395,7 @@ fn a_store_does_not_grow_with_the_number_of_pushes() {
         lab.deploy().unwrap();
     }
     let packs = fs::read_dir(lab.checkout_request().store.join("objects/pack")).unwrap().count() / 2;
-    assert!(packs < super::super::store::MAX_PACKS, "{packs} packs");
+    assert!(packs < crate::git::tidy::MAX_PACKS, "{packs} packs");
     git(&lab.checkout_request().store, &["fsck", "--full", "--strict"]);
 }
 
