@@ -191,8 +191,8 @@ fn each_commit_that_cannot_be_deployed_leaves_the_files_as_they_were() {
     let volume = format!("{}-of-another", scene.stack.name);
     docker(&["volume", "create", "--label", "com.docker.compose.project=somebody-else", &volume]);
     scene.fails_without_a_trace("a volume of another project", &["somebody-else"], |scene| {
-        let text = Stack::compose_with("bad", &format!("{GOOD}    volumes: [\"v:/v\"]\n"));
-        scene.repo.write("compose.yaml", format!("{text}volumes: {{v: {{name: {volume}}}}}\n"));
+        let text = Stack::compose_with("bad", &format!("{GOOD}    volumes: [\"shared:/v\"]\n"));
+        scene.repo.write("compose.yaml", format!("{text}volumes: {{shared: {{name: {volume}}}}}\n"));
     });
     docker(&["volume", "rm", &volume]);
     scene.fails_without_a_trace("a collision", &["data/database"], |scene| {
