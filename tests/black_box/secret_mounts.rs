@@ -170,8 +170,13 @@ fn a_failed_deployment_leaves_the_mounted_plain_text() {
     let text = text(WITH_KEY, WITH_TOKEN).replace(IMAGE, "127.0.0.1:1/shiparr-test/nowhere:1");
     let commit = scene.repo.commit(&[("compose.yaml", &text)]);
     assert_eq!(scene.daemon.ended_at("web", &commit)["status"], "failed");
-    scene.restart_containers();
     before.assert_same(&Tree::of(&scene.daemon.tree("home", "web")), &[], "after an image that cannot be had");
+    scene.restart_containers();
+    scene.assert_mounted(KEY, "after an image that cannot be had");
+    // The rotation is not forgotten.
+    let commit = scene.repo.commit(&[("compose.yaml", &self::text(WITH_KEY, WITH_TOKEN))]);
+    scene.daemon.wait_for_commit("web", &commit);
+    scene.assert_mounted(&KEY.replace("first", "second"), "after the next good one");
 }
 
 #[test]
