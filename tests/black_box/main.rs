@@ -6,6 +6,8 @@
 #![allow(clippy::disallowed_methods, reason = "the harness starts processes and threads of its own")]
 
 mod api;
+mod by_hand;
+mod cancelling;
 mod checkout;
 mod cli;
 mod deploying;
@@ -13,7 +15,10 @@ mod faults;
 mod hostile;
 mod killed;
 mod layouts;
+mod manual;
 mod messages;
+mod monorepo;
+mod nobody_waits;
 mod one_shots;
 mod putting_back;
 mod quiet;
