@@ -1,9 +1,11 @@
 //! The only place that starts a process: its own process group, a time limit, an environment listed in code, bounded
 //! output.
 
+mod attended;
 mod child;
 mod limit;
 mod lines;
+mod memory;
 
 use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
@@ -19,6 +21,7 @@ use child::{End, Running};
 pub use limit::Limit;
 use lines::Lines;
 pub use lines::{CUT, MAX_LINE_BYTES};
+pub use memory::MemoryFile;
 
 /// Time between SIGTERM and SIGKILL unless a command says otherwise (spec section 4, step 4).
 const GRACE: Duration = Duration::from_secs(15);
@@ -160,6 +163,21 @@ impl Command {
         self
     }
 
+    /// What is run.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// Its arguments so far.
+    pub fn arguments(&self) -> &[OsString] {
+        &self.args
+    }
+
+    /// Its environment, without the `PWD` that comes with a folder.
+    pub fn environment(&self) -> &[(OsString, OsString)] {
+        &self.environment
+    }
+
     /// Runs it to its end and keeps its output.
     ///
     /// # Errors
@@ -224,15 +242,22 @@ impl Command {
         }
     }
 
-    #[expect(clippy::disallowed_methods, reason = "this is the one place")]
+    /// In a process group of its own, with pipes.
     fn prepare(&self, has_input: bool) -> std::process::Command {
+        let mut command = self.prepare_alone();
+        command.stdin(if has_input { Stdio::piped() } else { Stdio::null() });
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        command
+    }
+
+    /// What is the same for every child.
+    #[expect(clippy::disallowed_methods, reason = "this is the one place")]
+    fn prepare_alone(&self) -> std::process::Command {
         let mut command = std::process::Command::new(&self.program);
         command.args(&self.args).env_clear().envs(self.environment.iter().map(|(name, value)| (name, value)));
         if let Some(folder) = &self.folder {
             command.current_dir(folder).env("PWD", folder);
         }
-        command.stdin(if has_input { Stdio::piped() } else { Stdio::null() });
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         let parent = rustix::process::getpid();
         // SAFETY: between fork and exec the closure makes two system calls and allocates nothing.
         unsafe {

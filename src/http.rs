@@ -11,6 +11,8 @@ use crate::secrets::Secret;
 
 /// Time until a connection must stand, within the request's limit.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+/// The longest time that curl counts itself, in milliseconds of 31 bits.
+const LONGEST_TIMEOUT: Duration = Duration::from_millis(i32::MAX as u64);
 /// Bound on the head of an answer.
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 
@@ -163,7 +165,8 @@ fn prepare(request: &Request, limit: &Limit) -> Result<Easy, curl::Error> {
     easy.signal(false)?;
     easy.progress(true)?;
     // curl counts whole milliseconds, and none of them means no limit; the progress callback knows the exact end.
-    easy.timeout(limit.left() + Duration::from_millis(10))?;
+    let left = limit.left() + Duration::from_millis(10);
+    easy.timeout(if left < LONGEST_TIMEOUT { left } else { Duration::ZERO })?;
     easy.connect_timeout(CONNECT_TIMEOUT)?;
     easy.useragent(concat!("shiparr/", env!("CARGO_PKG_VERSION")))?;
     if let Some(body) = &request.body {

@@ -14,7 +14,7 @@ use shiparr::config::catalog::{Accepted, Basis, Catalog};
 use shiparr::config::{Environment, Settings, Severity};
 use shiparr::deploy::control::{Cause, Control};
 use shiparr::deploy::pipeline::{self, Begun, Host, Job};
-use shiparr::deploy::{self, Containers, Driver, Log, Plan, Resident, Stack, StepError, Timing, Up, UpError};
+use shiparr::deploy::{self, ByHand, Containers, Driver, Log, Plan, Resident, Stack, StepError, Timing, Up, UpError};
 use shiparr::git;
 use shiparr::model::{Asked, Chance, DeploymentId, DeploymentRecord, LogLevel, Status, Trigger};
 use shiparr::store::{Outcome, ProjectSpec, RepositorySpec, Store};
@@ -375,6 +375,10 @@ impl Driver for Recorder {
     fn wait(&self, _: &Plan, _: &Timing, _: &Limit, _: &mut dyn Log) -> Result<(), StepError> {
         self.note("wait");
         Ok(())
+    }
+
+    fn by_hand(&self, _: &Stack, _: &Limit) -> Result<ByHand, StepError> {
+        unreachable!("nobody works by hand")
     }
 
     fn start_unmounted(&self, _: &str, _: &Limit) -> Result<Vec<String>, StepError> {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::client::{Client, DeploymentView, RepositoryView};
 use super::lists::full_name;
+use super::table::printable;
 use crate::model::{DeploymentId, Status};
 
 /// Deployments may go on while they are looked at; what was found once they stood still counts.
@@ -19,9 +20,14 @@ const NEWEST: u32 = 50;
 pub struct CancelArgs {
     /// project/repository, or the repository's name where it is unique
     repository: String,
-    /// Print JSON: `cancelled`, a list with the id and the status of each
+    /// Print JSON: `cancelled`, a list with the id and the status of each, and who was `released`
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Deserialize)]
+struct Released {
+    released: Option<String>,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -30,12 +36,25 @@ struct Cancelled {
     status: Status,
 }
 
-/// Ends the pending and running deployments of a repository, and a retry that waits; exit 1 when there was none.
+/// Ends `shiparr compose` on a repository, and lets the deployments begin that wait for that; where nobody works on it,
+/// ends its pending and running deployments, and a retry that waits. Exit 1 when there was nothing.
 ///
 /// # Errors
 /// The daemon's refusal.
 pub fn run(client: &Client, args: &CancelArgs) -> anyhow::Result<ExitCode> {
     let repository = client.repository(&args.repository)?;
+    if let Some(who) = release(client, &repository)? {
+        if args.json {
+            println!("{}", serde_json::json!({ "cancelled": [], "released": who }));
+        } else {
+            let name = full_name(&repository);
+            println!(
+                "{name}: `shiparr compose` of {} is being ended; what waited for that begins then",
+                printable(&who)
+            );
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut cancelled = Vec::new();
     for _ in 0..LOOKS {
         cancelled = cancel_all(client, &repository)?;
@@ -46,7 +65,7 @@ pub fn run(client: &Client, args: &CancelArgs) -> anyhow::Result<ExitCode> {
     let name = full_name(&repository);
     if args.json {
         let all: Vec<&Cancelled> = cancelled.iter().map(|(_, cancelled)| cancelled).collect();
-        println!("{}", serde_json::json!({ "cancelled": all }));
+        println!("{}", serde_json::json!({ "cancelled": all, "released": null }));
     } else {
         for (before, Cancelled { deployment_id: id, status }) in &cancelled {
             println!("{name}: {}", told(&name, *id, *before, *status));
@@ -56,6 +75,15 @@ pub fn run(client: &Client, args: &CancelArgs) -> anyhow::Result<ExitCode> {
         anyhow::bail!("{name}: nothing to cancel: no deployment is pending or running, and none waits for another try");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Who has to take their hands off the stack because of this. That is told over the control socket only.
+fn release(client: &Client, repository: &RepositoryView) -> anyhow::Result<Option<String>> {
+    if !client.has_socket() {
+        return Ok(None);
+    }
+    let released: Released = client.post("/control/release", &serde_json::json!({ "id": repository.id }))?;
+    Ok(released.released)
 }
 
 /// What was ended, each with the status that it had before.

@@ -26,6 +26,8 @@ const FOLLOW_LIMIT: Duration = Duration::from_secs(24 * 3600);
 /// An answer is at most this large.
 const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 
+/// The status code of an answer to who did not say, or not rightly, who they are.
+const UNAUTHORIZED: u16 = 401;
 /// The status code of an answer that says that things are not so.
 const CONFLICT: u16 = 409;
 
@@ -160,10 +162,7 @@ impl Client {
     /// # Errors
     /// As [`Client::get`].
     pub fn post<T: DeserializeOwned>(&self, path: &str, body: &serde_json::Value) -> anyhow::Result<T> {
-        let mut request = self.request("POST", path);
-        request.headers.push(("Content-Type".to_owned(), "application/json".to_owned()));
-        request.body = Some(body.to_string().into_bytes());
-        parse(&self.ask(request)?)
+        parse(&self.ask(with_body(self.request("POST", path), body))?)
     }
 
     /// POST without a body; none where the daemon answers that things are not so (409).
@@ -178,6 +177,27 @@ impl Client {
             return Ok(None);
         }
         parse(&accepted(&request, response)?).map(Some)
+    }
+
+    /// Whether it talks to a daemon of this host, over the control socket.
+    pub fn has_socket(&self) -> bool {
+        self.unix_socket.is_some()
+    }
+
+    /// POST with a JSON body, whose answer comes in pieces, until the daemon ends it or `on_piece` has enough.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub fn hold(
+        &self,
+        path: &str,
+        body: &serde_json::Value,
+        on_piece: &mut dyn FnMut(&[u8]) -> bool,
+    ) -> anyhow::Result<()> {
+        let request = with_body(self.request("POST", path), body);
+        let response =
+            http::stream(&request, &Limit::after(Duration::MAX), on_piece).with_context(|| self.unreachable())?;
+        accepted(&request, response).map(drop)
     }
 
     /// Follows a text until the daemon ends it.
@@ -250,12 +270,22 @@ impl Client {
     }
 }
 
+/// The same with a JSON body.
+fn with_body(mut request: Request, body: &serde_json::Value) -> Request {
+    request.headers.push(("Content-Type".to_owned(), "application/json".to_owned()));
+    request.body = Some(body.to_string().into_bytes());
+    request
+}
+
 /// An answer that is no refusal.
 fn accepted(request: &Request, response: Response) -> anyhow::Result<Response> {
     if response.status < 400 {
         return Ok(response);
     }
     match serde_json::from_slice::<ErrorBody>(&response.body) {
+        Ok(error) if response.status == UNAUTHORIZED => {
+            bail!("{}: set SHIPARR_USERNAME and SHIPARR_PASSWORD", error.message)
+        }
         Ok(error) => bail!("{}", error.message),
         Err(_) => bail!("the daemon answered {} to {} {}", response.status, request.method, request.url),
     }

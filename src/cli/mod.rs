@@ -3,6 +3,7 @@
 mod cancel;
 mod check;
 mod client;
+mod compose;
 mod deploy;
 mod lists;
 mod prune;
@@ -55,7 +56,10 @@ enum Verb {
     },
     /// Deploy a repository now, even when its commit is deployed already
     Deploy(deploy::DeployArgs),
-    /// End what is pending or running for a repository, and a retry that waits; exit 1 when there is nothing
+    /// Run Compose on a repository's stack by hand, as a deployment does
+    Compose(compose::ComposeArgs),
+    /// End `shiparr compose` on a repository, else what is pending or running for it and a retry that waits; exit 1 when
+    /// there is nothing
     Cancel(cancel::CancelArgs),
     /// Show the container logs of a repository's stack, or the log of one of its deployments
     Logs {
@@ -134,6 +138,7 @@ impl CommandLine {
             Verb::Check(args) => check::run(&environment, &args),
             Verb::Status { json } => lists::status(&client()?, json),
             Verb::Deploy(args) => deploy::run(&client()?, &args),
+            Verb::Compose(args) => compose::run(client()?, &environment, &args),
             Verb::Cancel(args) => cancel::run(&client()?, &args),
             Verb::Logs { repository, tail, deployment, json } => {
                 lists::logs(&client()?, &repository, tail, deployment.as_deref(), json)

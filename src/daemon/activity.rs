@@ -105,11 +105,11 @@ impl Activities {
         self.lock().values().any(|activity| activity.running.is_some())
     }
 
-    /// Waits until no deployment runs any more, at most `time`; whether that is so.
-    pub fn wait_until_none_runs(&self, time: Duration) -> bool {
+    /// Waits until no deployment runs any more and nobody has their hands on a stack, at most `time`; whether that is so.
+    pub fn wait_until_all_ended(&self, time: Duration) -> bool {
         let until = Instant::now() + time;
         let mut all = self.lock();
-        while all.values().any(|activity| activity.running.is_some()) {
+        while !all.values().all(Activity::is_over) {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
@@ -120,22 +120,32 @@ impl Activities {
     }
 
     /// Somebody puts their hands on a stack. Not while a deployment may still change it, nor while others have theirs
-    /// on it.
+    /// on it: those may let go for `patience`.
     ///
     /// # Errors
     /// What is in the way, in one line.
-    pub fn take_hands(&self, repository: RepositoryId, hands: Hands) -> Result<(), String> {
+    pub fn take_hands(&self, repository: RepositoryId, hands: &Hands, patience: Duration) -> Result<(), String> {
+        let until = Instant::now() + patience;
         let mut all = self.lock();
-        let activity = all.entry(repository).or_default();
-        if let Some(running) = activity.running.as_ref().filter(|running| running.waits_with.is_none()) {
-            let id = running.deployment;
-            return Err(format!("deployment {id} is changing it just now: try again when it has ended, or cancel it"));
+        loop {
+            let activity = all.entry(repository).or_default();
+            if let Some(running) = activity.running.as_ref().filter(|running| running.waits_with.is_none()) {
+                let id = running.deployment;
+                return Err(format!(
+                    "deployment {id} is changing it just now: try again when it has ended, or cancel it"
+                ));
+            }
+            let Some(other) = &activity.hands else {
+                activity.hands = Some(hands.clone());
+                return Ok(());
+            };
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let who = &other.who;
+                return Err(format!("{who} works on it with `shiparr compose`: `shiparr cancel` ends that"));
+            }
+            all = self.changed.wait_timeout(all, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        if let Some(other) = &activity.hands {
-            return Err(format!("{} works on it with `shiparr compose` already", other.who));
-        }
-        activity.hands = Some(hands);
-        Ok(())
     }
 
     /// They let go.
@@ -181,15 +191,27 @@ mod tests {
     fn hands_and_deployments_keep_off_each_other_until_up_has_ended() {
         let activities = Activities::default();
         activities.begin(1, 7, &control()).unwrap();
-        assert!(activities.take_hands(1, hands("ada")).unwrap_err().contains("deployment 7"));
+        assert!(activities.take_hands(1, &hands("ada"), Duration::ZERO).unwrap_err().contains("deployment 7"));
         activities.waits(1, "a".repeat(40).parse().unwrap());
-        activities.take_hands(1, hands("ada")).unwrap();
-        assert!(activities.take_hands(1, hands("bob")).unwrap_err().contains("ada"));
+        activities.take_hands(1, &hands("ada"), Duration::ZERO).unwrap();
+        assert!(activities.take_hands(1, &hands("bob"), Duration::ZERO).unwrap_err().contains("ada"));
         activities.end(1);
         assert_eq!(activities.begin(1, 8, &control()), Err("ada".to_owned()));
         activities.release_hands(1);
         activities.begin(1, 8, &control()).unwrap();
         assert!(activities.any_runs() && activities.hands(1).is_none());
+    }
+
+    #[test]
+    fn who_is_about_to_let_go_is_waited_for() {
+        let activities = Activities::default();
+        activities.take_hands(1, &hands("ada"), Duration::ZERO).unwrap();
+        std::thread::scope(|scope| {
+            let bob = scope.spawn(|| activities.take_hands(1, &hands("bob"), Duration::from_secs(60)));
+            activities.release_hands(1);
+            bob.join().unwrap().unwrap();
+        });
+        assert_eq!(activities.hands(1).unwrap().who, "bob");
     }
 
     #[test]
@@ -203,14 +225,16 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_ends_deployments_and_hands_and_waits_for_the_deployments() {
+    fn a_stop_ends_deployments_and_hands_and_waits_for_both() {
         let (activities, control, hands) = (Activities::default(), control(), hands("ada"));
         activities.begin(1, 7, &control).unwrap();
-        activities.take_hands(2, hands.clone()).unwrap();
+        activities.take_hands(2, &hands, Duration::ZERO).unwrap();
         activities.stop();
         assert!(hands.limit.is_cancelled() && control.cause() == Some(Cause::Stop));
-        assert!(!activities.wait_until_none_runs(Duration::from_millis(1)));
+        assert!(!activities.wait_until_all_ended(Duration::from_millis(1)));
         activities.end(1);
-        assert!(activities.wait_until_none_runs(Duration::ZERO));
+        assert!(!activities.wait_until_all_ended(Duration::from_millis(1)));
+        activities.release_hands(2);
+        assert!(activities.wait_until_all_ended(Duration::ZERO));
     }
 }

@@ -6,6 +6,7 @@
 mod activity;
 mod docker;
 mod finish;
+mod lend;
 mod lock;
 mod logging;
 mod once;
@@ -241,11 +242,12 @@ fn interrupt(shared: &Shared, worker: &JoinHandle<()>) {
     }
 }
 
-/// Waits for the worker and for the deployments that it has handed on, at most `time`; whether all of it ended.
+/// Waits for the worker, for the deployments that it has handed on, and for those who work on a stack by hand, at most
+/// `time`; whether all of it ended.
 fn all_ended_within(shared: &Shared, worker: &JoinHandle<()>, time: Duration) -> bool {
     let until = Instant::now() + time;
     ended_within(worker, time)
-        && shared.activities.wait_until_none_runs(until.saturating_duration_since(Instant::now()))
+        && shared.activities.wait_until_all_ended(until.saturating_duration_since(Instant::now()))
 }
 
 /// Waits for a thread, at most `time`; whether it ended.

@@ -36,8 +36,9 @@ pub fn run(shared: &Arc<Shared>, threads: &Threads, events: Receiver<Event>) -> 
         }
         let Some(record) = shared.host.store.repository_named(&repository.name)? else { continue };
         let begun = shared.host.store.check_begins(record.id);
-        match timers::tip(shared, repository, &Limit::after(timers::CHECK_LIMIT)) {
-            Ok(tip) => drop(shared.host.store.check_found(begun, &tip, Timestamp::now())?),
+        let limit = Limit::after(timers::CHECK_LIMIT);
+        match timers::tip(shared, repository, &limit) {
+            Ok(tip) => drop(timers::record(shared, repository, begun, &tip, &limit)?),
             Err(error) => {
                 log::error!("{}: check failed: {error}", repository.name);
                 shared.host.store.check_failed(record.id, &error, Timestamp::now())?;
@@ -65,7 +66,7 @@ pub fn run(shared: &Arc<Shared>, threads: &Threads, events: Receiver<Event>) -> 
             }
         }
     }
-    shared.activities.wait_until_none_runs(super::INTERRUPTED_LIMIT);
+    shared.activities.wait_until_all_ended(super::INTERRUPTED_LIMIT);
     for record in shared.host.store.repositories(None)?.into_iter().filter(|record| record.orphaned_at.is_none()) {
         if record.waiting {
             wrong.insert(record.name, "a new commit waits for somebody to ask for it (`deploy: manual`)".to_owned());

@@ -7,15 +7,18 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::activity::Hands;
 use super::ended_within;
+use super::lend;
 use super::shared::Shared;
 use super::tell;
 use super::threads::{STACK_BYTES, Threads};
+use crate::command::Limit;
 use crate::config::Catalog;
 use crate::deploy::control::Cause;
 use crate::deploy::secret_files;
 use crate::model::{DeploymentId, RepositoryId, RepositoryName};
-use crate::web::{self, CONTROL_SOCKET, Context, Listener, NotifyResult, StopWeb};
+use crate::web::{self, CONTROL_SOCKET, Context, Lent, Listener, NotifyResult, StopWeb};
 
 /// Requests in flight end within three seconds of a stop; this is a little more.
 const STOP_LIMIT: Duration = Duration::from_secs(4);
@@ -120,6 +123,14 @@ impl web::Daemon for Side {
 
     fn notify_test(&self, repository: Option<&RepositoryName>) -> Result<Vec<NotifyResult>, String> {
         tell::test(&self.shared, repository)
+    }
+
+    fn lend(&self, repository: RepositoryId, who: &str, limit: &Limit) -> Result<Lent, String> {
+        lend::lend(&self.shared, &self.threads, repository, Hands { who: who.to_owned(), limit: limit.clone() })
+    }
+
+    fn release(&self, repository: RepositoryId) -> Option<String> {
+        lend::release(&self.shared, repository)
     }
 
     fn spawn(&self, name: &str, job: Box<dyn FnOnce() + Send>) -> io::Result<()> {

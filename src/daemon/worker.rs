@@ -306,7 +306,7 @@ mod tests {
     use crate::daemon::threads::STACK_BYTES;
     use crate::daemon::{interrupt, reload};
     use crate::deploy::pipeline::Host;
-    use crate::deploy::{Driver, Log, Plan, Resident, Stack, StepError, Timing, Up, UpError};
+    use crate::deploy::{ByHand, Driver, Log, Plan, Resident, Stack, StepError, Timing, Up, UpError};
     use crate::git;
     use crate::model::{Asked, Trigger};
     use crate::store::Store;
@@ -362,6 +362,10 @@ mod tests {
 
         fn wait(&self, _: &Plan, _: &Timing, _: &Limit, _: &mut dyn Log) -> Result<(), StepError> {
             unreachable!("there is no git")
+        }
+
+        fn by_hand(&self, _: &Stack, _: &Limit) -> Result<ByHand, StepError> {
+            unreachable!("nobody works by hand")
         }
 
         fn start_unmounted(&self, _: &str, _: &Limit) -> Result<Vec<String>, StepError> {

@@ -20,7 +20,7 @@ use self::client::Client;
 use self::explain::Tail;
 use self::looks::{Looks, Watched};
 use self::watch::{Container, Expected, Failure, Verdict, Watch};
-use super::{Driver, Log, Plan, Resident, Stack, StepError, Timing, Up, UpError};
+use super::{ByHand, Driver, Log, Plan, Resident, Stack, StepError, Timing, Up, UpError};
 use crate::command::{Command, Limit};
 use crate::config::Settings;
 use crate::config::project::UnsetVariables;
@@ -162,7 +162,7 @@ impl Driver for Compose {
 
     fn plan(&self, stack: &Stack, limit: &Limit, log: &mut dyn Log) -> Result<Plan, StepError> {
         const WHAT: &str = "docker compose config";
-        let files = if stack.files.is_empty() { files::find(&stack.root, &stack.folder)? } else { stack.files.clone() };
+        let files = files_of(stack)?;
         let project = chosen_project(stack, &files)?;
         let captured = self
             .call(stack, &files, project.as_deref(), limit)
@@ -256,6 +256,12 @@ impl Driver for Compose {
         Err(StepError::for_good(message))
     }
 
+    fn by_hand(&self, stack: &Stack, limit: &Limit) -> Result<ByHand, StepError> {
+        let files = files_of(stack)?;
+        let project = chosen_project(stack, &files)?;
+        Ok(ByHand { command: self.call(stack, &files, project.as_deref(), limit), files })
+    }
+
     fn prune_images(&self, limit: &Limit, log: &mut dyn Log) -> Result<(), StepError> {
         let command = self.client.docker().args(["image", "prune", "-f"]);
         Ok(self.change("docker image prune", command, limit, log)?)
@@ -291,6 +297,11 @@ fn arguments(stack: &Stack, files: &[PathBuf], project: Option<&str>) -> Vec<OsS
     add("--env-file", stack.variables_file.as_deref().unwrap_or(Path::new("/dev/null")).as_os_str());
     stack.profiles.iter().for_each(|profile| add("--profile", profile.as_ref()));
     arguments
+}
+
+/// The compose files: those that are named, else those that are found.
+fn files_of(stack: &Stack) -> Result<Vec<PathBuf>, StepError> {
+    if stack.files.is_empty() { files::find(&stack.root, &stack.folder) } else { Ok(stack.files.clone()) }
 }
 
 /// The compose project, unless a file names it.

@@ -13,17 +13,32 @@ use crate::store::Store;
 
 /// Writes a deployment's log. A log that cannot be written stops no deployment.
 pub struct Journal {
-    store: Arc<Store>,
-    id: DeploymentId,
+    to: Destination,
     scrubber: Scrubber,
-    /// The daemon's own log hears once that this one cannot be written, not once a line.
-    broken: bool,
+}
+
+/// Where the lines go.
+enum Destination {
+    /// Into a deployment's log.
+    Deployment {
+        store: Arc<Store>,
+        id: DeploymentId,
+        /// The daemon's own log hears once that this one cannot be written, not once a line.
+        broken: bool,
+    },
+    /// Into the daemon's own log, where nobody deploys.
+    Daemon { about: String },
 }
 
 impl Journal {
     /// With the secrets that are known so far.
     pub fn new(store: Arc<Store>, id: DeploymentId, scrubber: Scrubber) -> Journal {
-        Journal { store, id, scrubber, broken: false }
+        Journal { to: Destination::Deployment { store, id, broken: false }, scrubber }
+    }
+
+    /// One without a deployment: its lines are for those who debug the daemon, and begin with what they are about.
+    pub fn of_daemon(about: impl Into<String>, scrubber: Scrubber) -> Journal {
+        Journal { to: Destination::Daemon { about: about.into() }, scrubber }
     }
 
     /// Learns a value that was decrypted or interpolated.
@@ -45,11 +60,16 @@ impl Journal {
 impl Log for Journal {
     fn line(&mut self, level: LogLevel, message: &str) {
         let scrubbed = self.scrubber.scrub(message);
-        if let Err(error) = self.store.log(self.id, level, &scrubbed, Timestamp::now()) {
-            if !self.broken {
-                log::error!("the log of deployment {} cannot be written: {error}", self.id);
+        match &mut self.to {
+            Destination::Deployment { store, id, broken } => {
+                if let Err(error) = store.log(*id, level, &scrubbed, Timestamp::now()) {
+                    if !*broken {
+                        log::error!("the log of deployment {id} cannot be written: {error}");
+                    }
+                    *broken = true;
+                }
             }
-            self.broken = true;
+            Destination::Daemon { about } => log::debug!("{about}: {scrubbed}"),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! From a pending row to a running stack: the pipeline, and the drivers that run stacks.
 
+pub mod by_hand;
 pub mod checkout;
 pub mod compose;
 pub mod containers;
@@ -22,7 +23,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::command::Limit;
+use crate::command::{Command, Limit};
 use crate::config::Settings;
 use crate::config::project::{Build, Pull, UnsetVariables};
 use crate::model::{Asked, Chance, LogLevel};
@@ -155,6 +156,14 @@ pub struct Mount {
     pub source: PathBuf,
 }
 
+/// How a person runs on a stack what the driver runs on it.
+pub struct ByHand {
+    /// The call as every step of a deployment makes it, up to the verb, in the stack's folder.
+    pub command: Command,
+    /// The stack's files that it names, absolute.
+    pub files: Vec<PathBuf>,
+}
+
 /// How a stack is brought up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Up {
@@ -266,6 +275,13 @@ pub trait Driver: Send + Sync {
     /// # Errors
     /// What is not well, in one line; the failing containers' last lines are in the log.
     fn wait(&self, plan: &Plan, timing: &Timing, limit: &Limit, log: &mut dyn Log) -> Result<(), StepError>;
+
+    /// How a person works on the stack with the driver's program. Nothing of the stack is asked or checked for it: one
+    /// that is broken can be looked at by hand.
+    ///
+    /// # Errors
+    /// The stack has no files, or they cannot be read.
+    fn by_hand(&self, stack: &Stack, limit: &Limit) -> Result<ByHand, StepError>;
 
     /// Removes images that nothing uses any more and that have no name.
     ///

@@ -30,6 +30,8 @@ use crate::store::{self, Outcome, Store, StoreError};
 
 /// For the question whether Docker is there still, after an `up` that failed.
 const ASK_LIMIT: Duration = Duration::from_secs(5);
+/// For combining what many fetches left in an object store.
+const TIDY_LIMIT: Duration = Duration::from_secs(120);
 /// For removing unused images after a success.
 const PRUNE_LIMIT: Duration = Duration::from_secs(300);
 
@@ -78,7 +80,7 @@ pub fn begin(host: &Host, job: Job, control: &Control) -> Result<Begun, StoreErr
     let (id, began) = (job.deployment.id, Instant::now());
     host.store.start(id, &job.config_hash, Timestamp::now())?;
     log::info!("{}: deployment {id} begins ({})", job.repository.name, job.deployment.trigger);
-    let journal = Journal::new(Arc::clone(&host.store), id, known_secrets(host, &job));
+    let journal = Journal::new(Arc::clone(&host.store), id, known_secrets(host, &job.repository));
     let mut running = Running { job, control: control.clone(), journal, began };
     Ok(match running.bring_up(host) {
         Ok(Reached::Up(up, commit)) => Begun::Waits(Box::new(Waiting { running, up: *up, commit })),
@@ -169,8 +171,13 @@ impl Ended {
         Ok(())
     }
 
-    /// What a success allows: decrypted files and images that nothing uses any more go.
+    /// Once that is recorded: the object store is kept small, and after a success decrypted files and images go that
+    /// nothing uses any more.
     pub fn tidy(&mut self, host: &Host) {
+        let control = &self.running.control;
+        if control.cause().is_none() {
+            tidy_store(host, self.job(), &control.limit().anew(TIDY_LIMIT));
+        }
         let Some(secret_files) = &self.secret_files else { return };
         let Running { control, journal, .. } = &mut self.running;
         match secret_files.remove_unnamed() {
@@ -522,6 +529,15 @@ fn planned(plan: &Plan) -> String {
     format!("compose project {}: {}", plan.project, services.join(", "))
 }
 
+/// A store that cannot be made small now is so after a later deployment.
+fn tidy_store(host: &Host, job: &Job, limit: &Limit) {
+    let Ok(Some(record)) = host.store.repository(job.record.id) else { return };
+    let Ok(checkout) = checkout::of(host, &job.repository, &record) else { return };
+    if let Err(error) = git::tidy(&checkout, &host.git, limit) {
+        log::debug!("{}: its object store was not made smaller: {error}", job.repository.name);
+    }
+}
+
 /// Removes images that nothing uses; a failure is only a line, for the stack is well.
 fn prune_images(host: &Host, limit: &Limit, journal: &mut Journal) {
     if let Err(error) = host.driver.prune_images(&limit.at_most(PRUNE_LIMIT), journal) {
@@ -529,13 +545,13 @@ fn prune_images(host: &Host, limit: &Limit, journal: &mut Journal) {
     }
 }
 
-/// What must never stand in a log of this deployment: as far as it can be had; what cannot is reported by the step that
+/// What must never stand in a log of this repository: as far as it can be had; what cannot is reported by the step that
 /// needs it.
-fn known_secrets(host: &Host, job: &Job) -> Scrubber {
+pub(super) fn known_secrets(host: &Host, repository: &Repository) -> Scrubber {
     let mut scrubber = Scrubber::new();
     let environment = &host.settings.environment;
-    job.repository.secrets(environment).iter().for_each(|secret| scrubber.learn(secret.expose()));
-    job.repository.secret_urls(environment).iter().for_each(|url| scrubber.learn_url(url.expose()));
+    repository.secrets(environment).iter().for_each(|secret| scrubber.learn(secret.expose()));
+    repository.secret_urls(environment).iter().for_each(|url| scrubber.learn_url(url.expose()));
     // Children get the proxies as they are, and some quote them in their errors.
     let proxies = [&host.settings.proxies.https, &host.settings.proxies.http];
     proxies

@@ -30,6 +30,7 @@ pub struct Plaintext {
     folder: Option<RuntimeFolder>,
     variables_file: Option<PathBuf>,
     links: Vec<PassingLink>,
+    origins: BTreeMap<String, String>,
     names_taken: Vec<PassingLink>,
 }
 
@@ -46,6 +47,11 @@ impl Plaintext {
     /// All variables as one dotenv file; none where there are no variables.
     pub fn variables_file(&self) -> Option<PathBuf> {
         self.variables_file.clone()
+    }
+
+    /// The file that each variable's value is from, as the configuration names it, or `environment`.
+    pub fn origins(&self) -> &BTreeMap<String, String> {
+        &self.origins
     }
 
     /// The links that lie beside encrypted `env_file`s meanwhile.
@@ -95,6 +101,7 @@ pub fn gather(
             .resolve(&settings.environment)
             .map_err(|error| StepError::for_good(format!("environment.{name}: {error}")))?;
         journal.learn(value.expose());
+        gathering.plaintext.origins.insert(name.clone(), "environment".to_owned());
         gathering.all.insert(name.clone(), value);
     }
     gathering.write()?;
@@ -155,6 +162,7 @@ impl Gathering<'_> {
             if decrypted.is_some() {
                 journal.learn(value.expose());
             }
+            self.plaintext.origins.insert(name.clone(), shown.clone().into_owned());
             self.all.insert(name, value);
         }
         Ok(decrypted)

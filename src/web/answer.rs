@@ -5,7 +5,8 @@ use std::io::Cursor;
 use serde::Serialize;
 use tiny_http::{Header, Response, StatusCode};
 
-use super::stream::LogStream;
+use super::presence::Watch;
+use super::stream::Stream;
 use crate::store::StoreError;
 
 /// A complete answer.
@@ -22,9 +23,12 @@ pub enum Reply {
     Now(Answer),
     /// Somebody else has to be asked for it: it is made in a thread of its own.
     Slow(Box<dyn FnOnce() -> Answer + Send>),
-    /// A text that is written as it comes.
-    Stream(Box<LogStream>),
+    /// One that is written as it comes into being, and opened in the thread that writes it.
+    Stream(Opening),
 }
+
+/// Opens a stream for a client that is watched; takes its time.
+pub type Opening = Box<dyn FnOnce(&Watch) -> Result<Box<dyn Stream>, Failure> + Send>;
 
 impl From<Answer> for Reply {
     fn from(answer: Answer) -> Reply {

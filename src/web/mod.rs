@@ -14,6 +14,7 @@ mod api;
 mod auth;
 pub mod gate;
 mod health;
+mod lending;
 mod listen;
 mod origin;
 mod presence;
@@ -30,7 +31,9 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::command::Limit;
 use crate::config::{Catalog, Settings};
+use crate::deploy::by_hand::Tools;
 use crate::model::{DeploymentId, RepositoryId, RepositoryName};
 use crate::store::Store;
 
@@ -78,7 +81,15 @@ pub struct NotifyResult {
     pub problem: Option<String>,
 }
 
-/// What the web asks of the daemon around it. Nothing here waits, but for [`Daemon::notify_test`].
+/// A stack that is in somebody's hands (`shiparr compose`).
+pub struct Lent {
+    /// What they need to work on it.
+    pub tools: Tools,
+    /// Dropped when they have let go: the stack's deployments go on then.
+    pub hold: Box<dyn Send>,
+}
+
+/// What the web asks of the daemon around it. Nothing here waits, but for [`Daemon::notify_test`] and [`Daemon::lend`].
 pub trait Daemon: Send + Sync {
     /// The accepted configuration, and what is wrong with it.
     fn catalog(&self) -> Arc<Catalog>;
@@ -107,6 +118,16 @@ pub trait Daemon: Send + Sync {
     /// # Errors
     /// A repository that is not configured, in one line.
     fn notify_test(&self, repository: Option<&RepositoryName>) -> Result<Vec<NotifyResult>, String>;
+
+    /// Puts a stack into the hands of `who`, who have to let go when `limit` is cancelled. Takes as long as decrypting
+    /// its variables does.
+    ///
+    /// # Errors
+    /// Why not, in one line.
+    fn lend(&self, repository: RepositoryId, who: &str, limit: &Limit) -> Result<Lent, String>;
+
+    /// Asks whoever has a stack in their hands to let go, by the limit that they took it with; answers who that is.
+    fn release(&self, repository: RepositoryId) -> Option<String>;
 
     /// Runs something in a thread of its own; the web bounds how many there are.
     ///

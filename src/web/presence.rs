@@ -3,43 +3,58 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::command::Limit;
 
 /// Requests whose writers want to know, by their number.
 #[derive(Default)]
 pub struct Presence {
-    watched: Mutex<HashMap<u64, Arc<AtomicBool>>>,
+    watched: Mutex<HashMap<u64, Client>>,
+}
+
+#[derive(Clone)]
+struct Client {
+    gone: Arc<AtomicBool>,
+    limit: Limit,
+}
+
+impl Client {
+    fn leave(&self) {
+        // Whoever finds the limit cancelled finds the reason.
+        self.gone.store(true, Ordering::Relaxed);
+        self.limit.cancel();
+    }
 }
 
 /// One request's client. It is not watched any more when this is dropped.
 pub struct Watch {
     presence: Arc<Presence>,
     request: u64,
-    gone: Arc<AtomicBool>,
+    client: Client,
 }
 
 impl Presence {
     /// Watches the client of a request. One that left before is found out by the first write.
     pub fn watch(self: &Arc<Presence>, request: u64) -> Watch {
-        let gone = Arc::new(AtomicBool::new(false));
-        self.lock().insert(request, Arc::clone(&gone));
-        Watch { presence: Arc::clone(self), request, gone }
+        let client = Client { gone: Arc::default(), limit: Limit::after(Duration::MAX) };
+        self.lock().insert(request, client.clone());
+        Watch { presence: Arc::clone(self), request, client }
     }
 
     /// The client of this request is gone.
     pub fn left(&self, request: u64) {
-        if let Some(gone) = self.lock().get(&request) {
-            gone.store(true, Ordering::Relaxed);
+        if let Some(client) = self.lock().get(&request) {
+            client.leave();
         }
     }
 
     /// The web stops: nobody is there any more.
     pub fn all_left(&self) {
-        for gone in self.lock().values() {
-            gone.store(true, Ordering::Relaxed);
-        }
+        self.lock().values().for_each(Client::leave);
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<AtomicBool>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Client>> {
         // The map is whole whatever a thread that held it did.
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -48,7 +63,12 @@ impl Presence {
 impl Watch {
     /// Whether the client is gone.
     pub fn is_gone(&self) -> bool {
-        self.gone.load(Ordering::Relaxed)
+        self.client.gone.load(Ordering::Relaxed)
+    }
+
+    /// Cancelled when the client goes. It has no other end, unless whoever else has it gives it one.
+    pub fn limit(&self) -> &Limit {
+        &self.client.limit
     }
 }
 
@@ -69,6 +89,7 @@ mod tests {
         presence.left(1);
         presence.left(3);
         assert!(first.is_gone() && !second.is_gone());
+        assert!(first.limit().is_cancelled() && !second.limit().is_over());
         presence.all_left();
         assert!(second.is_gone());
         drop((first, second));

@@ -6,13 +6,13 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use super::answer::{Answer, Failure, Reply};
+use super::answer::{Answer, Failure, Opening, Reply};
 use super::auth::{Attempt, Guard, Verdict};
 use super::gate::{Gate, Limits, Listener, Stop};
 use super::listen::{ListenError, private_socket};
 use super::presence::Presence;
 use super::request::Request;
-use super::stream::{LogStream, Place, Places};
+use super::stream::{Place, Places};
 use super::{Context, ListenerKind, STREAMS_MAX, origin, routes};
 
 /// Threads that answer what is answered at once.
@@ -180,17 +180,22 @@ impl Server {
             Ok(Reply::Slow(work)) => {
                 self.in_own_thread("web-slow", &self.slow, request, |request, _place| finish(request, work()));
             }
-            Ok(Reply::Stream(stream)) => {
+            Ok(Reply::Stream(opening)) => {
                 let server = Arc::clone(self);
                 self.in_own_thread("web-stream", &self.streams, request, move |request, _place| {
-                    server.write_stream(request, &stream);
+                    server.write_stream(request, opening);
                 });
             }
         }
     }
 
-    fn write_stream(&self, request: Request, stream: &LogStream) {
+    fn write_stream(&self, request: Request, opening: Opening) {
+        // Watched before it is opened: at a stop, it is either told so or refused by the daemon that stops.
         let watch = self.presence.watch(request.id);
+        let stream = match opening(&watch) {
+            Ok(stream) => stream,
+            Err(failure) => return finish(request, failure.into()),
+        };
         let is_head = request.is_head();
         let mut writer = request.into_inner().into_writer();
         let outcome = if is_head {

@@ -47,7 +47,19 @@ impl Drop for Place {
     }
 }
 
-/// A deployment's log as an answer.
+/// An answer that is written while it comes into being.
+pub trait Stream: Send {
+    /// The head of the answer: its body comes in chunks.
+    fn head(&self) -> String;
+
+    /// Writes it all, head and body, until it ends or the client is gone.
+    ///
+    /// # Errors
+    /// The client's, or those of what it is made of.
+    fn write(self: Box<Self>, context: &Context, watch: &Watch, to: &mut dyn Write) -> io::Result<()>;
+}
+
+/// A deployment's log as an answer, flushed at each page (where the log is followed: at each line that comes).
 pub struct LogStream {
     /// Whose.
     pub deployment: DeploymentId,
@@ -57,22 +69,12 @@ pub struct LogStream {
     pub as_json: bool,
 }
 
-impl LogStream {
-    /// The head of the answer: its body comes in chunks.
-    pub fn head(&self) -> String {
-        let kind = if self.as_json { "application/json" } else { "text/plain; charset=utf-8" };
-        format!(
-            "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nCache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n\
-             Transfer-Encoding: chunked\r\n\r\n"
-        )
+impl Stream for LogStream {
+    fn head(&self) -> String {
+        head(if self.as_json { "application/json" } else { "text/plain; charset=utf-8" })
     }
 
-    /// Writes it all, flushed at each page (where the log is followed: at each line that comes), until it ends or the
-    /// client is gone.
-    ///
-    /// # Errors
-    /// The client's, or the database's.
-    pub fn write(&self, context: &Context, watch: &Watch, to: &mut dyn Write) -> io::Result<()> {
+    fn write(self: Box<Self>, context: &Context, watch: &Watch, to: &mut dyn Write) -> io::Result<()> {
         to.write_all(self.head().as_bytes())?;
         to.flush()?;
         if self.as_json {
@@ -102,7 +104,9 @@ impl LogStream {
         to.write_all(b"0\r\n\r\n")?;
         to.flush()
     }
+}
 
+impl LogStream {
     fn is_over(&self, context: &Context) -> io::Result<bool> {
         let deployment = context.store.deployment(self.deployment).map_err(io::Error::other)?;
         Ok(deployment.is_none_or(|deployment| deployment.status.is_final()))
@@ -140,7 +144,19 @@ fn escaped(text: &str) -> io::Result<Vec<u8>> {
     Ok(quoted.as_bytes()[1..quoted.len() - 1].to_vec())
 }
 
-fn chunk(to: &mut dyn Write, bytes: &[u8]) -> io::Result<()> {
+/// The head of an answer of this kind that comes in chunks.
+pub fn head(kind: &str) -> String {
+    format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nCache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n\
+         Transfer-Encoding: chunked\r\n\r\n"
+    )
+}
+
+/// Writes one chunk, and sends it off.
+///
+/// # Errors
+/// The client's.
+pub fn chunk(to: &mut dyn Write, bytes: &[u8]) -> io::Result<()> {
     if bytes.is_empty() {
         // A chunk of no length would end the answer.
         return Ok(());

@@ -4,6 +4,7 @@
 
 mod access;
 mod api;
+mod by_hand;
 mod hands_on;
 
 use std::collections::HashMap;
@@ -39,6 +40,17 @@ struct FakeDaemon {
     held: Mutex<()>,
     holding: AtomicUsize,
     started_at: Instant,
+    /// Who has the stack of `home/web` in their hands, and what takes it away from them.
+    hands: Arc<Mutex<Option<(String, Limit)>>>,
+}
+
+/// Hands that let go when this is dropped.
+struct Hold(Arc<Mutex<Option<(String, Limit)>>>);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        *self.0.lock().unwrap() = None;
+    }
 }
 
 impl Daemon for FakeDaemon {
@@ -84,6 +96,32 @@ impl Daemon for FakeDaemon {
                 problem: None,
             }]),
         }
+    }
+
+    fn lend(&self, _: RepositoryId, who: &str, limit: &Limit) -> Result<Lent, String> {
+        let mut hands = self.hands.lock().unwrap();
+        if let Some((other, _)) = &*hands {
+            return Err(format!("{other} works on it"));
+        }
+        *hands = Some((who.to_owned(), limit.clone()));
+        let tools = Tools {
+            program: "docker".to_owned(),
+            arguments: vec!["compose".to_owned()],
+            environment: Vec::new(),
+            folder: "/srv".into(),
+            files: Vec::new(),
+            variables_file: None,
+            variables: Vec::new(),
+            dotenv: "SECRET=\"battery\"\n".to_owned(),
+        };
+        Ok(Lent { tools, hold: Box::new(Hold(Arc::clone(&self.hands))) })
+    }
+
+    fn release(&self, _: RepositoryId) -> Option<String> {
+        let hands = self.hands.lock().unwrap();
+        let (who, limit) = hands.as_ref()?;
+        limit.cancel();
+        Some(who.clone())
     }
 
     fn spawn(&self, name: &str, job: Box<dyn FnOnce() + Send>) -> io::Result<()> {
@@ -149,6 +187,7 @@ impl Scene {
             held: Mutex::default(),
             holding: AtomicUsize::new(0),
             started_at: Instant::now(),
+            hands: Arc::default(),
         });
         let control = runtime.join(CONTROL_SOCKET);
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -6,18 +6,29 @@
 #![allow(clippy::disallowed_methods, reason = "the harness starts processes and threads of its own")]
 
 mod api;
+mod by_hand;
+mod cancelling;
 mod checkout;
 mod cli;
 mod deploying;
 mod faults;
 mod hostile;
+mod killed;
 mod layouts;
+mod manual;
 mod messages;
+mod monorepo;
+mod nobody_waits;
+mod one_shots;
+mod putting_back;
 mod quiet;
 mod readme;
+mod refusals;
 mod reload;
 mod remotes;
+mod secret_mounts;
 mod secrets;
 mod secure_remotes;
 mod shutdown;
 mod support;
+mod taking_over;

@@ -6,7 +6,12 @@ use serde::Deserialize;
 
 use crate::model::{RepositoryId, RepositoryName};
 use crate::web::answer::{Answer, Failure, Reply};
+use crate::web::lending::Lending;
 use crate::web::routes::Call;
+use crate::web::stream::Stream;
+
+/// Longer names of people are nobody's.
+const WHO_MAX_CHARS: usize = 64;
 
 /// POST `/control/prune`.
 pub fn prune(call: &Call<'_>) -> Result<Answer, Failure> {
@@ -55,6 +60,37 @@ pub fn notify_test(call: &Call<'_>) -> Result<Reply, Failure> {
         Ok(results) => Answer::json(&serde_json::json!({ "results": results })),
         Err(problem) => Failure::not_found(problem).into(),
     })))
+}
+
+/// POST `/control/compose`.
+pub fn compose(call: &Call<'_>) -> Result<Reply, Failure> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Body {
+        id: RepositoryId,
+        who: String,
+    }
+    let Body { id, who } = parse(call.body)?;
+    // It stands in messages to people.
+    if who.is_empty() || who.chars().count() > WHO_MAX_CHARS || who.chars().any(char::is_control) {
+        return Err(Failure::bad_request("`who` must be somebody's name"));
+    }
+    let daemon = Arc::clone(&call.context.daemon);
+    Ok(Reply::Stream(Box::new(move |watch| {
+        let lent = daemon.lend(id, &who, watch.limit()).map_err(Failure::conflict)?;
+        Ok(Box::new(Lending(lent)) as Box<dyn Stream>)
+    })))
+}
+
+/// POST `/control/release`.
+pub fn release(call: &Call<'_>) -> Result<Answer, Failure> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Body {
+        id: RepositoryId,
+    }
+    let body: Body = parse(call.body)?;
+    Ok(Answer::json(&serde_json::json!({ "released": call.context.daemon.release(body.id) })))
 }
 
 fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Failure> {

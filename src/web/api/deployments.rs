@@ -43,7 +43,7 @@ pub fn logs(call: &Call<'_>) -> Result<Reply, Failure> {
             return Ok(log_answer(text, as_json).into());
         }
     }
-    Ok(Reply::Stream(Box::new(LogStream { deployment, follow, as_json })))
+    Ok(Reply::Stream(Box::new(move |_| Ok(Box::new(LogStream { deployment, follow, as_json })))))
 }
 
 /// A log as text, or as `{"logs": "…"}`.
