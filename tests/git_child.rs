@@ -1,10 +1,11 @@
 //! The child `shiparr git`, started as the daemon starts it: over ssh, past its limit, ended at any moment.
 #![allow(clippy::disallowed_methods, reason = "tests make their fixtures with real programs")]
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child as Process, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -285,4 +286,174 @@ fn runs_that_are_ended_at_any_moment_are_completed_by_the_next() {
         assert!(!lab.path("data/saved").exists(), "our own half-written files were taken for somebody's");
     }
     assert!(ended > 4, "no run was ended early");
+}
+
+/// What lies in a tree: by path, content or target, mode and owner, and the inode of what is no folder.
+fn look(tree: &Path) -> BTreeMap<PathBuf, (Vec<u8>, u32, u32, u64)> {
+    let (mut found, mut folders) = (BTreeMap::new(), vec![tree.to_owned()]);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let metadata = path.symlink_metadata().unwrap();
+            let content = if metadata.is_symlink() {
+                fs::read_link(&path).unwrap().into_os_string().into_encoded_bytes()
+            } else if metadata.is_dir() {
+                folders.push(path.clone());
+                Vec::new()
+            } else {
+                fs::read(&path).unwrap()
+            };
+            let inode = if metadata.is_dir() { 0 } else { metadata.ino() };
+            found.insert(path, (content, metadata.mode(), metadata.uid(), inode));
+        }
+    }
+    found
+}
+
+/// Fills a clone with a version in which every kind of thing differs from the other one.
+fn fill(clone: &Path, is_second: bool) {
+    for entry in fs::read_dir(clone).unwrap().map(|entry| entry.unwrap().path()) {
+        match entry.ends_with(".git") {
+            true => {}
+            false if entry.is_dir() => fs::remove_dir_all(entry).unwrap(),
+            false => fs::remove_file(entry).unwrap(),
+        }
+    }
+    let put = |path: String, content: String| {
+        fs::create_dir_all(clone.join(&path).parent().unwrap()).unwrap();
+        fs::write(clone.join(path), content).unwrap();
+    };
+    let word = if is_second { "second" } else { "first" };
+    for number in 0..120_usize {
+        let length = if is_second { 1500 - 10 * number } else { 12 * number };
+        put(format!("rewritten/{number}"), format!("{word} {number} ").repeat(length));
+        put(format!("{word}-only/{}/{number}", number % 7), format!("{word} {number}"));
+        let (file, folder) = (format!("kind-{number}"), format!("kind-{number}/inside"));
+        put(if (number % 2 == 0) == is_second { file } else { folder }, word.to_owned());
+    }
+    put("program".to_owned(), "#!/bin/sh\n".to_owned());
+    let mode = if is_second { 0o755 } else { 0o644 };
+    fs::set_permissions(clone.join("program"), fs::Permissions::from_mode(mode)).unwrap();
+    std::os::unix::fs::symlink(word, clone.join("link")).unwrap();
+}
+
+#[test]
+fn a_checkout_and_its_putting_back_may_both_be_ended_at_any_moment() {
+    const ROUNDS: u64 = 20;
+    let lab = Lab::new();
+    let remote = lab.remote(&lab.path("remote.git").display().to_string());
+    let clone = lab.path("clone");
+    fill(&clone, false);
+    let first = lab.push("version", "1");
+    let whole = || Limit::after(Duration::from_secs(60));
+    git::fetch_and_checkout(&remote, &lab.checkout(None), &lab.child, &whole()).unwrap();
+    let checkout = lab.checkout(Some(first.parse().unwrap()));
+    git::keep(&checkout).unwrap();
+    let tree = lab.path("tree");
+    for number in 0..20 {
+        fs::write(tree.join(format!("rewritten/{number}")), "edited on the host").unwrap();
+        fs::set_permissions(tree.join(format!("rewritten/{number}")), fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    fs::remove_file(tree.join("rewritten/50")).unwrap();
+    fs::write(tree.join("first-only/3/data"), "precious").unwrap();
+    fs::set_permissions(tree.join("first-only/4"), fs::Permissions::from_mode(0o700)).unwrap();
+    let before = look(&tree);
+    fill(&clone, true);
+    lab.push("version", "2");
+
+    // The second time is what the others will take: nothing is fetched any more.
+    let mut time = Duration::ZERO;
+    for _ in 0..2 {
+        git::put_back(&checkout, &lab.child, &whole()).unwrap();
+        let begin = Instant::now();
+        git::fetch_and_checkout(&remote, &checkout, &lab.child, &whole()).unwrap();
+        time = begin.elapsed();
+    }
+    let mut chance = u64::from(std::process::id()) | 1;
+    let (mut ended_checkouts, mut ended_backs) = (0, 0);
+    for round in 0..ROUNDS {
+        let mut moment = || {
+            // Knuth's constants.
+            chance = chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            Limit::after(time.mul_f64((chance >> 33) as f64 / f64::from(1_u32 << 31)))
+        };
+        if round > 0 {
+            let ended = git::fetch_and_checkout(&remote, &checkout, &lab.child, &moment());
+            ended_checkouts += u32::from(ended.is_err());
+        }
+        for _ in 0..3 {
+            ended_backs += u32::from(git::put_back(&checkout, &lab.child, &moment()).is_err());
+        }
+        let done = git::put_back(&checkout, &lab.child, &whole()).unwrap();
+        assert_eq!((done.commit.unwrap().as_str(), done.notes), (first.as_str(), Vec::new()), "round {round}");
+        let after = look(&tree);
+        for (path, (content, mode, owner, inode)) in &before {
+            let now = after.get(path).unwrap_or_else(|| panic!("round {round}: {} is gone", path.display()));
+            assert_eq!((&now.0, now.1, now.2), (content, *mode, *owner), "round {round}: {}", path.display());
+            let in_place = path.starts_with(tree.join("rewritten")) || path.ends_with("data");
+            assert!(!in_place || now.3 == *inode, "round {round}: {} is another file", path.display());
+        }
+        let more: Vec<_> = after.keys().filter(|path| !before.contains_key(*path)).collect();
+        assert!(more.is_empty(), "round {round}: {more:?}");
+    }
+    assert!(ended_checkouts > 1 && ended_backs > 1, "{ended_checkouts} and {ended_backs} were ended early");
+    // Nothing of all that is in the way of the next one.
+    let done = git::fetch_and_checkout(&remote, &checkout, &lab.child, &whole()).unwrap();
+    assert!(matches!(done.done, git::Done::CheckedOut { changed_files } if changed_files > 400));
+}
+
+/// The child with a bound on the memory that is its own: whatever it wants beyond that, it does not get.
+fn with_little_memory(lab: &Lab) -> Child {
+    const MAX_KIB: u32 = 48 * 1024;
+    let script = lab.path("with-little-memory");
+    let program = lab.child.program.display();
+    fs::write(&script, format!("#!/bin/sh\nulimit -d {MAX_KIB}\nexec {program} \"$@\"\n")).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    Child { program: script, environment: lab.child.environment.clone() }
+}
+
+#[test]
+fn a_file_larger_than_the_memory_is_deployed_changed_saved_and_put_back() {
+    const LARGE_BYTES: u64 = 64 * 1024 * 1024;
+    let lab = Lab::new();
+    let child = with_little_memory(&lab);
+    let limit = || Limit::after(Duration::from_secs(300));
+    let server = SshServer::start(&lab);
+    fs::write(lab.path("known_hosts"), server.line(&lab, "ed25519")).unwrap();
+    let (large, tree) = (lab.path("clone/large"), lab.path("tree/large"));
+    // Mostly holes: quick to make, and as large as any other file to who reads it.
+    fs::File::create(&large).unwrap().set_len(LARGE_BYTES).unwrap();
+    let write_at = |path: &Path, place: u64, text: &str| {
+        fs::File::options().write(true).open(path).unwrap().write_all_at(text.as_bytes(), place).unwrap();
+    };
+    let is_same = || {
+        let tree = tree.display().to_string();
+        run(lab.folder.path(), "cmp", &[&large.display().to_string(), &tree]);
+    };
+    let mut checked_out = None;
+    let by_path = lab.remote(&lab.path("remote.git").display().to_string());
+    for (round, remote) in [&by_path, &by_path, &server.remote(&lab), &by_path].into_iter().enumerate() {
+        write_at(&large, 1000 * (round as u64 + 1), "another version");
+        lab.push("compose.yaml", &format!("# {round}"));
+        if round == 1 {
+            // One version is a delta of the other from now on.
+            run(&lab.path("remote.git"), "git", &["repack", "-adfq"]);
+        }
+        if round == 3 {
+            write_at(&tree, LARGE_BYTES / 2, "changed on the host");
+        }
+        let done = git::fetch_and_checkout(remote, &lab.checkout(checked_out.clone()), &child, &limit()).unwrap();
+        is_same();
+        checked_out = Some(done.commit.hash);
+        if round < 3 {
+            git::keep(&lab.checkout(None)).unwrap();
+        }
+    }
+    assert_eq!(fs::read_dir(lab.path("data/saved/p/r")).unwrap().count(), 1);
+    git::put_back(&lab.checkout(checked_out), &child, &limit()).unwrap();
+    let back = fs::File::open(&tree).unwrap();
+    let mut text = [0; 19];
+    back.read_exact_at(&mut text, LARGE_BYTES / 2).unwrap();
+    assert_eq!(&text, b"changed on the host");
+    git::tidy(&lab.checkout(None), &child, &limit()).unwrap();
 }

@@ -241,10 +241,9 @@ fn what_is_refused_changes_no_container() {
     assert_eq!((deployment.status, deployment.up_began), (Status::Failed, false));
     assert_eq!(deployment.error, Some(error));
     let record = lab.host.store.repository_named(&lab.job.repository.name).unwrap().unwrap();
-    assert_eq!(
-        (record.last_commit_hash, record.checked_out_commit),
-        (None, deployment.commit.map(|commit| commit.hash))
-    );
+    assert_eq!((record.last_commit_hash, record.checked_out_commit), (None, None));
+    let left: Vec<_> = std::fs::read_dir(lab.folder.path().join("tree")).unwrap().flatten().collect();
+    assert!(left.iter().all(|entry| entry.file_name() == ".git"), "the files were not put back: {left:?}");
 }
 
 #[test]

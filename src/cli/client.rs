@@ -26,6 +26,8 @@ const FOLLOW_LIMIT: Duration = Duration::from_secs(24 * 3600);
 /// An answer is at most this large.
 const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 
+/// The status code of an answer to who did not say, or not rightly, who they are.
+const UNAUTHORIZED: u16 = 401;
 /// The status code of an answer that says that things are not so.
 const CONFLICT: u16 = 409;
 
@@ -281,6 +283,9 @@ fn accepted(request: &Request, response: Response) -> anyhow::Result<Response> {
         return Ok(response);
     }
     match serde_json::from_slice::<ErrorBody>(&response.body) {
+        Ok(error) if response.status == UNAUTHORIZED => {
+            bail!("{}: set SHIPARR_USERNAME and SHIPARR_PASSWORD", error.message)
+        }
         Ok(error) => bail!("{}", error.message),
         Err(_) => bail!("the daemon answered {} to {} {}", response.status, request.method, request.url),
     }

@@ -125,6 +125,8 @@ fn collisions(
     for record in basis.accepted.repositories.values() {
         *records_in.entry(&record.local_path).or_default() += 1;
     }
+    let stacks = all_repositories(candidates);
+    let stacks = stacks.map(|(_, _, one)| (one.local_path.as_path(), from_top(one))).collect();
     for (index, position, repository) in all_repositories(candidates) {
         let held = basis.previous.repository(&repository.name);
         let record = basis.accepted.repositories.get(&repository.name);
@@ -133,7 +135,7 @@ fn collisions(
 
         let shared_before = held.is_some_and(|held| held.shares_local_path)
             || record.is_some_and(|record| records_in.get(record.local_path.as_path()).is_some_and(|count| *count > 1));
-        let class = folder_class(repository, held, record, shared_before);
+        let class = folder_class(repository, held, record, shared_before, &stacks);
         let real = real_paths.entry(repository.local_path.clone()).or_insert_with(|| real_path(&repository.local_path));
         folders.push((real.clone(), claim(class)));
 
@@ -188,16 +190,25 @@ fn same_projects(candidates: &[Candidate], basis: &Basis<'_>) -> Vec<Collision> 
     found
 }
 
-/// How firmly a repository holds its folder. One that `shared` it and does not watch all of its stack any more holds it
-/// otherwise: the others must not make way for that.
+/// How firmly a repository holds its folder. One that `shared` it and does not watch all of its stack any more, or
+/// watches that of another one, holds it otherwise: the others must not make way for that.
 fn folder_class(
     repository: &Repository,
     held: Option<&Repository>,
     record: Option<&AcceptedRepository>,
     shared: bool,
+    stacks: &BTreeSet<(&Path, &Path)>,
 ) -> u8 {
     let Repository { local_path, path, url, branch, .. } = repository;
-    let is_fit = || !shared || unwatched(repository).is_empty();
+    let watches_another = || {
+        watched_by(repository).into_iter().any(|watched| {
+            let from = stacks.range((local_path.as_path(), watched)..);
+            let mut held = from.take_while(|(folder, stack)| *folder == local_path && stack.starts_with(watched));
+            // What lies in its own stack is in the way of that, whatever it watches.
+            held.any(|(_, stack)| !stack.starts_with(from_top(repository)))
+        })
+    };
+    let is_fit = || !shared || (unwatched(repository).is_empty() && !watches_another());
     if let Some(held) = held.filter(|held| held.local_path == *local_path) {
         let is_same = (&held.path, &held.url, &held.branch) == (path, url, branch);
         return if is_same && is_fit() { HELD_NOW } else { HELD_NOW_OTHERWISE };
@@ -230,12 +241,15 @@ fn same_folders(candidates: &[Candidate], mut folders: Vec<(PathBuf, Claim<'_>)>
 }
 
 /// The claims to one folder, by rank. Stacks of one checkout (the same `url` and `branch`) share it where none lies in
-/// another, and where each watches all that it is made of: what it watches is what it handles there.
+/// another, and where each watches all that it is made of and nobody else's stack: what it watches is what it handles
+/// there.
 fn sharers(candidates: &[Candidate], claims: &[(PathBuf, Claim<'_>)], found: &mut Vec<Collision>) {
     let Some(((_, first), others)) = claims.split_first() else {
         return;
     };
     let mut stacks = BTreeMap::from([(from_top(first.repository), *first)]);
+    let mut watched: BTreeMap<&Path, Claim<'_>> =
+        watched_by(first.repository).into_iter().map(|path| (path, *first)).collect();
     for (_, claim) in others {
         let folder = claim.repository.local_path.display();
         let (winner, field, message) = if let Some(difference) = other_checkout(first.repository, claim.repository) {
@@ -266,8 +280,11 @@ fn sharers(candidates: &[Candidate], claims: &[(PathBuf, Claim<'_>)], found: &mu
                 named(candidates, *first)
             );
             (first, "local_path", message)
+        } else if let Some(problem) = watches_another(candidates, claim, &stacks, &watched) {
+            problem
         } else {
             stacks.insert(from_top(claim.repository), *claim);
+            watched.extend(watched_by(claim.repository).into_iter().map(|path| (path, *claim)));
             continue;
         };
         found.push(collision(candidates, *winner, *claim, field, message));
@@ -314,6 +331,37 @@ fn overlapping<'s, 'c>(stacks: &'s BTreeMap<&Path, Claim<'c>>, folder: &'s Path)
     let around = folder.ancestors().find_map(|ancestor| stacks.get(ancestor));
     let next = || stacks.range(folder..).next().filter(|(other, _)| other.starts_with(folder)).map(|(_, claim)| claim);
     around.or_else(next)
+}
+
+/// What is wrong where one of two sharers watches, and so would write, all of the other one's stack ahead of that one's
+/// deployment; with the other one, and the field.
+fn watches_another<'s, 'c>(
+    candidates: &[Candidate],
+    claim: &'s Claim<'c>,
+    stacks: &'s BTreeMap<&Path, Claim<'c>>,
+    watched: &'s BTreeMap<&Path, Claim<'c>>,
+) -> Option<(&'s Claim<'c>, &'static str, String)> {
+    let way_out = "watch folders apart from it, or give each a `local_path` of its own";
+    for path in watched_by(claim.repository) {
+        if let Some((stack, other)) = stacks.range(path..).next().filter(|(stack, _)| stack.starts_with(path)) {
+            let (stack, other_name) = (stack.display(), named(candidates, *other));
+            let message = format!("it holds `{stack}`, the stack of {other_name} in the same `local_path`: {way_out}");
+            return Some((other, "watch_paths", message));
+        }
+    }
+    let folder = from_top(claim.repository);
+    let other = folder.ancestors().find_map(|path| watched.get(path))?;
+    let (folder, other_name) = (folder.display(), named(candidates, *other));
+    let message = format!("`{folder}` is watched by {other_name} in the same `local_path`: let that one {way_out}");
+    Some((other, "path", message))
+}
+
+/// The folders and files that a repository watches, empty for the repository's top.
+fn watched_by(repository: &Repository) -> Vec<&Path> {
+    if repository.watch_paths.is_empty() {
+        return vec![Path::new("")];
+    }
+    repository.watch_paths.iter().map(PathBuf::as_path).collect()
 }
 
 /// The `watch_paths` that have all of the stack too; none where those that are given do.

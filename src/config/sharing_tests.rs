@@ -102,6 +102,7 @@ fn who_shares_already_is_not_displaced_by_what_another_one_changes() {
         ("path: one, branch: next", "local_path", "another `branch`"),
         ("path: one, url: github.com/user/other", "local_path", "another `url`"),
         ("path: one, watch_paths: one/app", "watch_paths", "write `watch_paths: [one]`"),
+        ("path: one, watch_paths: [one, two]", "watch_paths", "holds `two`, the stack of `b/two`"),
     ] {
         let folder = Folder::with(&[("a.yaml", &one), ("b.yaml", &two)]);
         let first = folder.first_load();
@@ -141,6 +142,27 @@ fn who_comes_later_makes_way_for_one_that_does_not_watch_its_stack() {
         found.contains("a.yaml:2: repositories.one.local_path") && found.contains("`watch_paths: [two]`"),
         "{found}"
     );
+}
+
+#[test]
+fn nobody_watches_the_whole_stack_of_another_one() {
+    for (one, two, expected) in [
+        ("", ", watch_paths: [stacks/two, stacks/one]", "repositories.two.watch_paths: it holds `stacks/one`"),
+        ("", ", watch_paths: stacks", "repositories.two.watch_paths: it holds `stacks/one`"),
+        ("", ", watch_paths: .", "repositories.two.watch_paths: it holds `stacks/one`"),
+        (", watch_paths: stacks", "", "repositories.two.path: `stacks/two` is watched by `a/one`"),
+        (", watch_paths: .", "", "repositories.two.path: `stacks/two` is watched by `a/one`"),
+        (", watch_paths: [stacks/one, stacks/two/.env]", ", watch_paths: [stacks/two, common]", ""),
+        (", env_file: ../two/.env", ", watch_paths: [stacks/two, stacks/one-more]", ""),
+    ] {
+        let (one, two) = (format!("path: stacks/one{one}"), format!("path: stacks/two{two}"));
+        let a = stacks("a", &[("one", &one)]);
+        let folder = Folder::with(&[("a.yaml", &a), ("b.yaml", &stacks("b", &[("two", &two)]))]);
+        let catalog = folder.first_load();
+        let found = listed(&catalog, folder.0.path());
+        assert!(found.contains(expected) && found.is_empty() == expected.is_empty(), "{one}, {two}: {found}");
+        assert_eq!(projects(&catalog), if expected.is_empty() { vec!["a", "b"] } else { vec!["a"] });
+    }
 }
 
 #[test]

@@ -36,8 +36,9 @@ pub fn run(shared: &Arc<Shared>, threads: &Threads, events: Receiver<Event>) -> 
         }
         let Some(record) = shared.host.store.repository_named(&repository.name)? else { continue };
         let begun = shared.host.store.check_begins(record.id);
-        match timers::tip(shared, repository, &Limit::after(timers::CHECK_LIMIT)) {
-            Ok(tip) => drop(shared.host.store.check_found(begun, &tip, Timestamp::now())?),
+        let limit = Limit::after(timers::CHECK_LIMIT);
+        match timers::tip(shared, repository, &limit) {
+            Ok(tip) => drop(timers::record(shared, repository, begun, &tip, &limit)?),
             Err(error) => {
                 log::error!("{}: check failed: {error}", repository.name);
                 shared.host.store.check_failed(record.id, &error, Timestamp::now())?;

@@ -10,11 +10,12 @@ use jiff::Timestamp;
 use super::shared::{Bell, Shared};
 use super::threads::{SMALL_STACK_BYTES, Threads};
 use crate::command::Limit;
+use crate::config::project::Deploy;
 use crate::config::{Catalog, Repository};
-use crate::deploy::remote;
+use crate::deploy::{checkout, remote};
 use crate::git;
 use crate::model::{CommitHash, RepositoryId, RepositoryName};
-use crate::store::Found;
+use crate::store::{CheckBegun, Found, StoreError};
 
 /// A check that takes longer has failed.
 pub const CHECK_LIMIT: Duration = Duration::from_secs(60);
@@ -204,7 +205,7 @@ impl Loop {
                 if self.failure.take().is_some() {
                     log::info!("{name}: its remote answers again");
                 }
-                self.shared.host.store.check_found(begun, &tip, Timestamp::now()).inspect(|found| {
+                record(&self.shared, &self.repository, begun, &tip, &limit).inspect(|found| {
                     if let Found::Queued(queued) = found {
                         log::info!("{name}: commit {} queued as deployment {}", tip.short(), queued.deployment_id);
                         self.shared.wake_worker();
@@ -235,6 +236,49 @@ impl Loop {
 pub fn tip(shared: &Shared, repository: &Repository, limit: &Limit) -> Result<CommitHash, String> {
     let remote = remote::of(repository, &shared.host.settings)?;
     git::check(&remote, &shared.host.git, limit).map_err(|error| error.message)
+}
+
+/// Records the `tip` that a check found. Under `deploy: manual` no deployment finds out whether it changes anything of
+/// the stack, so this does.
+///
+/// # Errors
+/// The database's.
+pub fn record(
+    shared: &Shared,
+    repository: &Repository,
+    begun: CheckBegun,
+    tip: &CommitHash,
+    limit: &Limit,
+) -> Result<Found, StoreError> {
+    let store = &shared.host.store;
+    let changes_stack = repository.deploy != Deploy::Manual || changes_stack(shared, repository, tip, limit)?;
+    if limit.is_cancelled() {
+        // What could not be looked at to its end is looked at again by the next check.
+        return Ok(Found::Nothing);
+    }
+    store.check_found(begun, tip, changes_stack, Timestamp::now())
+}
+
+/// Whether a new tip differs under `watch_paths` from what was deployed last. What nobody knows counts as a difference.
+fn changes_stack(
+    shared: &Shared,
+    repository: &Repository,
+    tip: &CommitHash,
+    limit: &Limit,
+) -> Result<bool, StoreError> {
+    let host = &shared.host;
+    if repository.watch_paths.is_empty() {
+        return Ok(true);
+    }
+    let Some(record) = host.store.repository_named(&repository.name)? else { return Ok(true) };
+    if record.observed_commit.as_ref() == Some(tip) {
+        return Ok(true);
+    }
+    let Some(since) = host.store.skip_base(record.id)? else { return Ok(true) };
+    Ok(checkout::changes_since(host, repository, &record, &since, limit).unwrap_or_else(|error| {
+        log::warn!("{}: nobody knows what commit {} changes: {error}", repository.name, tip.short());
+        true
+    }))
 }
 
 /// Whether a check would ask somebody else, or with other rights: whoever mends a token wants to see at once that it is

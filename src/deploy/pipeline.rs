@@ -28,6 +28,10 @@ use crate::model::{Asked, Chance, Commit, CommitHash, DeploymentRecord, LogLevel
 use crate::secrets::Scrubber;
 use crate::store::{self, Outcome, Store, StoreError};
 
+/// For the question whether Docker is there still, after an `up` that failed.
+const ASK_LIMIT: Duration = Duration::from_secs(5);
+/// For combining what many fetches left in an object store.
+const TIDY_LIMIT: Duration = Duration::from_secs(120);
 /// For removing unused images after a success.
 const PRUNE_LIMIT: Duration = Duration::from_secs(300);
 
@@ -167,8 +171,13 @@ impl Ended {
         Ok(())
     }
 
-    /// What a success allows: decrypted files and images that nothing uses any more go.
+    /// Once that is recorded: the object store is kept small, and after a success decrypted files and images go that
+    /// nothing uses any more.
     pub fn tidy(&mut self, host: &Host) {
+        let control = &self.running.control;
+        if control.cause().is_none() {
+            tidy_store(host, self.job(), &control.limit().anew(TIDY_LIMIT));
+        }
         let Some(secret_files) = &self.secret_files else { return };
         let Running { control, journal, .. } = &mut self.running;
         match secret_files.remove_unnamed() {
@@ -318,14 +327,28 @@ impl Running {
         if containers != Containers::Untouched {
             settle::keep(checkout, &mut self.journal);
         }
-        // A stop leaves that to the next start: now there is no time for it.
-        if containers == Containers::Interrupted && self.control.cause() != Some(Cause::Stop) {
-            settle::heal(host, &stack, &plan, &mut self.journal);
-        }
-        result?;
+        result.map_err(|error| self.after_failed_up(host, &stack, &plan, error))?;
         secret_files.up_has_ended();
         self.journal.step("up", step);
         Ok(BroughtUp { plan, since, secret_files })
+    }
+
+    /// What an `up` that was ended in the middle left stopped is started again; a stop of the daemon leaves that to the
+    /// next start, for there is no time for it now.
+    fn after_failed_up(&mut self, host: &Host, stack: &Stack, plan: &Plan, error: UpError) -> UpError {
+        let mut error = error;
+        if self.control.cause().is_none() && host.driver.available(&Limit::after(ASK_LIMIT)).is_err() {
+            // Compose has many words for a Docker that goes away while it works.
+            error.error.chance = Chance::CanPass;
+        }
+        if error.containers != Containers::Interrupted || self.control.cause() == Some(Cause::Stop) {
+            return error;
+        }
+        let healed = host.driver.heal(stack, plan, &mut self.journal);
+        if healed.is_err() {
+            settle::leave(host, &self.job);
+        }
+        error.after_healing(healed)
     }
 
     /// Steps 2 and 3, which change nothing.
@@ -375,8 +398,10 @@ impl Running {
                 self.journal.line(LogLevel::Warning, &format!("interrupted: Shiparr stops ({message})"));
                 return self.ended(None);
             }
-            Some(Cause::Cancel) => Outcome::Cancelled { error: "cancelled".to_owned() },
-            Some(Cause::Supersede { by }) => Outcome::Superseded { error: format!("superseded by deployment {by}") },
+            Some(Cause::Cancel) => Outcome::Cancelled { error: format!("cancelled: {message}") },
+            Some(Cause::Supersede { by }) => {
+                Outcome::Superseded { error: format!("superseded by deployment {by}: {message}") }
+            }
             None => Outcome::Failed { error: message, chance: error.chance },
         };
         self.ended(Some(outcome))
@@ -502,6 +527,15 @@ fn planned(plan: &Plan) -> String {
         .map(|(name, count)| if *count == 1 { name.clone() } else { format!("{name} ×{count}") })
         .collect();
     format!("compose project {}: {}", plan.project, services.join(", "))
+}
+
+/// A store that cannot be made small now is so after a later deployment.
+fn tidy_store(host: &Host, job: &Job, limit: &Limit) {
+    let Ok(Some(record)) = host.store.repository(job.record.id) else { return };
+    let Ok(checkout) = checkout::of(host, &job.repository, &record) else { return };
+    if let Err(error) = git::tidy(&checkout, &host.git, limit) {
+        log::debug!("{}: its object store was not made smaller: {error}", job.repository.name);
+    }
 }
 
 /// Removes images that nothing uses; a failure is only a line, for the stack is well.

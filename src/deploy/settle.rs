@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use super::journal::Journal;
 use super::pipeline::{Host, Job, assemble};
-use super::{Log, Plan, Stack, StepError, checkout};
+use super::{Log, StepError, checkout};
 use crate::command::Limit;
 use crate::config::Repository;
 use crate::git;
-use crate::model::{Asked, DeploymentRecord, LogLevel, RepositoryRecord};
+use crate::model::{Asked, Chance, DeploymentRecord, Ending, LogLevel, RepositoryRecord};
 use crate::secrets::Scrubber;
 use crate::store::StoreError;
 
@@ -26,6 +26,11 @@ pub fn put_back(host: &Host, job: &Job, checkout: &git::Checkout, journal: &mut 
     let Err(problem) = restore(host, &job.record, checkout, journal) else { return };
     let message = format!("the files were not put back, the next deployment tries again: {problem}");
     journal.line(LogLevel::Error, &message);
+    leave(host, job);
+}
+
+/// Something of a deployment is still to be settled: the next one of its repository begins with that.
+pub fn leave(host: &Host, job: &Job) {
     if let Err(error) = host.store.leave_unsettled(job.deployment.id) {
         log::error!("{}: deployment {}: {error}", job.repository.name, job.deployment.id);
     }
@@ -38,34 +43,39 @@ pub fn keep(checkout: &git::Checkout, journal: &mut Journal) {
     }
 }
 
-/// Starts what an `up` that was ended in the middle left stopped.
-pub fn heal(host: &Host, stack: &Stack, plan: &Plan, journal: &mut Journal) {
-    match host.driver.heal(stack, plan, journal) {
-        Ok(()) => journal.line(LogLevel::Info, "what had been stopped runs again"),
-        Err(error) => journal.line(LogLevel::Error, &format!("some of it may stay stopped: {error}")),
-    }
-}
-
-/// What an interrupted deployment of the same repository left is settled before the next one begins: its files are put
-/// back, or, where its `up` had begun, what that left stopped is started again, with that commit's files and its
-/// variables decrypted anew. Where these cannot be had, nothing is run.
+/// What an interrupted or ended deployment of the same repository left is settled before the next one begins, whatever
+/// that one is: its files are put back, or, where its `up` had begun, what that left stopped is started again, with that
+/// commit's files and its variables decrypted anew. Where these cannot be had, nothing is run.
 ///
 /// # Errors
 /// The database's.
 pub fn settle(host: &Host, job: &Job, limit: &Limit, journal: &mut Journal) -> Result<(), StoreError> {
     let Some(left) = host.store.unsettled(job.record.id)? else { return Ok(()) };
     let checkout = checkout::of(host, &job.repository, &job.record)?;
-    if left.up_began {
+    if wants_files_back(&left, &checkout) {
+        if let Err(problem) = restore(host, &job.record, &checkout, journal) {
+            // The new checkout goes on from whatever lies there.
+            let message = format!("the files of deployment {} were not put back: {problem}", left.id);
+            journal.line(LogLevel::Warning, &message);
+        }
+    } else if left.up_began {
         keep(&checkout, journal);
         if let Err(why) = heal_interrupted(host, job, &left, limit, journal) {
             let message = format!("what deployment {} left was not healed: {why}", left.id);
             journal.line(LogLevel::Warning, &message);
+            if why.chance == Chance::CanPass {
+                return Ok(());
+            }
         }
-    } else if let Err(problem) = restore(host, &job.record, &checkout, journal) {
-        // The new checkout goes on from whatever lies there.
-        journal.line(LogLevel::Warning, &format!("the files of deployment {} were not put back: {problem}", left.id));
     }
     host.store.settled(job.record.id)
+}
+
+/// Whether it is its files that an unsettled deployment left. One that was interrupted in its `up` has its files kept:
+/// containers may have changed with them.
+fn wants_files_back(left: &DeploymentRecord, checkout: &git::Checkout) -> bool {
+    let may_have_changed_containers = left.up_began && left.ending == Some(Ending::Interrupted);
+    !may_have_changed_containers && checkout.can_be_put_back()
 }
 
 /// At the start of the daemon: the files of a deployment that was interrupted before its `up` are put back at once, for
@@ -74,8 +84,11 @@ pub fn settle(host: &Host, job: &Job, limit: &Limit, journal: &mut Journal) -> R
 /// # Errors
 /// The database's.
 pub fn put_back_interrupted(host: &Host, repository: &Repository, record: &RepositoryRecord) -> Result<(), StoreError> {
-    let Some(left) = host.store.unsettled(record.id)?.filter(|left| !left.up_began) else { return Ok(()) };
+    let Some(left) = host.store.unsettled(record.id)? else { return Ok(()) };
     let checkout = checkout::of(host, repository, record)?;
+    if !wants_files_back(&left, &checkout) {
+        return Ok(());
+    }
     let mut journal = Journal::new(Arc::clone(&host.store), left.id, Scrubber::new());
     match restore(host, record, &checkout, &mut journal) {
         Ok(()) => host.store.settled(record.id),
@@ -123,6 +136,5 @@ fn heal_interrupted(
     if !is_same {
         return Err(gone("it is configured as another compose project, or in another folder"));
     }
-    heal(host, &stack, &plan, journal);
-    Ok(())
+    host.driver.heal(&stack, &plan, journal)
 }

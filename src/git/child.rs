@@ -52,5 +52,6 @@ fn carry_out(request: Request, limit: &Limit) -> Result<Answer, GitError> {
         Task::FetchAndCheckout(checkout) => run::fetch_and_checkout(remote()?, &checkout, limit).map(Answer::Fetched),
         Task::LookAhead(checkout) => run::look_ahead(remote()?, &checkout, limit).map(Answer::LookedAhead),
         Task::PutBack(checkout) => run::put_back(&checkout).map(Answer::PutBack),
+        Task::Tidy(checkout) => run::tidy_stores(&checkout, limit).map(|()| Answer::Tidied),
     }
 }

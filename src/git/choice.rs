@@ -22,7 +22,11 @@ pub(super) fn commit_of(
     remote: &Remote,
 ) -> Result<Oid, Failed> {
     let (asked, branch, url) = (prefix.as_str(), &remote.branch, &remote.url);
-    let unknown = || GitError::lasting(format!("there is no commit {asked} in the history of {branch} in {url}"));
+    let unknown = || {
+        GitError::lasting(format!(
+            "there is no commit {asked} in the history of {branch} in {url}: push it there, or name another one"
+        ))
+    };
     if asked.len() > MAX_DIGITS {
         return Err(unknown().into());
     }

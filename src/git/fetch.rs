@@ -1,8 +1,13 @@
 //! Fetching: the branch's tip into the store, by protocol v2 where the server speaks it, else by libgit2.
 
+use std::fmt::Display;
+use std::io;
+use std::path::{Path, PathBuf};
+
 use git2::{Oid, Repository, Sort};
 
-use super::libgit::{self, Failed, is_disk_full};
+use super::libgit::{self, Failed};
+use super::objects::{self, Objects, Receiver};
 use super::smart_http::{Fetched, Session};
 use super::{GitError, Remote, Scheme};
 use crate::command::Limit;
@@ -15,9 +20,10 @@ const MAX_HAVES: usize = 256;
 
 /// Fetches the followed reference and nothing else; its commit.
 pub(super) fn tip(repository: &Repository, remote: &Remote, limit: &Limit) -> Result<Oid, Failed> {
-    let commit = match tip_over_http(repository, remote, limit)? {
-        Some(commit) => commit,
-        None => libgit::fetch(repository, remote)?,
+    let commit = match (remote.url.folder(), tip_over_http(repository, remote, limit)?) {
+        (Some(folder), _) => tip_of_folder(repository, remote, folder)?,
+        (None, Some(commit)) => commit,
+        (None, None) => libgit::fetch(repository, remote)?,
     };
     repository.reference(TIP, commit, true, "fetched")?;
     Ok(commit)
@@ -57,30 +63,53 @@ fn tip_over_http(repository: &Repository, remote: &Remote, limit: &Limit) -> Res
 
 /// Fetches a commit by its hash; `false` when the server does not do that.
 fn fetch_over_http(repository: &Repository, session: &mut Session<'_>, commit: Oid) -> Result<bool, Failed> {
-    let odb = repository.odb()?;
-    let writer = odb.packwriter()?;
-    let (mut writer, fetched) = session.fetch(&commit.to_string(), &haves(repository), writer)?;
+    let receiver = Receiver::new(&objects_of(repository)).map_err(store_failed)?;
+    let names: Vec<String> = haves(repository).iter().map(Oid::to_string).collect();
+    let (receiver, fetched) = session.fetch(&commit.to_string(), &names, receiver)?;
     if fetched == Fetched::NotThisWay {
         return Ok(false);
     }
-    writer.commit().map_err(|error| {
-        if is_disk_full(&error) {
-            Failed::Git(GitError::passing("no space left on the disk of the object store"))
-        } else {
-            Failed::Store(error)
-        }
-    })?;
-    odb.refresh()?;
+    receiver.finish().map_err(store_failed)?;
+    repository.odb()?.refresh()?;
     Ok(true)
 }
 
+/// The branch's tip of a repository on this host, copied into the store.
+fn tip_of_folder(repository: &Repository, remote: &Remote, folder: &Path) -> Result<Oid, Failed> {
+    let (theirs, commit) = libgit::open_folder(remote, folder)?;
+    if repository.find_commit(commit).is_ok() {
+        return Ok(commit);
+    }
+    let failed = |why: &dyn Display| Failed::Git(GitError::passing(format!("cannot copy from {}: {why}", remote.url)));
+    let ours = objects_of(repository);
+    let receiver = Receiver::new(&ours).map_err(store_failed)?;
+    let gathered = objects::gather(&theirs, commit, &haves(repository)).map_err(|error| failed(&error.message()))?;
+    let packs = Objects::open(&objects_of(&theirs), &ours.join("pack")).map_err(|error| failed(&error))?;
+    let receiver = gathered.send(&packs, &repository.odb()?, receiver).map_err(|error| failed(&error))?;
+    receiver.finish().map_err(store_failed)?;
+    repository.odb()?.refresh()?;
+    Ok(commit)
+}
+
+/// The folder of a repository's objects; that of a linked working tree is its repository's.
+fn objects_of(repository: &Repository) -> PathBuf {
+    repository.commondir().join("objects")
+}
+
+fn store_failed(error: io::Error) -> Failed {
+    if error.kind() == io::ErrorKind::StorageFull || error.kind() == io::ErrorKind::QuotaExceeded {
+        return Failed::Git(GitError::passing("no space left on the disk of the object store"));
+    }
+    Failed::Store(git2::Error::from_str(&error.to_string()))
+}
+
 /// The newest commits that the store has. A damaged store has fewer.
-fn haves(repository: &Repository) -> Vec<String> {
+fn haves(repository: &Repository) -> Vec<Oid> {
     let Ok(mut walk) = repository.revwalk() else { return Vec::new() };
     // By time: with several tips, none of them is told with all its history before the others.
     let walkable = walk.set_sorting(Sort::TIME).and_then(|()| walk.push_glob("refs/shiparr/*"));
     if walkable.is_err() {
         return Vec::new();
     }
-    walk.flatten().take(MAX_HAVES).map(|oid| oid.to_string()).collect()
+    walk.flatten().take(MAX_HAVES).collect()
 }

@@ -19,8 +19,12 @@ use crate::model::CommitHash;
 
 /// User of an ssh remote that names none.
 const SSH_USER: &str = "git";
-/// Where libgit2 keeps what was fetched last.
+/// Where libgit2 puts what it fetches, for as long as it does.
 const FETCHED: &str = "refs/shiparr/fetched";
+
+/// How much of a pack libgit2 maps into memory at once, and of all packs together.
+const MAPPED_WINDOW_BYTES: usize = 8 * 1024 * 1024;
+const MAX_MAPPED_BYTES: usize = 32 * 1024 * 1024;
 
 /// Sets what libgit2 keeps for the whole process. Nothing of this host's Git configuration counts: it could redirect a
 /// URL, or hold a credential.
@@ -32,6 +36,11 @@ pub(super) fn configure_process(ca_file: Option<&Path>) -> Result<(), git2::Erro
     // speaks TLS here: `Connection::new` names them where it does. Nobody else may see the variable: libcurl goes by it
     // too. SAFETY: the child has one thread here.
     unsafe { std::env::set_var("SSL_CERT_FILE", "/dev/null") };
+    // SAFETY: as below. What is mapped counts as memory, and a pack of any size would be as a whole.
+    unsafe {
+        git2::opts::set_mwindow_size(MAPPED_WINDOW_BYTES)?;
+        git2::opts::set_mwindow_mapped_limit(MAX_MAPPED_BYTES)?;
+    }
     let levels = [ConfigLevel::System, ConfigLevel::Global, ConfigLevel::XDG, ConfigLevel::ProgramData];
     for level in levels {
         // SAFETY: the child has one thread here, and no repository is open yet.
@@ -51,12 +60,16 @@ pub(super) fn configure_process(ca_file: Option<&Path>) -> Result<(), git2::Erro
 
 /// The branch's commit, as libgit2 learns it.
 pub(super) fn tip(remote: &Remote) -> Result<CommitHash, GitError> {
-    let connection = Connection::new(remote)?;
-    let mut handle = git2::Remote::create_detached(connection.url()).map_err(|error| connection.explain(&error))?;
-    let connected = handle.connect_auth(Direction::Fetch, Some(connection.callbacks()), Some(connection.proxy()));
-    let connected = connected.map_err(|error| connection.explain(&error))?;
-    let (_, hash) = connection.find_tip(connected.list().map_err(|error| connection.explain(&error))?)?;
+    let hash = Connection::new(remote)?.tip()?;
     hash.to_string().parse().map_err(|_| GitError::lasting("a reference without a hash"))
+}
+
+/// Opens a remote that is a folder of this host; it, and the branch's commit.
+pub(super) fn open_folder(remote: &Remote, folder: &Path) -> Result<(Repository, git2::Oid), GitError> {
+    let connection = Connection::new(remote)?;
+    let tip = connection.tip()?;
+    let repository = Repository::open(folder).map_err(|error| connection.explain(&error))?;
+    Ok((repository, tip))
 }
 
 /// Fetches the branch; its commit. Errors about the store come as [`Failed::Store`].
@@ -70,9 +83,10 @@ pub(super) fn fetch(repository: &Repository, remote: &Remote) -> Result<git2::Oi
     let fetched =
         connected.remote().fetch(&[format!("+{reference}:{FETCHED}")], Some(&mut connection.fetch_options()), None);
     fetched.map_err(|error| connection.failed(error))?;
-    let commit = repository.find_reference(FETCHED)?.peel_to_commit()?.id();
-    // The commit in place of an annotated tag: what a repacked store keeps begins with commits.
-    repository.reference(FETCHED, commit, true, "fetched")?;
+    let mut fetched = repository.find_reference(FETCHED)?;
+    let commit = fetched.peel_to_commit()?.id();
+    // It would keep what it points at in the store when a later fetch goes another way.
+    fetched.delete()?;
     Ok(commit)
 }
 
@@ -133,6 +147,14 @@ impl<'a> Connection<'a> {
             }
         }
         Ok(Connection { remote, refused: RefCell::new(None), offered: Cell::new(false) })
+    }
+
+    /// The branch's commit, as libgit2 learns it.
+    fn tip(&self) -> Result<git2::Oid, GitError> {
+        let mut handle = git2::Remote::create_detached(self.url()).map_err(|error| self.explain(&error))?;
+        let connected = handle.connect_auth(Direction::Fetch, Some(self.callbacks()), Some(self.proxy()));
+        let connected = connected.map_err(|error| self.explain(&error))?;
+        Ok(self.find_tip(connected.list().map_err(|error| self.explain(&error))?)?.1)
     }
 
     /// The URL as libgit2 is to read it: it would decode a local path, and has the port of a relative one elsewhere.

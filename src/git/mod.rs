@@ -14,6 +14,7 @@ mod choice;
 mod fetch;
 mod known_hosts;
 mod libgit;
+mod objects;
 mod pack;
 mod people;
 mod run;
@@ -23,6 +24,7 @@ mod store;
 mod submodules;
 #[cfg(test)]
 mod testing;
+mod tidy;
 mod url;
 mod wire;
 
@@ -262,6 +264,21 @@ pub fn look_ahead(remote: &Remote, checkout: &Checkout, child: &Child, limit: &L
 pub fn put_back(checkout: &Checkout, child: &Child, limit: &Limit) -> Result<PutBack, GitError> {
     match ask(&Task::PutBack(checkout.clone()), None, child, limit)? {
         Answer::PutBack(done) => Ok(done),
+        answer => Err(unexpected(&answer)),
+    }
+}
+
+/// Makes the object stores small again where a checkout left that for later, because it takes a while: to be called once
+/// the outcome is recorded. Where there is nothing to do, no child is started.
+///
+/// # Errors
+/// The stores stay as they are, and the next time tries again: worth a line in the log, and nothing else.
+pub fn tidy(checkout: &Checkout, child: &Child, limit: &Limit) -> Result<(), GitError> {
+    if !tidy::is_marked(&checkout.store) || checkout.can_be_put_back() {
+        return Ok(());
+    }
+    match ask(&Task::Tidy(checkout.clone()), None, child, limit)? {
+        Answer::Tidied => Ok(()),
         answer => Err(unexpected(&answer)),
     }
 }

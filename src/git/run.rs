@@ -11,7 +11,7 @@ use super::libgit::{Failed, is_disk_full};
 use super::scope::Scope;
 use super::submodules::Sources;
 use super::{Checkout, Done, Fetched, GitError, LookedAhead, PutBack, Remote};
-use super::{checkout, choice, fetch, people, store};
+use super::{checkout, choice, fetch, people, store, tidy};
 use crate::command::Limit;
 use crate::model::{Commit, CommitHash};
 
@@ -41,7 +41,7 @@ pub(super) fn look_ahead(remote: &Remote, checkout: &Checkout, limit: &Limit) ->
     run.on_store(|run, repository| {
         let tip = fetch::tip(&repository, remote, limit)?;
         let found = LookedAhead { tip: hash_of(tip)?, is_unchanged: run.is_unchanged(&repository, tip)? };
-        store::tidy(&repository, limit.left());
+        tidy::tidy(&repository, limit.left());
         Ok(found)
     })
 }
@@ -50,6 +50,18 @@ pub(super) fn look_ahead(remote: &Remote, checkout: &Checkout, limit: &Limit) ->
 pub(super) fn put_back(checkout: &Checkout) -> Result<PutBack, GitError> {
     let _lock = store::lock(&checkout.store)?;
     put_back_locked(checkout)
+}
+
+/// Does for the stores what a checkout left for later.
+pub(super) fn tidy_stores(checkout: &Checkout, limit: &Limit) -> Result<(), GitError> {
+    let _lock = store::lock(&checkout.store)?;
+    if checkout.can_be_put_back() {
+        return Ok(());
+    }
+    let keep: Vec<CommitHash> = checkout.siblings.iter().chain(&checkout.checked_out).cloned().collect();
+    tidy::tidy_marked(&checkout.store, &keep, limit.left()).map_err(|error| {
+        GitError::passing(format!("cannot tidy the object store {}: {}", checkout.store.display(), error.message()))
+    })
 }
 
 fn put_back_locked(checkout: &Checkout) -> Result<PutBack, GitError> {
@@ -66,7 +78,7 @@ fn put_back_locked(checkout: &Checkout) -> Result<PutBack, GitError> {
         Ok(Some(undo)) => {
             journal = journal_of(undo.local_path());
             let failed = |error: git2::Error| GitError::passing(format!("libgit2: {}", error.message()));
-            let sources = Sources::open(store, undo.stores()).map_err(failed)?;
+            let sources = Sources::open(store, undo.stores(), undo.copies()).map_err(failed)?;
             checkout::put_back(&undo, sources, &mut journal, checkout, &mut notes)?;
             // What the store says of it is for people, and keeps objects that the next checkout can do without.
             let _ = Repository::open_bare(store).and_then(|repository| say_in_store(&repository, store, undo.base()));
@@ -139,7 +151,7 @@ impl Run<'_> {
         let commit = describe(&repository, chosen)?;
         self.commit = Some(commit.clone());
         let done = if self.is_unchanged(&repository, chosen)? {
-            store::tidy(&repository, self.limit.left());
+            tidy::tidy(&repository, self.limit.left());
             Done::Unchanged
         } else {
             Done::CheckedOut { changed_files: self.check_out(repository, chosen)? }
@@ -153,7 +165,7 @@ impl Run<'_> {
         let Some(since) = &self.checkout.skip_if_unchanged_since else { return Ok(false) };
         match Oid::from_str(since.as_str()) {
             Ok(since) if repository.find_commit(since).is_ok() => {
-                Ok(Scope::of(&self.checkout.watch_paths).is_same(repository, since, commit)?)
+                Scope::of(&self.checkout.watch_paths).is_same(repository, since, commit)
             }
             _ => Ok(false),
         }

@@ -4,6 +4,7 @@ use std::path::{Component, Path, PathBuf};
 
 use git2::{Oid, Repository, Tree};
 
+use super::libgit::Failed;
 use super::submodules::declared_submodules;
 
 /// How many links are followed on the way to one path.
@@ -45,8 +46,8 @@ impl Scope {
     /// Whether two commits have the same in it: files, links, and the commits and declarations of submodules.
     ///
     /// # Errors
-    /// libgit2's own; a commit that is not there is one.
-    pub fn is_same(&self, repository: &Repository, old: Oid, new: Oid) -> Result<bool, git2::Error> {
+    /// The store's; a commit that is not there is one. A `.gitmodules` that is too large.
+    pub fn is_same(&self, repository: &Repository, old: Oid, new: Oid) -> Result<bool, Failed> {
         let (old_tree, new_tree) = (repository.find_commit(old)?.tree()?, repository.find_commit(new)?.tree()?);
         if old_tree.id() == new_tree.id() {
             return Ok(true);
@@ -57,7 +58,7 @@ impl Scope {
                 return Ok(false);
             }
         }
-        let declared = |tree| -> Result<Vec<_>, git2::Error> {
+        let declared = |tree| -> Result<Vec<_>, Failed> {
             let declared = declared_submodules(repository, tree)?;
             Ok(declared.into_iter().filter(|(path, _)| self.touches(path)).collect())
         };
@@ -101,12 +102,16 @@ fn trail(repository: &Repository, top: &Tree<'_>, path: &[u8]) -> Result<Vec<(Oi
         if mode == MODE_LINK && links < MAX_LINKS {
             links += 1;
             trail.push((oid, mode));
-            let target = repository.find_blob(oid)?;
-            if target.size() > MAX_LINK_BYTES || target.content().starts_with(b"/") {
+            let odb = repository.odb()?;
+            if odb.read_header(oid)?.0 > MAX_LINK_BYTES {
+                return Ok(trail);
+            }
+            let target = odb.read(oid)?;
+            if target.data().starts_with(b"/") {
                 return Ok(trail);
             }
             above.pop();
-            ahead.extend(parts_of(target.content()).into_iter().rev());
+            ahead.extend(parts_of(target.data()).into_iter().rev());
         } else if ahead.is_empty() || !is_folder {
             trail.push((oid, mode));
             return Ok(trail);

@@ -1,22 +1,14 @@
-//! Object stores: one a repository, bare, ours alone. Opened, repaired, and kept from growing.
+//! Object stores: one a repository, bare, ours alone. Opened and repaired.
 
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::path::Path;
 
-use git2::{ObjectType, Repository, RepositoryInitOptions};
+use git2::{Repository, RepositoryInitOptions};
 use rustix::fs::{FlockOperation, flock};
 
-use super::GitError;
-
-/// Packs from which on they are made one: a fetch adds one each time.
-pub(super) const MAX_PACKS: usize = 16;
-/// What the smaller packs together may weigh before they are taken for mostly garbage of rewritten history.
-const MAX_GARBAGE_BYTES: u64 = 64 * 1024 * 1024;
-/// Time that making one pack of all may take; a deployment waits for it.
-const MAX_REPACK_TIME: Duration = Duration::from_secs(60);
+use super::{GitError, objects};
 
 /// Holds the store, its journal and the working tree for this process.
 ///
@@ -47,6 +39,8 @@ pub(super) fn open(store: &Path) -> Result<Repository, git2::Error> {
         if !store.join("objects/pack").is_dir() {
             return Err(git2::Error::from_str("the folder of packs is gone"));
         }
+        let peeked = objects::peek_at_packs(&store.join("objects"));
+        peeked.map_err(|error| git2::Error::from_str(&error.to_string()))?;
         return Ok(repository);
     }
     fs::DirBuilder::new()
@@ -91,62 +85,15 @@ fn remove_leftovers(store: &Path) {
             let _ = fs::remove_file(packs.join(name));
         }
     }
-    for folder in [store.to_owned(), store.join("refs/shiparr"), store.join("refs")] {
+    for folder in ["", "refs", "refs/shiparr", "refs/shiparr/held"].map(|folder| store.join(folder)) {
         for name in names_in(&folder).iter().filter(|name| name.ends_with(".lock")) {
             let _ = fs::remove_file(folder.join(name));
         }
     }
 }
 
-fn names_in(folder: &Path) -> Vec<String> {
+/// The names of what lies in a folder; none where it cannot be read.
+pub(super) fn names_in(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
-}
-
-/// Makes one pack of many, without the objects that no reference reaches any more. Where it cannot, or takes too long,
-/// the store stays as it is.
-pub(super) fn tidy(repository: &Repository, left: Duration) {
-    let packs = packs_of(repository);
-    let largest = packs.iter().map(|(_, size)| *size).max().unwrap_or(0);
-    let rest = packs.iter().map(|(_, size)| *size).sum::<u64>() - largest;
-    let is_due = packs.len() >= MAX_PACKS && packs.len() % MAX_PACKS == 0;
-    if is_due || rest > largest.max(MAX_GARBAGE_BYTES) {
-        let deadline = Instant::now() + MAX_REPACK_TIME.min(left / 2);
-        // Not worth a failed deployment: the next one tries again.
-        let _ = repack(repository, &packs, deadline);
-    }
-}
-
-/// The packs and their sizes.
-fn packs_of(repository: &Repository) -> Vec<(PathBuf, u64)> {
-    let folder = repository.path().join("objects/pack");
-    let packs = names_in(&folder).into_iter().filter(|name| name.ends_with(".pack"));
-    packs.filter_map(|name| Some((folder.join(&name), fs::metadata(folder.join(&name)).ok()?.len()))).collect()
-}
-
-fn repack(repository: &Repository, old: &[(PathBuf, u64)], deadline: Instant) -> Result<(), git2::Error> {
-    let mut walk = repository.revwalk()?;
-    let mut builder = repository.packbuilder()?;
-    builder.set_progress_callback(move |_, _, _| Instant::now() < deadline)?;
-    for reference in repository.references()? {
-        let target = reference?.peel(ObjectType::Any)?;
-        if target.kind() == Some(ObjectType::Tag) {
-            builder.insert_object(target.id(), None)?;
-        }
-        walk.push(target.peel_to_commit()?.id())?;
-    }
-    builder.insert_walk(&mut walk)?;
-    if builder.object_count() == 0 {
-        return Ok(());
-    }
-    builder.write(&repository.path().join("objects/pack"), 0o444)?;
-    let new = builder.name().map(|name| format!("pack-{name}.pack"));
-    for (pack, _) in old {
-        if pack.file_name().and_then(|name| name.to_str()) != new.as_deref() {
-            // The index goes last: a pack without one is removed as half-written, an index without a pack likewise.
-            let _ = fs::remove_file(pack);
-            let _ = fs::remove_file(pack.with_extension("idx"));
-        }
-    }
-    Ok(())
 }

@@ -4,16 +4,21 @@
 //! so it is not trusted: https and ssh only, relative ones under the parent's host, and the parent's credential only
 //! for the parent's scheme, host and port.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use git2::{ObjectType, Oid, Repository, Tree, TreeEntry};
 
 use super::checkout::{Entry, Files, Kind, folders_above};
 use super::libgit::Failed;
+use super::objects::{MAX_HELD_BYTES, Objects, copy_pieces};
 use super::scope::Scope;
 use super::smart_http::may_have_credential;
-use super::{GitError, Remote, RemoteUrl, Scheme, fetch, one_line, store};
+use super::tidy::HELD;
+use super::{GitError, Remote, RemoteUrl, Scheme, fetch, one_line, store, tidy};
 use crate::command::Limit;
 
 /// How deep submodules may nest.
@@ -30,18 +35,29 @@ const MAX_SHOWN_CHARS: usize = 200;
 /// Bound on `.gitmodules`.
 const MAX_GITMODULES_BYTES: usize = 256 * 1024;
 
-/// References to commits whose contents may have to be put back.
-const HELD: &str = "refs/shiparr/held/";
-
 /// The modes of tree entries.
 const MODE_EXECUTABLE: i32 = 0o100_755;
 const MODE_LINK: i32 = 0o120_000;
 
 /// The stores that files come from: the repository's own, then its submodules'.
 pub(super) struct Sources {
-    repositories: Vec<Repository>,
+    sources: Vec<Source>,
     /// Commits that the working tree is compared with.
     compared: Vec<(usize, Oid)>,
+}
+
+/// A store, and the way to its large files, once one is asked for.
+struct Source {
+    repository: Repository,
+    objects: OnceCell<Objects>,
+    /// Contents that lie in files of their own.
+    copies: BTreeMap<Oid, PathBuf>,
+}
+
+impl Source {
+    fn new(repository: Repository) -> Source {
+        Source { repository, objects: OnceCell::new(), copies: BTreeMap::new() }
+    }
 }
 
 /// A commit that is to be listed, in its place.
@@ -63,33 +79,39 @@ enum Missing<'a> {
 
 impl Sources {
     pub fn new(repository: Repository) -> Sources {
-        Sources { repositories: vec![repository], compared: Vec::new() }
+        Sources { sources: vec![Source::new(repository)], compared: Vec::new() }
     }
 
-    /// The stores again that [`Sources::relative_paths`] named; those that are gone, or damaged, have no contents.
-    pub fn open(main: &Path, relative_paths: &[PathBuf]) -> Result<Sources, git2::Error> {
+    /// The stores again that [`Sources::relative_paths`] named, and as the last one `copies`: files that hold contents.
+    /// Stores that are gone, or damaged, have none.
+    pub fn open(
+        main: &Path,
+        relative_paths: &[PathBuf],
+        copies: BTreeMap<Oid, PathBuf>,
+    ) -> Result<Sources, git2::Error> {
         let empty = || Repository::from_odb(git2::Odb::new()?);
-        let open = |path: &PathBuf| Repository::open_bare(main.join(path)).or_else(|_| empty());
-        let repositories = relative_paths.iter().map(open).collect::<Result<_, _>>()?;
-        Ok(Sources { repositories, compared: Vec::new() })
+        let open = |path: &PathBuf| Repository::open_bare(main.join(path)).or_else(|_| empty()).map(Source::new);
+        let mut sources: Vec<Source> = relative_paths.iter().map(open).collect::<Result<_, _>>()?;
+        sources.push(Source { copies, ..Source::new(empty()?) });
+        Ok(Sources { sources, compared: Vec::new() })
     }
 
     /// Where the stores are, from the repository's own, which is the first.
     pub fn relative_paths(&self) -> Vec<PathBuf> {
         let main = self.main().path();
         let relative = |repository: &Repository| repository.path().strip_prefix(main).map(Path::to_owned);
-        self.repositories.iter().map(|repository| relative(repository).unwrap_or_default()).collect()
+        self.sources.iter().map(|source| relative(&source.repository).unwrap_or_default()).collect()
     }
 
     /// Keeps in each store the commits that the working tree was compared with, and no others of earlier runs: their
     /// contents may have to be put back.
     pub fn hold_compared(&self) -> Result<(), git2::Error> {
         let mut held: BTreeMap<&Path, (&Repository, BTreeSet<Oid>)> = BTreeMap::new();
-        for repository in &self.repositories {
+        for Source { repository, .. } in &self.sources {
             held.entry(repository.path()).or_insert((repository, BTreeSet::new()));
         }
         for (source, commit) in &self.compared {
-            let repository = &self.repositories[*source];
+            let repository = &self.sources[*source].repository;
             held.entry(repository.path()).or_insert((repository, BTreeSet::new())).1.insert(*commit);
         }
         for (repository, commits) in held.values() {
@@ -110,31 +132,53 @@ impl Sources {
 
     /// The repository's own store.
     pub fn main(&self) -> &Repository {
-        &self.repositories[0]
+        &self.sources[0].repository
     }
 
     /// Keeps the stores of the submodules from growing; only after a checkout, which needs the old commits too.
     pub fn tidy(&self, limit: &Limit) {
-        for repository in &self.repositories {
-            store::tidy(repository, limit.left());
+        for source in &self.sources {
+            tidy::tidy(&source.repository, limit.left());
         }
     }
 
-    /// A file's content.
+    /// A file's content, of at most [`MAX_HELD_BYTES`].
     pub fn read(&self, entry: &Entry) -> Result<Vec<u8>, git2::Error> {
-        self.with_content(entry, <[u8]>::to_vec)
+        let odb = self.source(entry).repository.odb()?;
+        if odb.read_header(entry.oid)?.0 as u64 > MAX_HELD_BYTES {
+            return Err(git2::Error::from_str("a content that is too large for memory"));
+        }
+        Ok(odb.read(entry.oid)?.data().to_vec())
     }
 
-    /// Does something with a file's content, which is in memory once and only for that time.
-    pub fn with_content<R>(&self, entry: &Entry, act: impl FnOnce(&[u8]) -> R) -> Result<R, git2::Error> {
-        let odb = self.repositories[entry.source].odb()?;
-        let object = odb.read(entry.oid)?;
-        Ok(act(object.data()))
+    /// Hands a file's content over, a large one in pieces.
+    ///
+    /// # Errors
+    /// The store is damaged, or lacks space for undoing a large delta; or what `out` says.
+    pub fn copy(&self, entry: &Entry, out: &mut impl Write) -> io::Result<()> {
+        let store_failed = |error: git2::Error| io::Error::other(error.message().to_owned());
+        let source = self.source(entry);
+        if let Some(copy) = source.copies.get(&entry.oid) {
+            return copy_pieces(&mut File::open(copy)?, out).map(drop);
+        }
+        let odb = source.repository.odb().map_err(store_failed)?;
+        if self.size(entry).map_err(store_failed)? <= MAX_HELD_BYTES {
+            return out.write_all(odb.read(entry.oid).map_err(store_failed)?.data());
+        }
+        if source.objects.get().is_none() {
+            let folder = source.repository.path().join("objects");
+            let _ = source.objects.set(Objects::open(&folder, &folder.join("pack"))?);
+        }
+        source.objects.get().map_or(Ok(()), |objects| objects.stream(entry.oid, out))
     }
 
     /// A file's size in bytes.
     pub fn size(&self, entry: &Entry) -> Result<u64, git2::Error> {
-        let (size, kind) = self.repositories[entry.source].odb()?.read_header(entry.oid)?;
+        let source = self.source(entry);
+        if let Some(copy) = source.copies.get(&entry.oid) {
+            return copy.metadata().map(|data| data.len()).map_err(|error| git2::Error::from_str(&error.to_string()));
+        }
+        let (size, kind) = source.repository.odb()?.read_header(entry.oid)?;
         if kind == ObjectType::Blob { Ok(size as u64) } else { Err(git2::Error::from_str("a file that is no blob")) }
     }
 
@@ -156,6 +200,10 @@ impl Sources {
         self.list(commit, scope, remote, &mut Missing::Skip).ok()
     }
 
+    fn source(&self, entry: &Entry) -> &Source {
+        &self.sources[entry.source]
+    }
+
     fn list(
         &mut self,
         commit: Oid,
@@ -167,7 +215,7 @@ impl Sources {
         let mut places = vec![Place { source: 0, commit, prefix: Vec::new(), remote: remote.clone(), depth: 0 }];
         let mut submodules = 0;
         while let Some(place) = places.pop() {
-            let inner = list_files(&self.repositories[place.source], &place, scope, &mut files)?;
+            let inner = list_files(&self.sources[place.source].repository, &place, scope, &mut files)?;
             if matches!(missing, Missing::Skip) {
                 self.compared.push((place.source, place.commit));
             }
@@ -199,7 +247,7 @@ impl Sources {
         missing: &mut Missing<'_>,
     ) -> Result<Option<Place>, Failed> {
         let shown = one_line(String::from_utf8_lossy(&[&parent.prefix[..], &path].concat()).into_owned());
-        let repository = &self.repositories[parent.source];
+        let repository = &self.sources[parent.source].repository;
         let declared = declared_submodules(repository, &repository.find_commit(parent.commit)?.tree()?)?;
         let Some(declared) = declared.get(&path) else {
             if let Missing::Fetch(_, notes) = missing {
@@ -215,7 +263,7 @@ impl Sources {
             Missing::Skip => parent.remote.clone(),
         };
         let name = Oid::hash_object(ObjectType::Blob, declared.name.as_bytes())?.to_string();
-        let folder = self.repositories[parent.source].path().join("modules").join(name);
+        let folder = self.sources[parent.source].repository.path().join("modules").join(name);
         let repository = match missing {
             Missing::Fetch(limit, _) => {
                 fetch_submodule(&folder, &remote, commit, limit).map_err(|failed| name_submodule(failed, &shown))?
@@ -225,9 +273,9 @@ impl Sources {
                 _ => return Ok(None),
             },
         };
-        self.repositories.push(repository);
+        self.sources.push(Source::new(repository));
         let prefix = [&parent.prefix[..], &path, b"/"].concat();
-        Ok(Some(Place { source: self.repositories.len() - 1, commit, prefix, remote, depth: parent.depth + 1 }))
+        Ok(Some(Place { source: self.sources.len() - 1, commit, prefix, remote, depth: parent.depth + 1 }))
     }
 }
 
@@ -319,12 +367,16 @@ pub(super) struct Declared {
 pub(super) fn declared_submodules(
     repository: &Repository,
     tree: &Tree<'_>,
-) -> Result<BTreeMap<Vec<u8>, Declared>, git2::Error> {
+) -> Result<BTreeMap<Vec<u8>, Declared>, Failed> {
     let Some(entry) = tree.get_name(".gitmodules").filter(|entry| entry.kind() == Some(ObjectType::Blob)) else {
         return Ok(BTreeMap::new());
     };
-    let blob = repository.find_blob(entry.id())?;
-    let text = String::from_utf8_lossy(&blob.content()[..blob.size().min(MAX_GITMODULES_BYTES)]);
+    let odb = repository.odb()?;
+    if odb.read_header(entry.id())?.0 > MAX_GITMODULES_BYTES {
+        let why = format!("the commit's .gitmodules is larger than {MAX_GITMODULES_BYTES} bytes");
+        return Err(GitError::lasting(why).into());
+    }
+    let text = String::from_utf8_lossy(odb.read(entry.id())?.data()).into_owned();
     Ok(read_gitmodules(&text))
 }
 

@@ -21,6 +21,8 @@ pub(super) enum Task {
     LookAhead(Checkout),
     /// Put the files back that lay there before.
     PutBack(Checkout),
+    /// Make the stores small again.
+    Tidy(Checkout),
 }
 
 /// A task with its remote. Secrets are in plain text here: it goes through a pipe, and nowhere else.
@@ -67,6 +69,8 @@ pub(super) enum Answer {
     LookedAhead(LookedAhead),
     /// What lies in the working tree again.
     PutBack(PutBack),
+    /// The stores are as small as they get.
+    Tidied,
     /// It did not work.
     Failed {
         /// One line.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
-use super::manual::set_waiting;
+use super::manual::{configuration_waits, set_waiting};
 use super::open::lock;
 use super::projects::select_repositories;
 use super::queue::{TEXT_BYTES_KEPT, Try, queue};
@@ -52,12 +52,19 @@ impl Store {
 
     /// A check found `tip`. In one transaction, where there is something to write: a new commit is recorded as observed
     /// and queued (trigger `poll`), unless it is running, or is `last_commit_hash` with no later deployment started
-    /// (spec section 4, Queue). Under `deploy: manual` it is recorded, and waits, in place of being queued. Clears
-    /// `last_error`. Where nothing is new, only memory changes.
+    /// (spec section 4, Queue). Under `deploy: manual` it is recorded, and waits, in place of being queued, if it
+    /// `changes_stack`; a deployment finds that out for itself. Clears `last_error`. Where nothing is new, only memory
+    /// changes.
     ///
     /// # Errors
     /// SQLite's.
-    pub fn check_found(&self, begun: CheckBegun, tip: &CommitHash, now: Timestamp) -> Result<Found, StoreError> {
+    pub fn check_found(
+        &self,
+        begun: CheckBegun,
+        tip: &CommitHash,
+        changes_stack: bool,
+        now: Timestamp,
+    ) -> Result<Found, StoreError> {
         let id = begun.id;
         self.checks.change(id, |check| {
             check.last_at = Some(now);
@@ -90,7 +97,8 @@ impl Store {
                 .execute(params![id, tip.as_str()])?;
             let is_deployed = is_deployed(transaction, id, tip)?;
             if known.is_manual {
-                set_waiting(transaction, id, !is_deployed)?;
+                let waits = changes_stack && !is_deployed || configuration_waits(transaction, id)?;
+                set_waiting(transaction, id, waits)?;
             }
             if known.is_manual || is_deployed {
                 return Ok(Found::Nothing);
@@ -435,11 +443,14 @@ mod tests {
         scene.store.start(pending, "configuration 1", at(2)).unwrap();
         scene.store.fetched(pending, &commit(2), &hash(2)).unwrap();
         scene.store.checked_out(pending, &commit(2), &hash(2)).unwrap();
-        assert_eq!(scene.store.check_found(old, &hash(1), at(3)).unwrap(), Found::Outdated);
+        assert_eq!(scene.store.check_found(old, &hash(1), true, at(3)).unwrap(), Found::Outdated);
         assert_eq!(scene.record("media").observed_commit, Some(hash(2)));
-        assert_eq!(scene.store.check_found(old, &hash(2), at(3)).unwrap(), Found::Nothing);
+        assert_eq!(scene.store.check_found(old, &hash(2), true, at(3)).unwrap(), Found::Nothing);
         let again = scene.store.check_begins(id);
-        assert!(matches!(scene.store.check_found(again, &hash(1), at(4)).unwrap(), Found::Queued(_)), "a force push");
+        assert!(
+            matches!(scene.store.check_found(again, &hash(1), true, at(4)).unwrap(), Found::Queued(_)),
+            "a force push"
+        );
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use rusqlite::{Transaction, params};
 
+use super::projects::CONFIGURATION_CHANGED;
 use super::queue::{Try, queue, refuse_orphan};
 use super::{Queued, Store, StoreError};
 use crate::model::{Asked, RepositoryId, Trigger};
@@ -44,6 +45,12 @@ pub(super) fn set_waiting(transaction: &Transaction, id: RepositoryId, waiting: 
     let mut statement =
         transaction.prepare_cached("UPDATE repositories SET waiting = ?2 WHERE id = ?1 AND waiting <> ?2")?;
     Ok(statement.execute(params![id, waiting])? > 0)
+}
+
+/// Whether the last deployment started with another configuration: then that waits, whatever the branch holds.
+pub(super) fn configuration_waits(transaction: &Transaction, id: RepositoryId) -> Result<bool, StoreError> {
+    let sql = format!("SELECT 1 FROM repositories r WHERE r.id = ?1 AND {CONFIGURATION_CHANGED}");
+    Ok(transaction.prepare_cached(&sql)?.exists([id])?)
 }
 
 #[cfg(test)]
@@ -99,6 +106,30 @@ mod tests {
         scene.deploy("media", 2, &cancelled("by ada"), 4);
         scene.check_found(id, &hash(1), at(5)).unwrap();
         assert!(waiting(&scene), "another one was started since");
+    }
+
+    #[test]
+    fn a_commit_that_changes_nothing_of_the_stack_waits_for_nobody_and_hides_nothing_that_does() {
+        let scene = scene();
+        let id = scene.id("media");
+        let found = |number: u32, changes_stack: bool| {
+            scene.store.check_found(scene.store.check_begins(id), &hash(number), changes_stack, at(9)).unwrap();
+            (scene.record("media").observed_commit == Some(hash(number)), waiting(&scene))
+        };
+        scene.deploy("media", 1, &Outcome::Success, 1);
+        assert_eq!(found(2, false), (true, false));
+        assert_eq!(found(3, true), (true, true));
+        assert_eq!(found(4, false), (true, false), "it was taken back");
+
+        let mut changed = specs(true);
+        for repository in &mut changed[0].repositories {
+            repository.config_hash = "configuration 2".to_owned();
+        }
+        scene.store.sync(&changed, &[], at(10)).unwrap();
+        assert!(scene.store.changed_configurations().unwrap().contains(&id));
+        scene.store.configuration_changed(id, at(11)).unwrap();
+        assert_eq!(found(5, false), (true, true), "the configuration waits still");
+        assert_eq!(found(1, true), (true, true), "also on the branch that went back to what is deployed");
     }
 
     #[test]

@@ -11,6 +11,11 @@ use super::stack::SoFar;
 use super::{ProjectSpec, RepositorySpec, Store, StoreError};
 use crate::model::{ProjectRecord, RepositoryId, RepositoryName, RepositoryRecord};
 
+/// Of a repository `r`: its configuration is not the one that its last started deployment had. Not so where there was
+/// none.
+pub(super) const CONFIGURATION_CHANGED: &str = "r.config_hash <> (SELECT d.config_hash FROM deployments d INDEXED BY deployments_by_repository \
+     WHERE d.repository_id = r.id AND d.started_at IS NOT NULL ORDER BY d.id DESC LIMIT 1)";
+
 impl Store {
     /// Makes the records agree with the accepted projects, in one transaction: new ones are made, changed ones updated,
     /// ones that no file names any more become orphans (their pending rows end `failed: orphaned`), returning ones stop
@@ -46,12 +51,9 @@ impl Store {
     /// SQLite's.
     pub fn changed_configurations(&self) -> Result<Vec<RepositoryId>, StoreError> {
         self.read(|connection| {
-            let mut statement = connection.prepare_cached(
-                "SELECT r.id FROM repositories r WHERE r.orphaned_at IS NULL AND r.config_hash <> \
-                 (SELECT d.config_hash FROM deployments d INDEXED BY deployments_by_repository \
-                  WHERE d.repository_id = r.id AND d.started_at IS NOT NULL ORDER BY d.id DESC LIMIT 1) \
-                 ORDER BY r.id",
-            )?;
+            let mut statement = connection.prepare_cached(&format!(
+                "SELECT r.id FROM repositories r WHERE r.orphaned_at IS NULL AND {CONFIGURATION_CHANGED} ORDER BY r.id"
+            ))?;
             let ids = statement.query_map([], |row| row.get(0))?;
             Ok(ids.collect::<Result<_, _>>()?)
         })

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::queue::{TEXT_BYTES_KEPT, running_only};
 use super::rows::{json, one_line, stored_json};
 use super::{Store, StoreError};
-use crate::model::{Commit, CommitHash, DeploymentId, RepositoryId};
+use crate::model::{Asked, Commit, CommitHash, DeploymentId, RepositoryId};
 
 /// What an `up` brings up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -154,8 +154,16 @@ fn write_commit(
         ],
     )?;
     running_only(id, written)?;
-    let repository: RepositoryId =
-        transaction.query_row("SELECT repository_id FROM deployments WHERE id = ?1", [id], |row| row.get(0))?;
+    let (repository, tries_again, asked): (RepositoryId, bool, Asked) = transaction.query_row(
+        "SELECT r.id, r.is_manual AND d.\"trigger\" = 'retry', d.asked FROM deployments d \
+         JOIN repositories r ON r.id = d.repository_id WHERE d.id = ?1",
+        [id],
+        |row| Ok((row.get(0)?, row.get(1)?, json(row, 2)?)),
+    )?;
+    if tries_again && asked.commit.is_some() {
+        // Nobody decided about a tip that came after the commit that is tried again: the next check finds it.
+        return Ok(repository);
+    }
     // A row that is pending meanwhile stands for what a check saw after this one was fetched.
     transaction.execute(
         "UPDATE repositories SET observed_commit = ?2, waiting = 0 WHERE id = ?1 AND (observed_commit IS NULL OR \
@@ -223,6 +231,24 @@ mod tests {
             scene.check_found(id, &hash(10), at(5)).unwrap();
             assert_eq!(scene.record(name).waiting, name == "media", "until it moves");
         }
+    }
+
+    #[test]
+    fn another_try_of_a_commit_leaves_a_newer_tip_waiting() {
+        let scene = scene_with(&[manual(home(&["media"]), "media")], 200);
+        let id = scene.id("media");
+        let first = scene.enqueue("media", Trigger::Api, NOTHING, 1);
+        scene.start(first, 1, 2);
+        scene.store.recover(at(3)).unwrap();
+        let retry = scene.store.pending().unwrap().remove(0).id;
+        scene.store.start(retry, "configuration 1", at(4)).unwrap();
+        scene.store.fetched(retry, &commit(1), &hash(2)).unwrap();
+        assert!(!scene.record("media").waiting, "the check finds it");
+        scene.check_found(id, &hash(2), at(5)).unwrap();
+        assert!(scene.record("media").waiting);
+        scene.store.checked_out(retry, &commit(1), &hash(2)).unwrap();
+        assert!(scene.record("media").waiting);
+        assert_eq!(scene.record("media").checked_out_commit, Some(hash(1)));
     }
 
     #[test]

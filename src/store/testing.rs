@@ -64,7 +64,7 @@ impl Scene {
         tip: &CommitHash,
         now: Timestamp,
     ) -> Result<Option<Queued>, StoreError> {
-        match self.store.check_found(self.store.check_begins(id), tip, now)? {
+        match self.store.check_found(self.store.check_begins(id), tip, true, now)? {
             Found::Queued(queued) => Ok(Some(queued)),
             Found::Nothing => Ok(None),
             Found::Outdated => panic!("nothing was fetched between question and answer"),

@@ -101,26 +101,38 @@ fn a_service_that_a_commit_takes_out_is_removed() {
 }
 
 #[test]
-fn a_push_while_one_is_running_is_deployed_after_it() {
+fn a_push_while_one_is_brought_up_is_deployed_after_it() {
     if missing(&[parts::DOCKER, parts::GIT]) {
         return;
     }
-    let (stack, fake) = (Stack::new(), Fake::new());
+    let (stack, fake, receiver) = (Stack::new(), Fake::new(), Receiver::start());
     let repo = Repo::with(&[("compose.yaml", &Stack::compose("1"))]);
     let mut daemon = Daemon::new();
-    daemon.use_fake(&fake).project("home", &[Entry::new("web", &repo.url(), &stack)]);
+    let notifications =
+        format!("{{success: [\"{}\"], failure: [\"{}\"]}}", receiver.url("/well"), receiver.url("/bad"));
+    let entry =
+        Entry::new("web", &repo.url(), &stack).field("settle_time", "60").field("notifications", &notifications);
+    daemon.use_fake(&fake).project("home", std::slice::from_ref(&entry));
     fake.rule("docker-compose", "* up *", "hold");
     daemon.start();
-    let first = daemon.wait_for("web", "running");
+    let first = daemon.wait_for("web", "running")["id"].as_i64().expect("an id");
+    daemon.change_project("home", &[entry.field("settle_time", "1")]);
 
     let commit = repo.commit(&[("compose.yaml", &Stack::compose("2"))]);
     let second = daemon.wait_for("web", "pending");
     assert_eq!(second["commit_hash"], Json::Null, "a pending row has no commit yet");
     assert_eq!(daemon.repository("web")["status"], "running");
     fake.release();
-    daemon.wait_for_commit("web", &commit);
-    assert_eq!(daemon.succeeded(first["id"].as_i64().expect("an id"))["status"], "success");
+    let repository = daemon.wait_for_commit("web", &commit);
+    assert_eq!(repository["last_deployment"]["id"], second["id"]);
+    daemon.failed_as(first, &format!("superseded by deployment {}", second["id"]));
     assert_eq!(stack.version().as_deref(), Some("2"));
+    wait_until(SHORT, "the message of the success", || receiver.messages("/well").pop());
+    assert_eq!(
+        (receiver.messages("/well").len(), receiver.messages("/bad").len()),
+        (1, 0),
+        "the first is nobody's news"
+    );
 }
 
 #[test]

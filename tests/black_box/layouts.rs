@@ -1,17 +1,8 @@
 //! Compose files in the shapes that people have, on each Compose that is here.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::support::*;
-
-/// A Compose to test with: a name, and the `DOCKER_CONFIG` that selects it where it is not the default.
-fn composes() -> Vec<(&'static str, Option<PathBuf>)> {
-    let mut composes = vec![("the default Compose", None)];
-    if !missing(&[parts::COMPOSE_5]) {
-        composes.push(("Compose 5", compose_5_config()));
-    }
-    composes
-}
 
 /// A stack of `tests/fixtures/stacks`, deployed, with every `shiparr-test-layout` in it replaced by a name of its own.
 struct Layout {
@@ -22,13 +13,13 @@ struct Layout {
 }
 
 impl Layout {
-    fn deployed(name: &str, compose: &(&'static str, Option<PathBuf>), change: impl Fn(Entry) -> Entry) -> Layout {
+    fn deployed(name: &str, compose: &Compose, change: impl Fn(Entry) -> Entry) -> Layout {
         Layout::deployed_after(name, compose, change, |_| {})
     }
 
     fn deployed_after(
         name: &str,
-        compose: &(&'static str, Option<PathBuf>),
+        compose: &Compose,
         change: impl Fn(Entry) -> Entry,
         before: impl Fn(&Stack),
     ) -> Layout {
@@ -38,12 +29,12 @@ impl Layout {
         repo.commit_all(name);
         before(&stack);
         let mut daemon = Daemon::new();
-        if let Some(folder) = &compose.1 {
+        if let Some(folder) = &compose.docker_config {
             daemon.env("DOCKER_CONFIG", folder);
         }
         daemon.project("home", &[change(Entry::new("web", &repo.url(), &stack))]);
         daemon.start();
-        let layout = Layout { stack, repo, daemon, compose: compose.0 };
+        let layout = Layout { stack, repo, daemon, compose: compose.name };
         layout.expect_success(&layout.repo.tip());
         layout
     }
@@ -180,7 +171,7 @@ fn the_name_in_the_file_is_the_compose_project() {
         copy_tree(&fixtures, &repo.clone_folder(), |text| text.replace("shiparr-test-layout", &stack.name));
         repo.commit_all("A name");
         let mut daemon = Daemon::new();
-        if let Some(folder) = &compose.1 {
+        if let Some(folder) = &compose.docker_config {
             daemon.env("DOCKER_CONFIG", folder);
         }
         let text = format!("project: home\nrepositories:\n  web:\n    url: {}\n    settle_time: 1\n", repo.url());

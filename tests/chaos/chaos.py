@@ -3,6 +3,7 @@
 import argparse
 import random
 import shutil
+import signal
 import sys
 import time
 import traceback
@@ -81,9 +82,11 @@ class Chaos:
 
     def strike(self):
         """Waits for the moment of the next kill."""
-        aim = self.random.choice((*AIMS, "start-up", "any", "any", "any"))
+        aim = self.random.choice((*AIMS, "decrypted", "start-up", "any", "any", "any"))
         if aim == "start-up":
             time.sleep(self.random.uniform(0, 0.4))
+        elif aim == "decrypted":
+            self.scene.wait_for_plain_text(AIM_LIMIT_SECONDS)
         elif aim == "any":
             time.sleep(self.random.uniform(0.2, 6))
         else:
@@ -247,6 +250,8 @@ def main():
     if unknown := set(faults) - set(FAULTS):
         parser.error(f"unknown faults: {', '.join(sorted(unknown))} (known: {', '.join(FAULTS)})")
 
+    # Whoever ends it at its limit gets the mounts, engines and containers removed too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     print(f"chaos: seed {arguments.seed}, {arguments.engine} engine", flush=True)
     scene, failed, began = Scene(arguments), None, time.monotonic()
     try:

@@ -33,7 +33,8 @@ def final_check(scene):
         wrong += check_tree(scene, stack)
     wrong += check_untracked(scene)
     if wrong:
-        raise Failure("\n".join(wrong))
+        # What lies there before and after the stop is told once.
+        raise Failure("\n".join(dict.fromkeys(wrong)))
     scene.daemon.start()
 
 
@@ -178,6 +179,10 @@ def check_tree(scene, stack):
         path = scene.tree(stack) / name
         if not path.is_file() or path.read_bytes() != content:
             wrong.append(f"{path} is not what {stack.tip} says")
+    # It changes with every commit; a container that mounts this one file sees what is in this inode.
+    inode = (scene.tree(stack) / "app.conf").stat().st_ino
+    if scene.inodes.setdefault(stack.name, inode) != inode:
+        wrong.append(f"{stack.name}: app.conf is another file now")
     ours = {str(scene.tree(stack) / name) for name in expected} | {str(path) for path in scene.untracked}
     for folder, _, files in os.walk(scene.tree(stack)):
         strange = [name for name in files if name != ".git" and os.path.join(folder, name) not in ours]

@@ -218,7 +218,7 @@ class Scene:
         self.disk = SmallDisk(self.folder / "data")
         self.timeless_only = False
         self.accepted, self.refused, self.may_refuse = [], [], False
-        self.figures = ""
+        self.inodes, self.figures = {}, ""
         self.stacks, self.engine, self.proxy, self.daemon = [], None, None, None
         try:
             self.set_up(arguments)
@@ -296,6 +296,12 @@ class Scene:
                 path.write_text(text)
                 made[path] = (path.stat().st_ino, text)
         return made
+
+    def wait_for_plain_text(self, limit_seconds):
+        """Until a deployment has something decrypted, or the limit is over."""
+        until = time.monotonic() + limit_seconds
+        while time.monotonic() < until and not any(self.runtime.glob("secrets/*/*")):
+            time.sleep(0.002)
 
     # ---- Those who act ----
 

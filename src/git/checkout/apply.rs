@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Write as _;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{
@@ -13,6 +12,7 @@ use rustix::io::Errno;
 
 use super::super::GitError;
 use super::super::libgit::Failed;
+use super::super::objects::MAX_HELD_BYTES;
 use super::adopt::Adoption;
 use super::plan::{Plan, Seen, Write, describe_collisions};
 use super::worktree::{Above, Found, OPEN_FOLDER, Stamp, WorkTree};
@@ -20,7 +20,9 @@ use super::{Entry, Kind, MAX_NAMED_PATHS, Trees, folders_above, io_failed, show,
 
 /// Contents up to this size are read once before anything is written: a damaged one shows while the tree is still
 /// whole.
-const MAX_PROBED_BYTES: u64 = 16 * 1024 * 1024;
+const MAX_PROBED_BYTES: u64 = MAX_HELD_BYTES;
+/// Longest path that a link can lead to.
+const MAX_LINK_BYTES: u64 = 4095;
 
 impl Plan {
     /// Finds out what would stop the plan on its way.
@@ -43,8 +45,14 @@ impl Plan {
             let size = trees.sources.size(&write.entry)?;
             let in_place = write.over.filter(|stamp| !stamp.has_other_names);
             needed_bytes += size.saturating_sub(in_place.map_or(0, |stamp| stamp.size));
+            if write.entry.kind == Kind::Link && size > MAX_LINK_BYTES {
+                let path = show(&write.path);
+                let why =
+                    format!("the link {path} leads to a path of {size} bytes; Linux knows {MAX_LINK_BYTES} at most");
+                return Err(GitError::lasting(why).into());
+            }
             if size <= MAX_PROBED_BYTES {
-                trees.sources.with_content(&write.entry, |_| ())?;
+                trees.sources.read(&write.entry)?;
             }
         }
         let space = fstatvfs(&tree.root).map_err(|error| io_failed("look at", b".", error))?;
@@ -272,33 +280,28 @@ impl<'a> Writer<'a> {
         removed.map_err(|error| io_failed("remove", path, error))
     }
 
-    fn write(&mut self, write: &Write) -> Result<(), Failed> {
-        let sources = &self.trees.sources;
-        sources.with_content(&write.entry, |content| self.write_content(write, content))?
-    }
-
-    /// Writes a content.
-    pub fn write_content(&mut self, write: &Write, content: &[u8]) -> Result<(), Failed> {
-        let Some(stamp) = &write.over else { return self.create(&write.path, &write.entry, content, false) };
+    /// Makes a file, rewrites it in place, or replaces it.
+    pub fn write(&mut self, write: &Write) -> Result<(), Failed> {
+        let Some(stamp) = &write.over else { return self.create(&write.path, &write.entry, false) };
         if stamp.has_other_names {
             self.unlinked.push(show(&write.path));
-            return self.replace(&write.path, stamp, &write.entry, content);
+            return self.replace(&write.path, stamp, &write.entry);
         }
         match self.tree.open_file(&write.path, OFlags::WRONLY) {
-            Ok(file) => self.rewrite(&write.path, file, stamp, &write.entry, content),
+            Ok(file) => self.rewrite(&write.path, file, stamp, &write.entry),
             Err(Errno::TXTBSY) => {
                 let path = show(&write.path);
                 self.notes.push(format!("{path} is a program that runs: it was replaced by a new file"));
-                self.replace(&write.path, stamp, &write.entry, content)
+                self.replace(&write.path, stamp, &write.entry)
             }
             Err(error) => Err(io_failed("write", &write.path, error)),
         }
     }
 
     /// A new file under the old name.
-    fn replace(&self, path: &[u8], stamp: &Stamp, entry: &Entry, content: &[u8]) -> Result<(), Failed> {
+    fn replace(&self, path: &[u8], stamp: &Stamp, entry: &Entry) -> Result<(), Failed> {
         match self.tree.look(path).map_err(|error| io_failed("look at", path, error))? {
-            Found::File(now) if now == *stamp => self.create(path, entry, content, true),
+            Found::File(now) if now == *stamp => self.create(path, entry, true),
             _ => Err(changed_meanwhile(path)),
         }
     }
@@ -314,16 +317,17 @@ impl<'a> Writer<'a> {
     }
 
     /// In place: whoever has the file mounted or open sees the new content.
-    fn rewrite(&self, path: &[u8], file: OwnedFd, stamp: &Stamp, entry: &Entry, content: &[u8]) -> Result<(), Failed> {
+    fn rewrite(&self, path: &[u8], file: OwnedFd, stamp: &Stamp, entry: &Entry) -> Result<(), Failed> {
         let failed = |error| io_failed("write", path, error);
         if Stamp::of(&fstat(&file).map_err(failed)?) != *stamp {
             return Err(changed_meanwhile(path));
         }
         // Reserved first where the file grows, so that a full disk shows before the old content is gone.
-        reserve(&file, stamp.size, content.len() as u64).map_err(failed)?;
+        let size = self.trees.sources.size(entry)?;
+        reserve(&file, stamp.size, size).map_err(failed)?;
         let mut file = File::from(file);
-        file.write_all(content).map_err(|error| failed(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
-        ftruncate(&file, content.len() as u64).map_err(failed)?;
+        self.fill(path, &mut file, entry)?;
+        ftruncate(&file, size).map_err(failed)?;
         let mode = mode_of(entry.kind);
         if stamp.mode != mode.as_raw_mode() {
             // Somebody else's file keeps its other bits; whether it can be run must be right.
@@ -335,37 +339,48 @@ impl<'a> Writer<'a> {
     }
 
     /// Complete under a temporary name, then renamed: a run that is killed leaves no half of a new file.
-    pub fn create(&self, path: &[u8], entry: &Entry, content: &[u8], replaces: bool) -> Result<(), Failed> {
+    fn create(&self, path: &[u8], entry: &Entry, replaces: bool) -> Result<(), Failed> {
         let failed = |error| io_failed("write", path, error);
         let folder = self.make_folders(path)?;
         let name = split(path).1;
-        let made = self.make_temporary(&folder, entry.kind, content).and_then(|()| {
-            if replaces {
+        let made = self.make_temporary(path, &folder, entry).and_then(|()| {
+            let renamed = if replaces {
                 renameat(&folder, &self.temporary_name, &folder, name)
             } else {
                 rename_without_replacing(&folder, &self.temporary_name, name)
-            }
+            };
+            renamed.map_err(|error| if error == Errno::EXIST { changed_meanwhile(path) } else { failed(error) })
         });
         if made.is_err() {
             let _ = unlinkat(&folder, &self.temporary_name, AtFlags::empty());
         }
-        match made {
-            Err(Errno::EXIST) => Err(changed_meanwhile(path)),
-            made => made.map_err(failed),
-        }
+        made
     }
 
-    fn make_temporary(&self, folder: &OwnedFd, kind: Kind, content: &[u8]) -> Result<(), Errno> {
-        if kind == Kind::Link {
-            return symlinkat(content, folder, &self.temporary_name);
+    fn make_temporary(&self, path: &[u8], folder: &OwnedFd, entry: &Entry) -> Result<(), Failed> {
+        let failed = |error| io_failed("write", path, error);
+        if entry.kind == Kind::Link {
+            let target = self.trees.sources.read(entry)?;
+            return symlinkat(&target[..], folder, &self.temporary_name).map_err(failed);
         }
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = openat(folder, &self.temporary_name, flags, Mode::RUSR | Mode::WUSR)?;
+        let file = openat(folder, &self.temporary_name, flags, Mode::RUSR | Mode::WUSR).map_err(failed)?;
         let mut file = File::from(file);
-        file.write_all(content).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
-        fchmod(&file, mode_of(kind))?;
+        self.fill(path, &mut file, entry)?;
+        fchmod(&file, mode_of(entry.kind)).map_err(failed)?;
         begin_writing_out(&file);
         Ok(())
+    }
+
+    /// Writes the content of a commit's file, in pieces.
+    fn fill(&self, path: &[u8], file: &mut File, entry: &Entry) -> Result<(), Failed> {
+        let mut target = Target { file, failed: None };
+        let copied = self.trees.sources.copy(entry, &mut target);
+        match (copied, target.failed) {
+            (_, Some(error)) => Err(io_failed("write", path, error)),
+            (Err(error), None) => Err(Failed::Store(git2::Error::from_str(&error.to_string()))),
+            (Ok(()), None) => Ok(()),
+        }
     }
 
     /// The folder that a path lies in, made where it is missing, 0755 whatever the umask.
@@ -396,6 +411,26 @@ impl<'a> Writer<'a> {
     }
 }
 
+/// A file that is written, which keeps apart what went wrong with it and what with the store.
+struct Target<'a> {
+    file: &'a mut File,
+    failed: Option<Errno>,
+}
+
+impl std::io::Write for Target<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        std::io::Write::write(self.file, bytes).inspect_err(|error| {
+            if error.kind() != std::io::ErrorKind::Interrupted {
+                self.failed = Some(Errno::from_io_error(error).unwrap_or(Errno::IO));
+            }
+        })
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::Write::flush(self.file)
+    }
+}
+
 /// Starts writing a file to the disk without waiting: this advice does it as a side effect, and pages that are not
 /// written yet stay in memory.
 fn begin_writing_out(file: &File) {
@@ -422,7 +457,7 @@ fn reserve(file: impl AsFd, from: u64, to: u64) -> Result<(), Errno> {
     }
 }
 
-fn rename_without_replacing(folder: &OwnedFd, from: &str, to: &[u8]) -> Result<(), Errno> {
+pub(super) fn rename_without_replacing(folder: &OwnedFd, from: &str, to: &[u8]) -> Result<(), Errno> {
     match renameat_with(folder, from, folder, to, RenameFlags::NOREPLACE) {
         // Network file systems do not know the flag.
         Err(Errno::INVAL | Errno::NOSYS) => match statat(folder, to, AtFlags::SYMLINK_NOFOLLOW) {

@@ -22,6 +22,7 @@ mod tests_killed;
 mod tests_put_back;
 #[cfg(test)]
 mod tests_shared;
+mod torn;
 mod undo;
 mod worktree;
 
@@ -178,7 +179,12 @@ pub(super) fn put_back(
     let stays = match WorkTree::open_existing(path) {
         Ok(tree) => {
             journal.remove_leftovers(&tree);
-            journal.begin_with(&undo.commits(), put_back::folders_of_new_files(undo))?;
+            let folders = put_back::folders_of_new_files(undo);
+            if journal.begin_with(&undo.commits(), folders.clone()).is_err() {
+                // The disk may be full, and with what was made on it.
+                put_back::remove_made(&tree, undo, &trees);
+                journal.begin_with(&undo.commits(), folders)?;
+            }
             let name = journal.temporary_name();
             put_back::put_back(&tree, undo, &trees, checkout, &name, notes).map_err(|failed| match failed {
                 Failed::Git(error) => error,

@@ -2,19 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::Read;
 
-use git2::{ObjectType, Oid};
-use rustix::fs::{OFlags, fstat};
+use git2::Oid;
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::super::libgit::Failed;
 use super::cache::Cache;
+use super::torn::{Likeness, is_mix};
 use super::worktree::{Above, Found, Stamp, WorkTree};
 use super::{Entry, Files, Kind, Trees, folders_above, io_failed, show, split};
-
-/// Files that a killed run may have left half-written are looked at up to this size.
-pub(super) const MAX_TORN_BYTES: u64 = 64 * 1024 * 1024;
 
 /// What will be done.
 #[derive(Debug, Default)]
@@ -157,7 +154,7 @@ impl Planner<'_> {
             Found::Folder => self.plan_file_for_folder(path, entry)?,
             Found::Other => self.collide(path, &found),
             Found::Link(target) if entry.kind == Kind::Link => {
-                if self.trees.sources.read(entry)? != *target {
+                if !self.leads_to(entry, target)? {
                     self.replace(path, entry, &found)?;
                 }
             }
@@ -336,7 +333,7 @@ impl Planner<'_> {
         match found {
             Found::Link(target) => {
                 for entry in known.iter().filter(|entry| entry.kind == Kind::Link) {
-                    if self.trees.sources.read(entry)? == *target {
+                    if self.leads_to(entry, target)? {
                         return Ok(Some(Standing::Ours(*entry)));
                     }
                 }
@@ -368,14 +365,13 @@ impl Planner<'_> {
         if let Some((_, oid)) = self.last_read.as_ref().filter(|(read, _)| read == path) {
             return Ok(Some(*oid == entry.oid));
         }
-        let (bytes, after) = match self.read(path) {
-            Ok(read) => read,
+        let (oid, after) = match self.tree.hash_file(path, stamp.size) {
+            Ok(hashed) => hashed,
             Err(error) => {
                 self.plan.unreadable.insert(path.to_vec(), error);
                 return Ok(None);
             }
         };
-        let oid = Oid::hash_object(ObjectType::Blob, &bytes)?;
         if after == *stamp {
             self.cache.put(path, stamp, oid);
         }
@@ -383,12 +379,10 @@ impl Planner<'_> {
         Ok(Some(oid == entry.oid))
     }
 
-    /// A file's content, and its stamp after it was read.
-    fn read(&self, path: &[u8]) -> Result<(Vec<u8>, Stamp), Errno> {
-        let mut file = File::from(self.tree.open_file(path, OFlags::RDONLY)?);
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
-        Ok((bytes, Stamp::of(&fstat(&file)?)))
+    /// Whether a link of a commit leads there.
+    fn leads_to(&self, entry: &Entry, target: &[u8]) -> Result<bool, Failed> {
+        let sources = &self.trees.sources;
+        Ok(sources.size(entry)? == target.len() as u64 && sources.read(entry)? == *target)
     }
 
     /// Whether a file is what a killed run left of rewriting one commit's content with another's: it begins as the one
@@ -398,13 +392,21 @@ impl Planner<'_> {
             // A power failure can leave a new file without its content; an empty one is no loss.
             return Ok(true);
         }
-        if self.trees.perhaps.is_empty() || known.len() < 2 || stamp.size > MAX_TORN_BYTES {
+        if self.trees.perhaps.is_empty() || known.len() < 2 {
             return Ok(false);
         }
-        let Ok((bytes, _)) = self.read(path) else { return Ok(false) };
-        let contents: Vec<Vec<u8>> =
-            known.iter().map(|entry| self.trees.sources.read(entry)).collect::<Result<_, git2::Error>>()?;
-        Ok(contents.iter().any(|begun| contents.iter().any(|old| is_mix(&bytes, begun, old))))
+        let mut likenesses = Vec::new();
+        for entry in known {
+            let Ok(file) = self.tree.open_file(path, OFlags::RDONLY) else { return Ok(false) };
+            let mut likeness = Likeness::new(File::from(file), stamp.size);
+            let copied = self.trees.sources.copy(entry, &mut likeness);
+            if likeness.is_unreadable() {
+                return Ok(false);
+            }
+            copied.map_err(|error| git2::Error::from_str(&error.to_string()))?;
+            likenesses.push(likeness);
+        }
+        Ok(likenesses.iter().any(|begun| likenesses.iter().any(|old| is_mix(begun, old))))
     }
 }
 
@@ -418,34 +420,8 @@ impl Seen {
     }
 }
 
-/// Whether `bytes` is `old` with its beginning overwritten by that of `begun`.
-fn is_mix(bytes: &[u8], begun: &[u8], old: &[u8]) -> bool {
-    let same = bytes.iter().zip(begun).take_while(|(a, b)| a == b).count();
-    bytes[same..] == old[same.min(old.len())..] && (same > 0 || bytes == old)
-}
-
 /// One line that names what is in the way.
 pub(super) fn describe_collisions(collisions: &BTreeMap<Vec<u8>, &'static str>) -> String {
     let named: Vec<String> = collisions.iter().map(|(path, what)| format!("{} ({what})", show(path))).collect();
     super::some_of(&named)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_half_written_file_is_recognised_exactly() {
-        let (old, new) = (b"aaaaaaaa", b"bbbb");
-        for written in 0..=new.len() {
-            let mut torn = old.to_vec();
-            torn[..written].copy_from_slice(&new[..written]);
-            assert!(is_mix(&torn, new, old), "{written}");
-        }
-        assert!(is_mix(b"bbbbbbbbb", b"bbbbbbbbb", b"aa"), "the whole new content");
-        assert!(is_mix(b"bbb", b"bbbbbb", b"aa"), "a longer one that was begun");
-        for other in [&b"bbcaaaaa"[..], b"bbbbaaa", b"aaaaaaab", b"x", b""] {
-            assert!(!is_mix(other, new, old), "{other:?}");
-        }
-    }
 }

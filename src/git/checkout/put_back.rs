@@ -6,19 +6,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::Read as _;
+use std::io::ErrorKind;
 
 use git2::{ObjectType, Oid};
 use rustix::fs::{
     AtFlags, Gid, Mode, OFlags, RenameFlags, Uid, fchmod, fchown, fstat, fsync, mkdirat, openat, renameat_with,
-    unlinkat,
+    symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 
 use super::super::libgit::Failed;
-use super::apply::Writer;
-use super::plan::{MAX_TORN_BYTES, Seen, Write};
-use super::undo::{After, Before, Folder, Step, Undo, saved_file};
+use super::super::objects::Hasher;
+use super::apply::{Writer, rename_without_replacing};
+use super::plan::{Seen, Write};
+use super::torn::{Likeness, is_between};
+use super::undo::{After, Before, Folder, Step, Undo};
 use super::worktree::{Above, Found, OPEN_FOLDER, Stamp, WorkTree};
 use super::{Checkout, Entry, Kind, Trees, adopt, io_failed, show, some_of, split};
 
@@ -62,6 +64,13 @@ pub(super) fn put_back(
     Ok(!stays.is_empty())
 }
 
+/// Removes what the checkout made, as far as that is possible, for the space that it takes.
+pub(super) fn remove_made(tree: &WorkTree, undo: &Undo, trees: &Trees) {
+    let mut notes = Vec::new();
+    let writer = Writer::new(tree, trees, String::new(), &mut notes);
+    Back { tree, undo, trees, temporary_name: "", writer, stays: BTreeMap::new(), failed: None }.remove_made();
+}
+
 /// Folders in which files may be made.
 pub(super) fn folders_of_new_files(undo: &Undo) -> BTreeSet<Vec<u8>> {
     let files = undo.steps.iter().filter(|step| step.before.is_some()).map(|step| &step.path);
@@ -99,12 +108,8 @@ const CONTENT_IS_GONE: &str = "its content is not kept any more";
 impl Back<'_> {
     /// What was made goes first: it gives the space that the rest may need.
     fn everything(&mut self) {
+        self.remove_made();
         let undo = self.undo;
-        let (made, changed): (Vec<&Step>, Vec<&Step>) = undo.steps.iter().partition(|step| step.before.is_none());
-        for step in made {
-            let done = self.put_back(step);
-            self.note_failure(done);
-        }
         for folder in &undo.made_folders {
             if let Ok(Above::Folder(above)) = self.tree.above(&folder.0) {
                 // It stays where somebody has something in it.
@@ -115,9 +120,16 @@ impl Back<'_> {
             let done = self.make_folder(folder).map_err(|error| io_failed("make the folder", &folder.path.0, error));
             self.note_failure(done);
         }
-        let mut changed = changed;
+        let mut changed: Vec<&Step> = undo.steps.iter().filter(|step| step.before.is_some()).collect();
         changed.sort_by_key(|step| growth(step));
         for step in changed {
+            let done = self.put_back(step);
+            self.note_failure(done);
+        }
+    }
+
+    fn remove_made(&mut self) {
+        for step in self.undo.steps.iter().filter(|step| step.before.is_none()) {
             let done = self.put_back(step);
             self.note_failure(done);
         }
@@ -147,28 +159,37 @@ impl Back<'_> {
                 None => self.remove(path, &found),
                 Some(Before::Link(target)) => {
                     self.remove(path, &found)?;
-                    let entry = Entry { oid: Oid::zero(), kind: Kind::Link, source: 0 };
-                    self.writer.create(path, &entry, &target.0, false)
+                    self.make_link(path, &target.0).map_err(|error| io_failed("write", path, error))
                 }
-                Some(Before::File { oid, store, mode, .. }) => {
-                    let Some(content) = self.content(path, *oid, *store) else {
-                        self.stays(CONTENT_IS_GONE, path);
-                        return Ok(());
-                    };
-                    let kind = if mode & 0o100 == 0 { Kind::File } else { Kind::Executable };
-                    let entry = Entry { oid: *oid, kind, source: store.unwrap_or(0) };
-                    let over = match &found {
-                        Found::File(stamp) => Some(*stamp),
-                        _ => None,
-                    };
-                    if over.is_none() {
-                        self.remove(path, &found)?;
-                    }
-                    self.writer.write_content(&Write { path: path.clone(), entry, over }, &content)?;
-                    self.restore_rights(step)
-                }
+                Some(Before::File { .. }) => self.write(step, &found),
             },
         }
+    }
+
+    fn write(&mut self, step: &Step, found: &Found) -> Result<(), Failed> {
+        let (path, Some(Before::File { oid, store, mode, .. })) = (&step.path.0, &step.before) else { return Ok(()) };
+        let kind = if mode & 0o100 == 0 { Kind::File } else { Kind::Executable };
+        let entry = Entry { oid: *oid, kind, source: self.undo.source_of(*store) };
+        if !self.is_kept(path, &entry)? {
+            self.stays(CONTENT_IS_GONE, path);
+            return Ok(());
+        }
+        let over = match found {
+            Found::File(stamp) => Some(*stamp),
+            _ => None,
+        };
+        if over.is_none() {
+            self.remove(path, found)?;
+        }
+        self.writer.write(&Write { path: path.clone(), entry, over })?;
+        self.restore_rights(step)
+    }
+
+    /// Complete under a temporary name, so that it is there with its target or not at all.
+    fn make_link(&self, path: &[u8], target: &[u8]) -> Result<(), Errno> {
+        let Above::Folder(folder) = self.tree.above(path)? else { return Err(Errno::NOENT) };
+        symlinkat(target, &folder, self.temporary_name)?;
+        rename_without_replacing(&folder, self.temporary_name, split(path).1)
     }
 
     /// Removes what was seen; nothing where nothing was.
@@ -193,68 +214,67 @@ impl Back<'_> {
     }
 
     fn state_of_file(&self, step: &Step, stamp: &Stamp) -> Result<State, Failed> {
-        let path = &step.path.0;
-        if !known_sizes(step).contains(&Some(stamp.size)) && !may_be_torn(step, stamp) {
-            return Ok(State::Theirs);
-        }
-        let bytes = self.read(path)?;
-        let oid = Oid::hash_object(ObjectType::Blob, &bytes)?;
+        // Those that a checkout sets, and what lay there had; giving a file away clears some bits of it.
         let mut modes = vec![0o644, 0o755];
-        if let Some(Before::File { oid: before, mode, owner, group, .. }) = &step.before {
+        if let Some(Before::File { mode, .. }) = &step.before {
             modes.extend([*mode, mode & !SPECIAL_BITS]);
-            let has_rights = (stamp.mode, stamp.owner, stamp.group) == (*mode, *owner, *group);
-            match (oid == *before, has_rights) {
-                (true, true) => return Ok(State::IsBack),
-                (true, false) if modes.contains(&stamp.mode) => return Ok(State::OnlyRights),
-                (true, false) => return Ok(State::Theirs),
-                (false, _) => {}
-            }
         }
-        let is_after = matches!(&step.after, Some(After::File { oid: after, .. }) if oid == *after);
-        // A power failure can leave a new file without its content; an empty one is no loss.
-        let has_file =
-            matches!(step.before, Some(Before::File { .. })) || matches!(step.after, Some(After::File { .. }));
-        let is_cut = has_file && bytes.is_empty();
-        let is_ours = is_after || is_cut || self.is_torn(step, &bytes);
+        let mut is_ours = false;
+        if known_sizes(step).contains(&Some(stamp.size)) {
+            let (path, size) = (&step.path.0, stamp.size);
+            let (oid, _) = self.tree.hash_file(path, size).map_err(|error| io_failed("read", path, error))?;
+            if let Some(Before::File { oid: before, mode, owner, group, .. }) = &step.before {
+                if oid == *before {
+                    let has_rights = (stamp.mode, stamp.owner, stamp.group) == (*mode, *owner, *group);
+                    return Ok(match (has_rights, modes.contains(&stamp.mode)) {
+                        (true, _) => State::IsBack,
+                        (false, true) => State::OnlyRights,
+                        (false, false) => State::Theirs,
+                    });
+                }
+            }
+            let is_after = matches!(&step.after, Some(After::File { oid: after, .. }) if oid == *after);
+            // A power failure can leave a new file without its content; an empty one is no loss.
+            is_ours = is_after || size == 0;
+        }
+        let is_ours = is_ours || self.is_torn(step, stamp)?;
         Ok(if is_ours && modes.contains(&stamp.mode) { State::Ours } else { State::Theirs })
     }
 
     /// Whether a file is what a checkout, or a putting back, left of rewriting one content with another when it was
     /// ended.
-    fn is_torn(&self, step: &Step, bytes: &[u8]) -> bool {
-        let (
-            Some(Before::File { oid: before, store, size: before_size, .. }),
-            Some(After::File { oid: after, store: after_store, size }),
-        ) = (&step.before, &step.after)
+    fn is_torn(&self, step: &Step, stamp: &Stamp) -> Result<bool, Failed> {
+        let (Some(Before::File { oid: before, store: old, .. }), Some(After::File { oid: after, store: new, .. })) =
+            (&step.before, &step.after)
         else {
-            return false;
+            return Ok(false);
         };
-        if *before_size.max(size) > MAX_TORN_BYTES {
-            return false;
-        }
-        let before = self.content(&step.path.0, *before, *store);
-        let after = self.content(&step.path.0, *after, Some(*after_store));
-        before.zip(after).is_some_and(|(before, after)| is_between(bytes, &before, &after))
+        let path = &step.path.0;
+        let like = |oid: &Oid, store: Option<usize>, place: u64| {
+            let file = self.tree.open_file(path, OFlags::RDONLY).map_err(|error| io_failed("read", path, error))?;
+            let mut likeness = Likeness::new(File::from(file), stamp.size).beginning_at(place);
+            let entry = Entry { oid: *oid, kind: Kind::File, source: self.undo.source_of(store) };
+            let copied = self.trees.sources.copy(&entry, &mut likeness);
+            Ok::<_, Failed>(copied.is_ok().then_some(likeness))
+        };
+        let Some(before) = like(before, *old, 0)? else { return Ok(false) };
+        let Some(after) = like(after, Some(*new), before.same_until())? else { return Ok(false) };
+        Ok(is_between(&before, &after))
     }
 
-    /// A content from its store, or from the copy that was made of a changed file.
-    fn content(&self, path: &[u8], oid: Oid, store: Option<usize>) -> Option<Vec<u8>> {
-        match store {
-            Some(source) => self.trees.sources.read(&Entry { oid, kind: Kind::File, source }).ok(),
-            None => {
-                let bytes = std::fs::read(saved_file(self.undo.saved.as_deref()?, path)).ok()?;
-                (Oid::hash_object(ObjectType::Blob, &bytes).ok()? == oid).then_some(bytes)
+    /// Whether a content can still be had: it is looked at before anything goes that it is to replace.
+    fn is_kept(&self, path: &[u8], entry: &Entry) -> Result<bool, Failed> {
+        let sources = &self.trees.sources;
+        let Ok(size) = sources.size(entry) else { return Ok(false) };
+        let mut hasher = Hasher::new(ObjectType::Blob, size);
+        match sources.copy(entry, &mut hasher).and_then(|()| hasher.finish()) {
+            Ok(oid) => Ok(oid == entry.oid),
+            // A large one is undone into a file, for which there is no space now.
+            Err(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+                Err(io_failed("put back", path, Errno::NOSPC))
             }
+            Err(_) => Ok(false),
         }
-    }
-
-    fn read(&self, path: &[u8]) -> Result<Vec<u8>, Failed> {
-        let failed = |error| io_failed("read", path, error);
-        let mut file = File::from(self.tree.open_file(path, OFlags::RDONLY).map_err(failed)?);
-        let mut bytes = Vec::new();
-        let read = file.read_to_end(&mut bytes);
-        read.map_err(|error| failed(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
-        Ok(bytes)
     }
 
     /// Owner and mode as they were; only root may give a file back to somebody else.
@@ -311,7 +331,7 @@ impl Back<'_> {
     }
 }
 
-/// Of the contents that a file can have.
+/// Of the contents that a file can have; where it has none, it cannot be an empty one either.
 fn known_sizes(step: &Step) -> [Option<u64>; 3] {
     let before = match &step.before {
         Some(Before::File { size, .. }) => Some(*size),
@@ -321,13 +341,7 @@ fn known_sizes(step: &Step) -> [Option<u64>; 3] {
         Some(After::File { size, .. }) => Some(*size),
         _ => None,
     };
-    [before, after, Some(0)]
-}
-
-/// Whether a file is one that was rewritten in place, and not too large to be compared in parts.
-fn may_be_torn(step: &Step, stamp: &Stamp) -> bool {
-    let are_files = matches!((&step.before, &step.after), (Some(Before::File { .. }), Some(After::File { .. })));
-    are_files && stamp.size <= MAX_TORN_BYTES
+    [before, after, before.or(after).map(|_| 0)]
 }
 
 /// How many bytes more a file takes once it is back: those that give space go first.
@@ -345,44 +359,4 @@ fn set_rights(file: &impl std::os::fd::AsFd, mode: u32, owner: u32, group: u32) 
         fchmod(file, Mode::from_raw_mode(mode))?;
     }
     Ok(())
-}
-
-/// Whether `bytes` can lie there when `after` was being written over `before`, and then `before` over that, and each
-/// was ended somewhere: it begins as the one, goes on as the other, and ends as the first.
-fn is_between(bytes: &[u8], before: &[u8], after: &[u8]) -> bool {
-    let same = |a: &[u8], b: &[u8]| a.iter().zip(b).take_while(|(a, b)| a == b).count();
-    let back = same(bytes, before);
-    let forth = back + same(&bytes[back..], &after[back.min(after.len())..]);
-    let rest = &bytes[forth..];
-    if rest.is_empty() {
-        // All of the one's length, or it was still growing.
-        return bytes.len() == after.len() || bytes.len() >= before.len();
-    }
-    *rest == before[forth.min(before.len())..]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_was_ended_twice_is_recognised_and_nothing_else() {
-        for (before, after) in [(&b"aaaaaaaa"[..], &b"bbbb"[..]), (b"aaaa", b"bbbbbbbb"), (b"aaaa", b"bbbb")] {
-            for forth in 0..=after.len() {
-                let mut torn = before.to_vec();
-                torn.resize(before.len().max(forth), 0);
-                torn[..forth].copy_from_slice(&after[..forth]);
-                for back in 0..=before.len() {
-                    let mut twice = torn.clone();
-                    twice.resize(torn.len().max(back), 0);
-                    twice[..back].copy_from_slice(&before[..back]);
-                    assert!(is_between(&twice, before, after), "{forth} {back} {}", String::from_utf8_lossy(&twice));
-                }
-            }
-            assert!(is_between(before, before, after) && is_between(after, before, after));
-        }
-        for other in [&b"aabbabaa"[..], b"aaabb", b"bbbba", b"x", b"aaaaaaaab", b"a"] {
-            assert!(!is_between(other, b"aaaaaaaa", b"bbbb"), "{}", String::from_utf8_lossy(other));
-        }
-    }
 }

@@ -1,7 +1,7 @@
 //! Copies of tracked files that were changed on this host, made before they are replaced or removed.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -10,12 +10,13 @@ use rustix::fs::OFlags;
 
 use super::super::GitError;
 use super::super::libgit::Failed;
+use super::super::objects::copy_pieces;
 use super::plan::{Save, Seen};
 use super::worktree::WorkTree;
 use super::{Kind, Trees, io_failed, show, some_of};
 
 /// Files beyond this size get no diff beside them.
-const MAX_DIFF_BYTES: usize = 8 * 1024 * 1024;
+const MAX_DIFF_BYTES: u64 = 8 * 1024 * 1024;
 /// Longest name that a file can have.
 const MAX_NAME_BYTES: usize = 255;
 /// Folders that were made in the same second.
@@ -45,9 +46,8 @@ pub(super) fn save(
         }
         for save in saves.iter().filter(|save| matches!(save.seen, Seen::File(_))) {
             let target = target_of(save, &folder);
-            let bytes = std::fs::read(&target).map_err(failed)?;
-            if let Some(diff) = diff(trees, save, &bytes)? {
-                write_private(&diff_name(&target), &diff).map_err(failed)?;
+            if let Some(diff) = diff(trees, save, &target, &failed)? {
+                write_private(&diff_name(&target), &mut &diff[..]).map_err(failed)?;
             }
         }
         Ok(())
@@ -87,25 +87,27 @@ fn copy(
         Seen::File(_) => {
             let file = tree.open_file(&save.path, OFlags::RDONLY);
             let file = file.map_err(|error| io_failed("read", &save.path, error))?;
-            let mut bytes = Vec::new();
-            File::from(file).read_to_end(&mut bytes).map_err(failed)?;
-            write_private(&target, &bytes).map_err(failed)?;
+            write_private(&target, &mut File::from(file)).map_err(failed)?;
         }
     }
     Ok(())
 }
 
 /// From what the commit had to what lies there; none for a link, or something large.
-fn diff(trees: &Trees, save: &Save, bytes: &[u8]) -> Result<Option<Vec<u8>>, Failed> {
-    if save.tracked.kind == Kind::Link || bytes.len() > MAX_DIFF_BYTES {
+fn diff(
+    trees: &Trees,
+    save: &Save,
+    target: &Path,
+    failed: &dyn Fn(std::io::Error) -> GitError,
+) -> Result<Option<Vec<u8>>, Failed> {
+    let copied_bytes = target.metadata().map_err(failed)?.len();
+    let is_large = |bytes: u64| bytes > MAX_DIFF_BYTES;
+    if save.tracked.kind == Kind::Link || is_large(copied_bytes) || is_large(trees.sources.size(&save.tracked)?) {
         return Ok(None);
     }
-    let tracked = trees.sources.read(&save.tracked)?;
-    if tracked.len() > MAX_DIFF_BYTES {
-        return Ok(None);
-    }
+    let (tracked, copied) = (trees.sources.read(&save.tracked)?, std::fs::read(target).map_err(failed)?);
     let path = Path::new(std::ffi::OsStr::from_bytes(&save.path));
-    let mut patch = git2::Patch::from_buffers(&tracked, Some(path), bytes, Some(path), None)?;
+    let mut patch = git2::Patch::from_buffers(&tracked, Some(path), &copied, Some(path), None)?;
     Ok(Some(patch.to_buf()?.to_vec()))
 }
 
@@ -141,8 +143,8 @@ fn private_folders() -> DirBuilder {
     builder
 }
 
-fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+fn write_private(path: &Path, content: &mut impl Read) -> std::io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    file.write_all(bytes)?;
+    copy_pieces(content, &mut file)?;
     file.sync_all()
 }

@@ -321,7 +321,8 @@ fn a_damaged_store_is_made_anew() {
         assert_eq!(lab.read("file"), format!("after {number}"));
         assert_eq!(lab.read("data"), "precious");
         let is_said = done.notes.iter().any(|note| note.contains("was damaged"));
-        assert_eq!(is_said, (1..=4).contains(&number), "{number}: {:?}", done.notes);
+        // Without `HEAD` it is an empty folder, and a wrong one is simply set right.
+        assert_eq!(is_said, (2..=4).contains(&number), "{number}: {:?}", done.notes);
     }
     assert_eq!(lab.saved(), []);
 }
@@ -394,7 +395,7 @@ fn a_store_does_not_grow_with_the_number_of_pushes() {
         lab.deploy().unwrap();
     }
     let packs = fs::read_dir(lab.checkout_request().store.join("objects/pack")).unwrap().count() / 2;
-    assert!(packs < super::super::store::MAX_PACKS, "{packs} packs");
+    assert!(packs < crate::git::tidy::MAX_PACKS, "{packs} packs");
     git(&lab.checkout_request().store, &["fsck", "--full", "--strict"]);
 }
 

@@ -318,3 +318,51 @@ fn files_of_submodules_are_put_back() {
     lab.put_back();
     assert_eq!(lab.read("libs/m/inside"), "first");
 }
+
+#[test]
+fn a_full_disk_is_freed_of_what_was_made_first() {
+    struct Mounted(std::path::PathBuf);
+    impl Drop for Mounted {
+        fn drop(&mut self) {
+            let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
+        }
+    }
+    const BYTES: usize = 300_000;
+    let lab = Lab::new();
+    let disk = lab.root().join("disk");
+    fs::create_dir(&disk).unwrap();
+    let mount = ["-t", "tmpfs", "-o", "size=3m", "none"];
+    if !std::process::Command::new("mount").args(mount).arg(&disk).status().is_ok_and(|status| status.success()) {
+        return;
+    }
+    let _mounted = Mounted(disk.clone());
+    let noise = |seed: u32| -> Vec<u8> {
+        std::iter::successors(Some(seed), |value| Some(value.wrapping_mul(1_664_525).wrapping_add(1_013_904_223)))
+            .map(|value| value.to_be_bytes()[0])
+            .take(BYTES)
+            .collect()
+    };
+    for folder in ["data", "tree"] {
+        fs::create_dir(disk.join(folder)).unwrap();
+        symlink(disk.join(folder), lab.root().join(folder)).unwrap();
+    }
+    lab.put("shrinks", noise(1));
+    lab.put("goes", noise(2));
+    lab.push("one");
+    lab.deploy().unwrap();
+    lab.put("shrinks", "small");
+    lab.put("comes", noise(3));
+    fs::remove_file(lab.clone().join("goes")).unwrap();
+    lab.push("two");
+    lab.deploy().unwrap();
+    let mut filler = fs::File::create(disk.join("filler")).unwrap();
+    while std::io::Write::write_all(&mut filler, &[1; 4096]).is_ok() {}
+    // Not all of it fits: what does not is told, and nothing is lost.
+    let error = run::put_back(&lab.checkout_request()).unwrap_err();
+    assert!(error.message.contains("no space left"), "{error}");
+    assert!(!lab.tree("comes").exists());
+    drop(filler);
+    fs::remove_file(disk.join("filler")).unwrap();
+    assert_eq!(lab.put_back().notes, Vec::<String>::new());
+    assert!(fs::read(lab.tree("shrinks")).unwrap() == noise(1) && fs::read(lab.tree("goes")).unwrap() == noise(2));
+}

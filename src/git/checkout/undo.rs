@@ -130,6 +130,21 @@ impl Undo {
         &self.stores
     }
 
+    /// The copies of files that were changed on the host, by their content.
+    pub(in crate::git) fn copies(&self) -> BTreeMap<Oid, PathBuf> {
+        let Some(folder) = &self.saved else { return BTreeMap::new() };
+        let copy = |step: &Step| match &step.before {
+            Some(Before::File { oid, store: None, .. }) => Some((*oid, saved_file(folder, &step.path.0))),
+            _ => None,
+        };
+        self.steps.iter().filter_map(copy).collect()
+    }
+
+    /// Which of the sources that [`Sources::open`] opens has a content.
+    pub(super) fn source_of(&self, store: Option<usize>) -> usize {
+        store.unwrap_or(self.stores.len())
+    }
+
     /// The working tree.
     pub(in crate::git) fn local_path(&self) -> &Path {
         &self.local_path
@@ -230,7 +245,7 @@ fn saved_content(saved: Option<&Path>, path: &[u8]) -> Result<(Oid, u64), Failed
 }
 
 /// Where the copy of a file is in a folder of saved ones.
-pub(super) fn saved_file(folder: &Path, path: &[u8]) -> PathBuf {
+fn saved_file(folder: &Path, path: &[u8]) -> PathBuf {
     folder.join(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(path))
 }
 

@@ -1,13 +1,17 @@
 //! The working tree, looked at without ever following a link in it: a container can have put one where a folder was.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, openat, readlinkat, statat, unlinkat};
+use git2::{ObjectType, Oid};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, fstat, openat, readlinkat, statat, unlinkat};
 use rustix::io::Errno;
 
 use super::super::GitError;
+use super::super::objects::{Hasher, copy_pieces};
 use super::split;
 
 /// The top of a working tree.
@@ -130,9 +134,18 @@ impl WorkTree {
             return None;
         }
         let mut bytes = Vec::new();
-        let file = std::fs::File::from(self.open_file(path, OFlags::RDONLY).ok()?);
-        std::io::Read::read_to_end(&mut std::io::Read::take(file, max_bytes), &mut bytes).ok()?;
+        let file = File::from(self.open_file(path, OFlags::RDONLY).ok()?);
+        file.take(max_bytes).read_to_end(&mut bytes).ok()?;
         Some(bytes)
+    }
+
+    /// The name that a file's content has in a store, and its stamp after it was read. `size` is that which it had.
+    pub(super) fn hash_file(&self, path: &[u8], size: u64) -> Result<(Oid, Stamp), Errno> {
+        let mut file = File::from(self.open_file(path, OFlags::RDONLY)?);
+        let mut hasher = Hasher::new(ObjectType::Blob, size);
+        let hashed = copy_pieces(&mut file, &mut hasher).and_then(|_| hasher.finish());
+        let oid = hashed.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        Ok((oid, Stamp::of(&fstat(&file)?)))
     }
 
     /// Removes a folder of ours with everything in it.

@@ -100,7 +100,7 @@ fn what_waits_for_somebody_is_waiting_until_something_goes_on() {
     assert_eq!(status(), "never_deployed");
     let found = |number: u64| {
         let begun = scene.store.check_begins(scene.id("web"));
-        scene.store.check_found(begun, &format!("{number:040x}").parse().unwrap(), Timestamp::now()).unwrap();
+        scene.store.check_found(begun, &format!("{number:040x}").parse().unwrap(), true, Timestamp::now()).unwrap();
     };
     found(0xaa);
     assert_eq!(status(), "waiting");

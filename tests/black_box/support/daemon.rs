@@ -296,6 +296,16 @@ impl Daemon {
         exchange(stream, &request_bytes(method, path, &[], b"")).expect("an answer")
     }
 
+    /// Has a repository's remote asked now, as its timer does; without waiting for what that finds.
+    #[track_caller]
+    pub fn check_now(&self, name: &str) {
+        let body = format!("{{\"id\": {}}}", self.repository(name)["id"]);
+        let stream = UnixStream::connect(self.runtime().join("shiparr.sock")).expect("connect to the control socket");
+        let request = request_bytes("POST", "/control/check", &[], body.as_bytes());
+        let answer = exchange(stream, &request).expect("an answer");
+        assert_eq!(answer.status, 204, "check {name}: {}", answer.text());
+    }
+
     /// The JSON of a GET that must be answered 200.
     #[track_caller]
     pub fn get(&self, path: &str) -> Json {
@@ -358,6 +368,22 @@ impl Daemon {
         let deployment = self.ended(id);
         assert_eq!(deployment["status"], "failed", "{deployment}\n{}", self.log_of(id));
         deployment
+    }
+
+    /// The deployment once it has failed, with an error that begins with this word or words.
+    #[track_caller]
+    pub fn failed_as(&self, id: i64, first_words: &str) -> Json {
+        let deployment = self.failed(id);
+        let error = deployment["error"].as_str().unwrap_or_default();
+        assert!(error.starts_with(first_words), "{error}");
+        println!("deployment {id}: {error}");
+        deployment
+    }
+
+    /// Waits until a deployment has nothing to do any more but to wait for its stack.
+    #[track_caller]
+    pub fn wait_until_up(&self, id: i64) {
+        wait_until(MINUTE, "its `up` to have ended", || self.log_of(id).contains(" up (").then_some(()));
     }
 
     /// Waits until a deployment of the repository is there and has the status.

@@ -39,6 +39,19 @@ impl Stack {
         )
     }
 
+    /// The same with a health check that says nothing until [`Stack::make_well`].
+    pub fn compose_not_well_yet(version: &str) -> String {
+        let check = "    healthcheck: {test: [CMD, test, -e, /tmp/well], interval: 1s, start_period: 600s}\n";
+        Stack::compose_with(version, check)
+    }
+
+    /// What `web` of such a compose file waits for.
+    #[track_caller]
+    pub fn make_well(&self) {
+        let web = self.container("web").expect("a container of web");
+        web.run(&["sh", "-c", "mkdir -p /tmp; touch /tmp/well"]);
+    }
+
     /// All containers of the project, stopped ones too.
     pub fn containers(&self) -> Vec<Container> {
         let ids = docker(&["ps", "--all", "--quiet", "--no-trunc", "--filter", &self.label()]);

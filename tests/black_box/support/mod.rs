@@ -1,6 +1,7 @@
 //! What the black-box tests stand on: the daemon as a process, real Git remotes, real stacks, and programs that fail on
 //! demand.
 
+mod by_hand;
 mod daemon;
 mod docker;
 mod docker_proxy;
@@ -8,6 +9,7 @@ mod fake;
 mod folders;
 mod git_server;
 mod http;
+mod lived;
 pub mod parts;
 mod project;
 mod repo;
@@ -17,14 +19,16 @@ mod ssh;
 mod tls;
 mod wait;
 
+pub use by_hand::{Compose, Tree, composes};
 pub use daemon::Daemon;
-pub use docker::{Stack, docker};
+pub use docker::{Container, Stack, docker};
 pub use docker_proxy::DockerProxy;
 pub use fake::{Call, Fake};
 pub use folders::{contains_anywhere, copy_tree, files_below};
 pub use git_server::{Fault, GitServer, Requests};
 pub use http::{Answer, read_answer};
-pub use parts::{IMAGE, all_required, compose_5_config, missing};
+pub use lived::{Lived, lines_to_write, written};
+pub use parts::{IMAGE, all_required, missing};
 pub use project::{Entry, project_file};
 pub use repo::Repo;
 pub use server::{Received, Receiver};

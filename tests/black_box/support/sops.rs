@@ -65,19 +65,21 @@ impl Sops {
 
     /// `variables`, encrypted.
     pub fn encrypt(&self, format: Format, variables: &[(&str, &str)]) -> String {
+        self.encrypt_as(format.word(), &format.write(variables))
+    }
+
+    /// A text of no format in particular, encrypted.
+    pub fn encrypt_text(&self, text: &str) -> String {
+        self.encrypt_as("binary", text)
+    }
+
+    fn encrypt_as(&self, format: &str, text: &str) -> String {
         let plain = TempDir::new_in(self.folder.path()).expect("make a folder");
         let file = plain.path().join("plain");
-        fs::write(&file, format.write(variables)).expect("write the plain text");
+        fs::write(&file, text).expect("write the plain text");
+        let output_format = if format == "binary" { "json" } else { format };
         let output = Command::new("sops")
-            .args([
-                "--encrypt",
-                "--age",
-                &self.recipient,
-                "--input-type",
-                format.word(),
-                "--output-type",
-                format.word(),
-            ])
+            .args(["--encrypt", "--age", &self.recipient, "--input-type", format, "--output-type", output_format])
             .arg(&file)
             .env("HOME", self.folder.path())
             .output()
