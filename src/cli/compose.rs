@@ -1,6 +1,7 @@
 //! `shiparr compose REPO -- ARGS…`: Compose in the caller's terminal, on what a deployment would run it on.
 
 use std::ffi::{OsStr, OsString};
+use std::io::ErrorKind;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{ExitCode, ExitStatus};
@@ -93,7 +94,9 @@ pub fn run(client: Client, environment: &Environment, args: &ComposeArgs) -> any
         Err(CommandError::Cancelled { .. }) => {
             bail!("{name}: Compose was stopped: {}", printable(&end.recv().unwrap_or_default()))
         }
-        Err(error @ CommandError::Start { .. }) => Err(anyhow::Error::new(error).context("run this as root")),
+        Err(CommandError::Start { source, .. }) if source.kind() == ErrorKind::PermissionDenied => {
+            bail!("{name}: this user may not run Compose there ({source}): run it as the daemon's user, mostly root")
+        }
         Err(error) => Err(error.into()),
     }
 }
