@@ -49,10 +49,15 @@ impl Owed {
         });
     }
 
-    fn start(&mut self, number: u32, tip: u32) {
+    /// `is_retry`: nobody has decided about the tip, where it is another try of a certain commit.
+    fn start(&mut self, number: u32, tip: u32, is_retry: bool) {
         self.running = self.waiting.take().map(|asked| (asked, number));
-        self.observed = Some(tip);
-        self.is_shown = false;
+        let is_same_again =
+            self.is_manual && is_retry && self.running.as_ref().is_some_and(|(asked, _)| asked.commit.is_some());
+        if !is_same_again {
+            self.observed = Some(tip);
+            self.is_shown = false;
+        }
     }
 
     /// Whether a poll of this commit is about what runs already.
@@ -189,7 +194,7 @@ impl World {
             let number = (0..4).find(|number| earlier(*number).commit == wanted.commit).unwrap_or(tip);
             self.scene.store.start(pending.id, "configuration 1", at(self.now)).unwrap();
             self.scene.store.checked_out(pending.id, &commit(number), &hash(tip)).unwrap();
-            self.owed(id).start(number, tip);
+            self.owed(id).start(number, tip, pending.trigger == Trigger::Retry);
         }
         "a start"
     }
