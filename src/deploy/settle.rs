@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::journal::Journal;
-use super::pipeline::{Host, Job, assemble};
+use super::pipeline::{Host, Job};
+use super::stack::assemble;
 use super::{Log, StepError, checkout};
 use crate::command::Limit;
 use crate::config::Repository;
