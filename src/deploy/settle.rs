@@ -100,6 +100,24 @@ pub fn put_back_interrupted(host: &Host, repository: &Repository, record: &Repos
     }
 }
 
+/// At the start of the daemon: an interrupted `up` of a repository that no project file names any more cannot be healed,
+/// for its variables cannot be had. Whoever took it out should look at it.
+///
+/// # Errors
+/// The database's.
+pub fn tell_of_orphan(host: &Host, record: &RepositoryRecord) -> Result<(), StoreError> {
+    if let Some(left) = host.store.unsettled(record.id)?.filter(|left| left.up_began) {
+        let project = record.compose_project.as_deref().unwrap_or_default();
+        log::warn!(
+            "{}: deployment {} was interrupted while it changed containers, and no project file names the repository any more: look at what \
+             it left with `docker ps -a --filter label=com.docker.compose.project={project}`",
+            record.name,
+            left.id
+        );
+    }
+    Ok(())
+}
+
 /// Puts the files back, and records what lies there now.
 fn restore(
     host: &Host,
