@@ -306,9 +306,31 @@ impl Running {
     fn change(&mut self, host: &Host, checkout: &git::Checkout) -> Result<BroughtUp, UpError> {
         let Prepared { stack, plan, secret_files, judgement, _plaintext } = self.prepare(host).map_err(untouched)?;
         let secret_files = secret_files.switch(&plan).map_err(untouched)?;
+        match self.up(host, checkout, &stack, &plan, &judgement, &secret_files) {
+            Ok(since) => Ok(BroughtUp { plan, since, secret_files }),
+            Err(error) => {
+                if error.containers == Containers::Untouched {
+                    if let Err(problem) = secret_files.switch_back() {
+                        self.journal.line(LogLevel::Error, &format!("secret files are not as before: {problem}"));
+                    }
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Step 4: brings it up; that it begins is written first. Answers when.
+    fn up(
+        &mut self,
+        host: &Host,
+        checkout: &git::Checkout,
+        stack: &Stack,
+        plan: &Plan,
+        judgement: &Judgement,
+        secret_files: &Switched,
+    ) -> Result<Timestamp, UpError> {
         let recreate = secret_files.recreate().union(&judgement.recreate).cloned().collect();
         let how = Up { remove_orphans: judgement.remove_orphans, recreate };
-        // 4. Bring it up; that it begins is written first.
         let accepted = host.store.accept(self.job.record.id, &judgement.accepted);
         accepted.map_err(|error| untouched(not_recorded(error)))?;
         let begins = host.store.up_begins(
@@ -322,15 +344,15 @@ impl Running {
         );
         begins.map_err(|error| untouched(not_recorded(error)))?;
         let (step, since) = (Instant::now(), Timestamp::now());
-        let result = host.driver.up(&stack, &plan, &how, self.control.limit(), &mut self.journal);
+        let result = host.driver.up(stack, plan, &how, self.control.limit(), &mut self.journal);
         let containers = result.as_ref().map_or_else(|error| error.containers, |()| Containers::Changed);
         if containers != Containers::Untouched {
             settle::keep(checkout, &mut self.journal);
         }
-        result.map_err(|error| self.after_failed_up(host, &stack, &plan, error))?;
+        result.map_err(|error| self.after_failed_up(host, stack, plan, error))?;
         secret_files.up_has_ended();
         self.journal.step("up", step);
-        Ok(BroughtUp { plan, since, secret_files })
+        Ok(since)
     }
 
     /// What an `up` that was ended in the middle left stopped is started again; a stop of the daemon leaves that to the

@@ -77,6 +77,7 @@ impl Owed {
             Outcome::Success => {
                 self.last_success = Some(number);
                 self.skip_base = Some(number);
+                self.unsettled = None;
             }
             Outcome::Failed { chance: Chance::Final, .. } => self.skip_base = self.last_success.map(|_| number),
             Outcome::Failed { chance: Chance::CanPass, .. } => self.again(asked, number),

@@ -307,7 +307,9 @@ fn a_kill_before_up_is_made_good_at_the_start_before_docker_answers() {
     scene.daemon.kill_9();
     scene.daemon.env("DOCKER_HOST", "unix:///nowhere/docker.sock");
     scene.daemon.start();
-    wait_until(MINUTE, "the files to be put back", || (!scene.tree().join("new").exists()).then_some(()));
+    wait_until(MINUTE, "the files to be put back", || {
+        scene.daemon.log_of(held).contains("were put back").then_some(())
+    });
     wait_until(MINUTE, "the next try to wait for Docker", || {
         (scene.daemon.repository("web")["status"] == "pending").then_some(())
     });
