@@ -163,16 +163,11 @@ fn compose_sees_what_a_deployment_sees() {
     if lacks_parts() {
         return;
     }
-    sees_what_a_deployment_sees(&Scene::new());
-}
-
-#[test]
-fn compose_5_sees_what_a_deployment_sees() {
-    if lacks_parts() || missing(&[parts::COMPOSE_5]) {
-        return;
+    for compose in composes() {
+        println!("{}", compose.name);
+        let config = compose.docker_config.map(|config| ("DOCKER_CONFIG", config.display().to_string()));
+        sees_what_a_deployment_sees(&Scene::with(config.as_slice()));
     }
-    let config = compose_5_config().expect("it is there");
-    sees_what_a_deployment_sees(&Scene::with(&[("DOCKER_CONFIG", config.display().to_string())]));
 }
 
 #[test]
