@@ -29,7 +29,6 @@ pub fn of(host: &Host, repository: &Repository, record: &RepositoryRecord) -> Re
         siblings: siblings(host, repository)?,
         skip_if_unchanged_since: None,
         adopt: false,
-        put_back_first: false,
     })
 }
 

@@ -278,8 +278,8 @@ impl Running {
             Ok(fetched) => fetched,
             Err(error) => {
                 // A failure after the fetch is the failure of that commit.
-                if let Some(commit) = &error.commit {
-                    host.store.fetched(id, commit, &commit.hash).map_err(not_recorded)?;
+                if let (Some(commit), Some(tip)) = (&error.commit, &error.tip) {
+                    host.store.fetched(id, commit, tip).map_err(not_recorded)?;
                 }
                 return Err(StepError { message: error.message, chance: error.chance });
             }

@@ -23,21 +23,15 @@ const CHECKED_OUT: &str = "refs/shiparr/checked-out";
 /// Fetches the branch, and checks a commit of it out where there is a reason to. A damaged store is made anew, once.
 pub(super) fn fetch_and_checkout(remote: &Remote, checkout: &Checkout, limit: &Limit) -> Result<Fetched, GitError> {
     let _lock = store::lock(&checkout.store)?;
-    let before = match checkout.put_back_first {
-        true => put_back_locked(checkout)?.notes,
-        false => Vec::new(),
-    };
-    let mut run = Run { remote, checkout, limit, is_new: false, notes: Vec::new(), commit: None };
+    let mut run = Run { remote, checkout, limit, is_new: false, notes: Vec::new(), tip: None, commit: None };
     let done = run.on_store(Run::fetch_and_checkout);
-    let mut done = done.map_err(|error| GitError { commit: run.commit.map(Box::new), ..error })?;
-    done.notes.splice(0..0, before);
-    Ok(done)
+    done.map_err(|error| GitError { tip: run.tip, commit: run.commit.map(Box::new), ..error })
 }
 
 /// Fetches the branch, and says whether it differs.
 pub(super) fn look_ahead(remote: &Remote, checkout: &Checkout, limit: &Limit) -> Result<LookedAhead, GitError> {
     let _lock = store::lock(&checkout.store)?;
-    let mut run = Run { remote, checkout, limit, is_new: false, notes: Vec::new(), commit: None };
+    let mut run = Run { remote, checkout, limit, is_new: false, notes: Vec::new(), tip: None, commit: None };
     run.on_store(|run, repository| {
         let tip = fetch::tip(&repository, remote, limit)?;
         let found = LookedAhead { tip: hash_of(tip)?, is_unchanged: run.is_unchanged(&repository, tip)? };
@@ -49,22 +43,6 @@ pub(super) fn look_ahead(remote: &Remote, checkout: &Checkout, limit: &Limit) ->
 /// Puts the files back that lay there before the last checkout.
 pub(super) fn put_back(checkout: &Checkout) -> Result<PutBack, GitError> {
     let _lock = store::lock(&checkout.store)?;
-    put_back_locked(checkout)
-}
-
-/// Does for the stores what a checkout left for later.
-pub(super) fn tidy_stores(checkout: &Checkout, limit: &Limit) -> Result<(), GitError> {
-    let _lock = store::lock(&checkout.store)?;
-    if checkout.can_be_put_back() {
-        return Ok(());
-    }
-    let keep: Vec<CommitHash> = checkout.siblings.iter().chain(&checkout.checked_out).cloned().collect();
-    tidy::tidy_marked(&checkout.store, &keep, limit.left()).map_err(|error| {
-        GitError::passing(format!("cannot tidy the object store {}: {}", checkout.store.display(), error.message()))
-    })
-}
-
-fn put_back_locked(checkout: &Checkout) -> Result<PutBack, GitError> {
     let (store, undo_file) = (&checkout.store, checkout.undo_file());
     let mut notes = Vec::new();
     let journal_of = |local_path: &Path| Journal::read(&store.with_extension("journal"), local_path);
@@ -94,6 +72,18 @@ fn put_back_locked(checkout: &Checkout) -> Result<PutBack, GitError> {
     Ok(PutBack { commit, notes })
 }
 
+/// Does for the stores what a checkout left for later.
+pub(super) fn tidy_stores(checkout: &Checkout, limit: &Limit) -> Result<(), GitError> {
+    let _lock = store::lock(&checkout.store)?;
+    if checkout.can_be_put_back() {
+        return Ok(());
+    }
+    let keep: Vec<CommitHash> = checkout.siblings.iter().chain(&checkout.checked_out).cloned().collect();
+    tidy::tidy_marked(&checkout.store, &keep, limit.left()).map_err(|error| {
+        GitError::passing(format!("cannot tidy the object store {}: {}", checkout.store.display(), error.message()))
+    })
+}
+
 /// Says in the store which commit lies in the tree.
 fn say_in_store(repository: &Repository, store: &Path, commit: Option<Oid>) -> Result<(), git2::Error> {
     match commit {
@@ -113,6 +103,8 @@ struct Run<'a> {
     /// Whether the store was made anew just now.
     is_new: bool,
     notes: Vec<String>,
+    /// The branch's commit, once it was fetched.
+    tip: Option<CommitHash>,
     /// The commit that is to be checked out, once it was fetched: a failure after that is this commit's.
     commit: Option<Commit>,
 }
@@ -144,6 +136,7 @@ impl Run<'_> {
     fn fetch_and_checkout(&mut self, repository: Repository) -> Result<Fetched, Failed> {
         let checkout = self.checkout;
         let tip = fetch::tip(&repository, self.remote, self.limit)?;
+        self.tip = Some(hash_of(tip)?);
         let chosen = match &checkout.commit {
             Some(prefix) => choice::commit_of(&repository, tip, prefix, self.remote)?,
             None => tip,

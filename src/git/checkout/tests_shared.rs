@@ -217,3 +217,17 @@ fn an_earlier_commit_of_the_branch_is_checked_out_by_its_hash_or_the_beginning_o
     let error = ask(&side).unwrap_err();
     assert!(error.message.contains("(“aside”) is not on main") && error.chance == Chance::Final, "{error}");
 }
+
+#[test]
+fn an_earlier_commit_that_fails_is_told_with_the_branchs_tip() {
+    let lab = Lab::new();
+    stacks(&lab, "one");
+    lab.deploy().unwrap();
+    lab.put("mine", "two");
+    let (two, three) = (lab.push("two"), lab.push("three"));
+    lab.host_puts("mine", "precious");
+    let checkout = Checkout { commit: Some(two[..12].parse().unwrap()), ..lab.checkout_request() };
+    let error = lab.deploy_as(&checkout).unwrap_err();
+    let (failed, tip) = (error.commit.unwrap().hash, error.tip.unwrap());
+    assert_eq!((failed.as_str(), tip.as_str()), (&*two, &*three), "{}", error.message);
+}
