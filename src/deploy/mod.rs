@@ -190,6 +190,8 @@ pub struct Resident {
     pub is_one_off: bool,
     /// Whether it ran and does not run any more.
     pub has_ended: bool,
+    /// What it mounts: files and folders of this host under the names that they were given, and names of volumes.
+    pub mounts: BTreeSet<PathBuf>,
 }
 
 /// How long to wait for a stack.

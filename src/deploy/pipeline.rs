@@ -5,7 +5,7 @@
 //! [`Waiting`] can be carried to a thread of its own, and the worker goes on. Either way a deployment comes to its
 //! [`Ended`], which records the outcome.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -470,7 +470,11 @@ fn judge(
     let own = records.iter().find(|record| record.id == job.record.id).unwrap_or(&job.record);
     let memory =
         Memory { services: &own.brought_up_services, volumes: &own.brought_up_volumes, accepted: &own.accepted };
-    let situation = Situation { stack, plan, survey, own, memory, records: &records, catalog: &job.catalog };
+    let home = match stack.variables.get("HOME") {
+        Some(home) => Some(Path::new(home.expose())),
+        None => host.settings.environment.get("HOME").map(Path::new),
+    };
+    let situation = Situation { stack, plan, survey, own, memory, records: &records, catalog: &job.catalog, home };
     takeover::check(&situation, host.driver.as_ref(), limit)
 }
 

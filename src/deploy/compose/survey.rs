@@ -18,7 +18,7 @@ const CONTAINER_FORMAT: &str = concat!(
     r#""folder":{{json (.Label "com.docker.compose.project.working_dir")}},"#,
     r#""service":{{json (.Label "com.docker.compose.service")}},"#,
     r#""one_off":{{json (.Label "com.docker.compose.oneoff")}},"#,
-    r#""config_hash":{{json (.Label "com.docker.compose.config-hash")}}}"#
+    r#""config_hash":{{json (.Label "com.docker.compose.config-hash")}},"mounts":{{json .Mounts}}}"#
 );
 const VOLUME_FORMAT: &str = r#"{"name":{{json .Name}},"labels":{{json .Labels}}}"#;
 /// The label of a volume that names the compose project that it was made for.
@@ -77,6 +77,8 @@ struct Listed {
     service: String,
     one_off: String,
     config_hash: String,
+    /// With commas between them.
+    mounts: String,
 }
 
 impl Listed {
@@ -94,6 +96,7 @@ impl Listed {
             service: some(self.service),
             is_one_off: self.one_off == "True",
             has_ended: matches!(self.state.as_str(), "exited" | "dead"),
+            mounts: self.mounts.split(',').filter(|mount| !mount.is_empty()).map(PathBuf::from).collect(),
         }
     }
 }
@@ -118,9 +121,9 @@ mod tests {
     fn labels_may_hold_anything_and_a_container_several_names() {
         let text = concat!(
             r#"{"id":"aa","names":"web/db,db,b/db","state":"exited","project":"p","folder":"/a \"b\"\n, c","service":"db","#,
-            r#""one_off":"True","config_hash":"x"}"#,
+            r#""one_off":"True","config_hash":"x","mounts":"web_data,/srv/web"}"#,
             "\n\n",
-            r#"{"id":"bb","names":"own","state":"running","project":"p","folder":"","service":"","one_off":"","config_hash":""}"#,
+            r#"{"id":"bb","names":"own","state":"running","project":"p","folder":"","service":"","one_off":"","config_hash":"","mounts":""}"#,
             "\n"
         );
         let listed: Vec<Listed> = lines_of_json("docker ps", text.as_bytes()).unwrap();
@@ -133,6 +136,7 @@ mod tests {
             service: Some("db".to_owned()),
             is_one_off: true,
             has_ended: true,
+            mounts: BTreeSet::from(["web_data".into(), "/srv/web".into()]),
         };
         let second = Resident {
             id: "bb".to_owned(),
@@ -142,6 +146,7 @@ mod tests {
             service: None,
             is_one_off: false,
             has_ended: false,
+            mounts: BTreeSet::new(),
         };
         assert_eq!(found, [first, second]);
         let error = lines_of_json::<Listed>("docker ps", b"usage: docker").err().unwrap();

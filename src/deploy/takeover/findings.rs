@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::folders::Folder;
-use super::{Facts, claims};
+use super::{Facts, Situation, claims};
 use crate::deploy::{Resident, StepError};
 
 /// How many things of a kind a message names.
@@ -35,7 +35,7 @@ impl Finding {
 pub fn overridable(facts: &Facts<'_>) -> Vec<Finding> {
     let changed = changed_project(facts);
     let told = changed.is_some();
-    let one_each = [changed, other_projects(facts, told), other_folders(facts), strangers(facts)];
+    let one_each = [changed, other_projects(facts, told), other_folders(facts), strangers(facts), other_home(facts)];
     one_each.into_iter().flatten().chain(volumes_of_others(facts)).collect()
 }
 
@@ -243,6 +243,45 @@ fn strangers(facts: &Facts<'_>) -> Option<Finding> {
             found[0].name,
             adopt(facts)
         ),
+    })
+}
+
+/// A container that was started by somebody with another home folder: `~` and `${HOME}` would lead it to other data.
+fn other_home(facts: &Facts<'_>) -> Option<Finding> {
+    let Situation { plan, home: Some(home), own, .. } = facts.situation else { return None };
+    if own.compose_project.is_some() {
+        return None;
+    }
+    let residents = lasting_of(facts, &plan.project);
+    plan.mounts.iter().find_map(|mount| {
+        let below_home = mount.source.strip_prefix(home).ok().filter(|rest| !rest.as_os_str().is_empty())?;
+        let is_its_own = |source: &Path| {
+            plan.mounts.iter().any(|other| other.service == mount.service && other.source == *source)
+        };
+        let of_service = residents.iter().filter(|resident| resident.service.as_ref() == Some(&mount.service));
+        let mut others = of_service
+            .filter(|resident| !resident.mounts.contains(&mount.source))
+            .flat_map(|resident| &resident.mounts)
+            .filter(|source| source.is_absolute() && !is_its_own(source));
+        let (theirs, their_home) = others.find_map(|source| {
+            let levels = below_home.components().count();
+            Some((source, source.ancestors().nth(levels).filter(|_| source.ends_with(below_home))?))
+        })?;
+        Some(Finding {
+            keys: BTreeSet::from([format!("home:{}", plan.project)]),
+            what: format!(
+                "service {} mounts {}, and would mount {}: who started it has another home folder",
+                mount.service,
+                shown(&theirs.to_string_lossy()),
+                mount.source.display()
+            ),
+            way_out: format!(
+                "write `environment: {{HOME: {}}}` for {}, or whole paths into the compose files, or have it so with {}",
+                shown(&their_home.to_string_lossy()),
+                own.name,
+                adopt(facts)
+            ),
+        })
     })
 }
 

@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use super::*;
 use crate::config::project::{Build, Pull, UnsetVariables};
 use crate::config::{Accepted, Basis, Environment, Settings, Severity};
+use crate::deploy::Mount;
 use crate::model::{Asked, Chance, RepositoryName};
 
 /// Neither is there, so they are compared by their text.
@@ -81,6 +82,7 @@ fn container(project: &str, service: &str, folder: &str) -> Resident {
         service: Some(service.to_owned()),
         is_one_off: false,
         has_ended: false,
+        mounts: BTreeSet::new(),
     }
 }
 
@@ -156,6 +158,7 @@ impl Lab {
             memory: Memory { services: &self.services, volumes: &self.volumes, accepted: &self.accepted },
             records: &records,
             catalog: &self.catalog,
+            home: Some(Path::new("/var/lib/daemon")),
         })
     }
 
@@ -274,6 +277,32 @@ fn containers_of_another_folder_are_not_taken_over_unless_that_is_meant() {
     // Nor is a container whose folder nobody knows.
     lab.survey = vec![Resident { folder: None, ..container("web", "db", "") }];
     lab.refused(&["belong to an unknown folder"]);
+}
+
+#[test]
+fn a_stack_of_somebody_with_another_home_folder_keeps_its_data() {
+    let mut lab = Lab::new();
+    let mount = |source: &str| Mount { service: "app".to_owned(), source: source.into() };
+    lab.plan.mounts = vec![mount("/srv/config"), mount("/var/lib/daemon/media/films")];
+    let mut app = container("web", "app", HERE);
+    app.mounts = ["/srv/config", "/home/ada/media/films", "web_data"].map(PathBuf::from).into();
+    lab.survey = vec![app, container("web", "db", HERE)];
+    lab.refused(&[
+        "mounts /home/ada/media/films, and would mount /var/lib/daemon/media/films",
+        "write `environment: {HOME: /home/ada}` for home/web",
+    ]);
+    lab.adopt();
+    // A service that has moved its data is no such case, and one that has both neither.
+    lab.accepted.clear();
+    lab.plan.mounts[1] = mount("/var/lib/daemon/movies");
+    assert_eq!(lab.goes_on().notes, Vec::<String>::new());
+    lab.plan.mounts = vec![mount("/home/ada/media/films"), mount("/var/lib/daemon/media/films")];
+    lab.goes_on();
+    // What Shiparr brought up follows its commits.
+    lab.plan.mounts.remove(0);
+    lab.own = deployed("web", "web", HERE);
+    lab.services = set(&["app", "db"]);
+    lab.goes_on();
 }
 
 #[test]
