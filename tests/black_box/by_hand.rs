@@ -9,7 +9,6 @@ use std::process::{Child, Command, Output, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::support::parts::compose_5_config;
 use crate::support::*;
 
 const VALUE: &str = "correct-horse-battery";
