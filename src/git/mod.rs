@@ -163,8 +163,8 @@ pub struct Checkout {
     pub watch_paths: Vec<PathBuf>,
     /// Only files under `watch_paths` are handled: the others are those of repositories with the same `local_path`.
     pub shares_local_path: bool,
-    /// Commits that repositories with the same `local_path` have checked out: their contents are nobody's change.
-    pub siblings: Vec<CommitHash>,
+    /// The stores of repositories with the same `local_path`: what these have put there is nobody's change.
+    pub siblings: Vec<PathBuf>,
     /// Nothing is checked out where nothing under `watch_paths` differs from this commit.
     pub skip_if_unchanged_since: Option<CommitHash>,
     /// A `.git` of somebody's own in `local_path` is moved to `saved`, and the files of its HEAD count as ours.

@@ -1,6 +1,5 @@
 //! What the child does with a store and a working tree: fetch, decide, check out; look ahead; put back.
 
-use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::path::Path;
 
@@ -45,8 +44,7 @@ pub(super) fn put_back(checkout: &Checkout) -> Result<PutBack, GitError> {
     let _lock = store::lock(&checkout.store)?;
     let (store, undo_file) = (&checkout.store, checkout.undo_file());
     let mut notes = Vec::new();
-    let journal_of = |local_path: &Path| Journal::read(&store.with_extension("journal"), local_path);
-    let mut journal = journal_of(&checkout.local_path);
+    let mut journal = journal_of(store, &checkout.local_path);
     let forget = || {
         let failed = |error| GitError::passing(format!("cannot remove {}: {error}", undo_file.display()));
         checkout::forget(&undo_file).map_err(failed)
@@ -54,7 +52,7 @@ pub(super) fn put_back(checkout: &Checkout) -> Result<PutBack, GitError> {
     match Undo::read(&undo_file) {
         Ok(None) => {}
         Ok(Some(undo)) => {
-            journal = journal_of(undo.local_path());
+            journal = journal_of(store, undo.local_path());
             let failed = |error: git2::Error| GitError::passing(format!("libgit2: {}", error.message()));
             let sources = Sources::open(store, undo.stores(), undo.copies()).map_err(failed)?;
             checkout::put_back(&undo, sources, &mut journal, checkout, &mut notes)?;
@@ -78,10 +76,17 @@ pub(super) fn tidy_stores(checkout: &Checkout, limit: &Limit) -> Result<(), GitE
     if checkout.can_be_put_back() {
         return Ok(());
     }
-    let keep: Vec<CommitHash> = checkout.siblings.iter().chain(&checkout.checked_out).cloned().collect();
+    let siblings = checkout.siblings.iter().filter_map(|store| journal_of(store, &checkout.local_path).base(None));
+    let lies_there = checkout.checked_out.as_ref().and_then(|hash| Oid::from_str(hash.as_str()).ok());
+    let keep: Vec<Oid> = siblings.chain(lies_there).collect();
     tidy::tidy_marked(&checkout.store, &keep, limit.left()).map_err(|error| {
         GitError::passing(format!("cannot tidy the object store {}: {}", checkout.store.display(), error.message()))
     })
+}
+
+/// What is known of a working tree, beside the store of a repository that has files there.
+fn journal_of(store: &Path, local_path: &Path) -> Journal {
+    Journal::read(&store.with_extension("journal"), local_path)
 }
 
 /// Says in the store which commit lies in the tree.
@@ -166,7 +171,7 @@ impl Run<'_> {
 
     fn check_out(&mut self, repository: Repository, commit: Oid) -> Result<u64, Failed> {
         let checkout = self.checkout;
-        let mut journal = Journal::read(&checkout.store.with_extension("journal"), &checkout.local_path);
+        let mut journal = journal_of(&checkout.store, &checkout.local_path);
         let mut sources = Sources::new(repository);
         let new = sources.fetch_and_flatten(commit, &self.scope(), self.remote, self.limit, &mut self.notes)?;
         let tree = WorkTree::open(&checkout.local_path)?;
@@ -222,11 +227,19 @@ impl Run<'_> {
             perhaps.push(files.clone());
             files.extend(head);
         }
-        let siblings: BTreeSet<Oid> =
-            self.checkout.siblings.iter().filter_map(|hash| Oid::from_str(hash.as_str()).ok()).collect();
-        let siblings = siblings.into_iter().filter(|commit| Some(*commit) != base);
-        let siblings = siblings.filter_map(|commit| sources.flatten(commit, scope, remote)).collect();
+        let siblings = self.checkout.siblings.iter();
+        let siblings = siblings.filter_map(|store| self.files_of_sibling(&mut sources, store)).collect();
         Ok(Trees { sources, new, base: files, perhaps, siblings })
+    }
+
+    /// The files of our part of the tree that a repository put there which shares it. Of its commit that is only what
+    /// it handled: anything else that is alike may be somebody's own.
+    fn files_of_sibling(&self, sources: &mut Sources, store: &Path) -> Option<Files> {
+        let journal = journal_of(store, &self.checkout.local_path);
+        let mut files = sources.flatten(journal.base(None)?, &self.scope(), self.remote)?;
+        let handled = journal.base_scope();
+        files.retain(|path, _| handled.holds(path));
+        Some(files)
     }
 }
 

@@ -168,7 +168,7 @@ impl Back<'_> {
                 None => self.remove(path, &found),
                 Some(Before::Link(target)) => {
                     self.remove(path, &found)?;
-                    self.make_link(path, &target.0).map_err(|error| io_failed("write", path, error))
+                    self.make_link(path, &target.0)
                 }
                 Some(Before::File { .. }) => self.write(step, &found),
             },
@@ -195,10 +195,15 @@ impl Back<'_> {
     }
 
     /// Complete under a temporary name, so that it is there with its target or not at all.
-    fn make_link(&self, path: &[u8], target: &[u8]) -> Result<(), Errno> {
-        let Above::Folder(folder) = self.tree.above(path)? else { return Err(Errno::NOENT) };
-        symlinkat(target, &folder, self.temporary_name)?;
-        rename_without_replacing(&folder, self.temporary_name, split(path).1)
+    fn make_link(&self, path: &[u8], target: &[u8]) -> Result<(), Failed> {
+        // Somebody may have removed the folder since.
+        let folder = self.writer.make_folders(path)?;
+        let made = symlinkat(target, &folder, self.temporary_name);
+        let made = made.and_then(|()| rename_without_replacing(&folder, self.temporary_name, split(path).1));
+        made.map_err(|error| {
+            let _ = unlinkat(&folder, self.temporary_name, AtFlags::empty());
+            io_failed("write", path, error)
+        })
     }
 
     /// Removes what was seen; nothing where nothing was.

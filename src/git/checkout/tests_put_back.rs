@@ -177,6 +177,49 @@ fn what_somebody_changed_meanwhile_stays_and_is_named() {
 }
 
 #[test]
+fn links_in_a_folder_that_somebody_removed_come_back_with_it() {
+    let lab = Lab::new();
+    lab.put("folder/file", "one");
+    symlink("file", lab.clone().join("folder/link")).unwrap();
+    lab.push("one");
+    lab.deploy().unwrap();
+    fs::remove_file(lab.clone().join("folder/link")).unwrap();
+    lab.put("folder/link", "a file now");
+    lab.push("two");
+    lab.deploy().unwrap();
+    fs::remove_dir_all(lab.tree("folder")).unwrap();
+    assert_eq!(lab.put_back().notes, Vec::<String>::new());
+    assert_eq!(fs::read_link(lab.tree("folder/link")).unwrap(), Path::new("file"));
+}
+
+#[test]
+fn an_empty_file_that_was_taken_for_a_cut_off_one_comes_back() {
+    let lab = Lab::new();
+    lab.put("old", "one");
+    lab.push("one");
+    lab.deploy().unwrap();
+    lab.put("acme.json", "two");
+    lab.put("gone.json", "two");
+    let two = lab.push("two");
+    // A run of the second commit that was ended before it came to these files, as far as anybody can tell.
+    let checkout = lab.checkout_request();
+    let store = git2::Repository::open_bare(&checkout.store).unwrap();
+    crate::git::fetch::tip(&store, &lab.remote.borrow(), &super::super::testing::limit()).unwrap();
+    let mut journal = super::Journal::read(&checkout.store.with_extension("journal"), &checkout.local_path);
+    journal.begin(git2::Oid::from_str(&two).unwrap(), [b"".to_vec()].into()).unwrap();
+    lab.host_puts("acme.json", "");
+    lab.host_puts("gone.json", "");
+    set_mode(&lab.tree("acme.json"), 0o600);
+    fs::remove_file(lab.clone().join("gone.json")).unwrap();
+    lab.push("three");
+    let before = look(&lab).0;
+    lab.deploy().unwrap();
+    assert_eq!(lab.read("acme.json"), "two");
+    lab.put_back();
+    assert_eq!(look(&lab).0, before);
+}
+
+#[test]
 fn a_first_checkout_that_is_put_back_leaves_nothing_of_ours() {
     let lab = Lab::new();
     lab.put("file", "one");
