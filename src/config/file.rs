@@ -283,10 +283,12 @@ fn local_path(reader: &mut Reader<'_>, shared: &Shared<'_>, key: &str, given: Op
     let local_path = deployments.join(given);
     let data = &shared.settings.data_path;
     let runtime = &shared.settings.runtime_path;
-    let own = [data.join("git"), data.join("saved"), data.join("links"), runtime.clone()];
+    let own = ["git", "saved", "links", "secret-files"].map(|folder| data.join(folder));
     let real = real_path(&local_path);
     let holds = [data, runtime].into_iter().find(|folder| real_path(folder).starts_with(&real));
-    if let Some(folder) = holds.or_else(|| own.iter().find(|folder| real.starts_with(real_path(folder)))) {
+    if let Some(folder) =
+        holds.or_else(|| own.iter().chain([runtime]).find(|folder| real.starts_with(real_path(folder))))
+    {
         let message = format!(
             "`{}` holds or lies in {}, which is Shiparr's own; choose another folder",
             local_path.display(),

@@ -603,9 +603,14 @@ fn a_link_into_shiparrs_own_folders_is_no_place_for_a_working_tree() {
     }
     let with_data = environment().with(&Environment::from_pairs([("Shiparr_DATA_PATH", &data)]));
     let settings = settings_with(&with_data);
-    for (local_path, is_refused) in
-        [("to-git/web", true), ("to-git", true), ("to-data", true), ("to-data/git/web", true), ("to-trees/web", false)]
-    {
+    for (local_path, is_refused) in [
+        ("to-git/web", true),
+        ("to-git", true),
+        ("to-data", true),
+        ("to-data/git/web", true),
+        ("to-data/secret-files/web", true),
+        ("to-trees/web", false),
+    ] {
         let local_path = host.path().join(local_path);
         let text =
             format!("project: home\nrepositories:\n  web: {{url: /r, local_path: '{}'}}\n", local_path.display());

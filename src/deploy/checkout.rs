@@ -16,9 +16,8 @@ use crate::store::StoreError;
 /// # Errors
 /// The database's.
 pub fn of(host: &Host, repository: &Repository, record: &RepositoryRecord) -> Result<git::Checkout, StoreError> {
-    let below_data = |folder: &str| host.settings.data_path.join(folder).join(&repository.name.project);
     Ok(git::Checkout {
-        store: below_data("git").join(format!("{}.git", repository.name.name)),
+        store: store_of(host, &repository.name),
         local_path: repository.local_path.clone(),
         checked_out: record.checked_out_commit.clone(),
         saved: saved_folder(host, &repository.name),
@@ -29,7 +28,6 @@ pub fn of(host: &Host, repository: &Repository, record: &RepositoryRecord) -> Re
         siblings: siblings(host, repository)?,
         skip_if_unchanged_since: None,
         adopt: false,
-        put_back_first: false,
     })
 }
 
@@ -58,13 +56,18 @@ fn saved_folder(host: &Host, name: &RepositoryName) -> PathBuf {
     host.settings.data_path.join("saved").join(&name.project).join(&name.name)
 }
 
-/// The commits that the other repositories of the same working tree have checked out.
-fn siblings(host: &Host, repository: &Repository) -> Result<Vec<CommitHash>, StoreError> {
+/// A repository's object store.
+fn store_of(host: &Host, name: &RepositoryName) -> PathBuf {
+    host.settings.data_path.join("git").join(&name.project).join(format!("{}.git", name.name))
+}
+
+/// The object stores of the other repositories of the same working tree.
+fn siblings(host: &Host, repository: &Repository) -> Result<Vec<PathBuf>, StoreError> {
     if !repository.shares_local_path {
         return Ok(Vec::new());
     }
     let records = host.store.repositories(None)?.into_iter();
     let others = records
         .filter(|record| record.name != repository.name && Path::new(&record.local_path) == repository.local_path);
-    Ok(others.filter_map(|record| record.checked_out_commit).collect())
+    Ok(others.map(|record| store_of(host, &record.name)).collect())
 }

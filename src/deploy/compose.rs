@@ -114,7 +114,10 @@ impl Compose {
         let mut watched = Watched::new(self, &plan.project);
         // However short the time to wait, what there is to wait for is known.
         let first = limit.at_most(timing.health_timeout.max(DIAGNOSIS_LIMIT));
-        let (mut at, mut containers) = watched.look(Instant::now(), true, &first)?;
+        let (mut at, mut containers) = watched.look(Instant::now(), true, &first).map_err(|error| {
+            // How the question was cut off tells nothing.
+            if limit.is_cancelled() { StepError::for_now("it was ended before the stack was looked at") } else { error }
+        })?;
         let limit = &limit.at_most(timing.health_timeout);
         loop {
             let verdict = watch.judge(&containers, &expected, at);

@@ -90,19 +90,21 @@ pub struct GitError {
     pub message: String,
     /// Whether it is worth another try.
     pub chance: Chance,
-    /// The commit that was fetched, where it came that far.
+    /// The branch's commit, where it was fetched.
+    pub tip: Option<CommitHash>,
+    /// The commit that was to be checked out, where it came that far.
     pub commit: Option<Box<Commit>>,
 }
 
 impl GitError {
     /// A failure that can pass by itself.
     fn passing(message: impl Into<String>) -> GitError {
-        GitError { message: one_line(message.into()), chance: Chance::CanPass, commit: None }
+        GitError { message: one_line(message.into()), chance: Chance::CanPass, tip: None, commit: None }
     }
 
     /// A failure that stays until somebody changes something.
     fn lasting(message: impl Into<String>) -> GitError {
-        GitError { message: one_line(message.into()), chance: Chance::Final, commit: None }
+        GitError { message: one_line(message.into()), chance: Chance::Final, tip: None, commit: None }
     }
 }
 
@@ -161,14 +163,12 @@ pub struct Checkout {
     pub watch_paths: Vec<PathBuf>,
     /// Only files under `watch_paths` are handled: the others are those of repositories with the same `local_path`.
     pub shares_local_path: bool,
-    /// Commits that repositories with the same `local_path` have checked out: their contents are nobody's change.
-    pub siblings: Vec<CommitHash>,
+    /// The stores of repositories with the same `local_path`: what these have put there is nobody's change.
+    pub siblings: Vec<PathBuf>,
     /// Nothing is checked out where nothing under `watch_paths` differs from this commit.
     pub skip_if_unchanged_since: Option<CommitHash>,
     /// A `.git` of somebody's own in `local_path` is moved to `saved`, and the files of its HEAD count as ours.
     pub adopt: bool,
-    /// What an interrupted run left is put back before anything else, the fetch included.
-    pub put_back_first: bool,
 }
 
 impl Checkout {
@@ -306,11 +306,11 @@ fn ask(task: &Task, remote: Option<&Remote>, child: &Child, limit: &Limit) -> Re
             CommandError::Cancelled { .. } => "stopped".to_owned(),
             other => other.to_string(),
         };
-        GitError { message, chance, commit: None }
+        GitError { message, chance, tip: None, commit: None }
     })?;
     match serde_json::from_slice(&captured.stdout) {
-        Ok(Answer::Failed { message, can_pass, commit }) => {
-            Err(GitError { message, chance: if can_pass { Chance::CanPass } else { Chance::Final }, commit })
+        Ok(Answer::Failed { message, can_pass, tip, commit }) => {
+            Err(GitError { message, chance: if can_pass { Chance::CanPass } else { Chance::Final }, tip, commit })
         }
         Ok(answer) => Ok(answer),
         // libgit2 writes packs through memory maps, and a full disk ends such a write with this signal.

@@ -1,6 +1,5 @@
 //! What the child does with a store and a working tree: fetch, decide, check out; look ahead; put back.
 
-use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::path::Path;
 
@@ -23,21 +22,15 @@ const CHECKED_OUT: &str = "refs/shiparr/checked-out";
 /// Fetches the branch, and checks a commit of it out where there is a reason to. A damaged store is made anew, once.
 pub(super) fn fetch_and_checkout(remote: &Remote, checkout: &Checkout, limit: &Limit) -> Result<Fetched, GitError> {
     let _lock = store::lock(&checkout.store)?;
-    let before = match checkout.put_back_first {
-        true => put_back_locked(checkout)?.notes,
-        false => Vec::new(),
-    };
-    let mut run = Run { remote, checkout, limit, is_new: false, notes: Vec::new(), commit: None };
+    let mut run = Run { remote, checkout, limit, is_new: false, notes: Vec::new(), tip: None, commit: None };
     let done = run.on_store(Run::fetch_and_checkout);
-    let mut done = done.map_err(|error| GitError { commit: run.commit.map(Box::new), ..error })?;
-    done.notes.splice(0..0, before);
-    Ok(done)
+    done.map_err(|error| GitError { tip: run.tip, commit: run.commit.map(Box::new), ..error })
 }
 
 /// Fetches the branch, and says whether it differs.
 pub(super) fn look_ahead(remote: &Remote, checkout: &Checkout, limit: &Limit) -> Result<LookedAhead, GitError> {
     let _lock = store::lock(&checkout.store)?;
-    let mut run = Run { remote, checkout, limit, is_new: false, notes: Vec::new(), commit: None };
+    let mut run = Run { remote, checkout, limit, is_new: false, notes: Vec::new(), tip: None, commit: None };
     run.on_store(|run, repository| {
         let tip = fetch::tip(&repository, remote, limit)?;
         let found = LookedAhead { tip: hash_of(tip)?, is_unchanged: run.is_unchanged(&repository, tip)? };
@@ -49,26 +42,9 @@ pub(super) fn look_ahead(remote: &Remote, checkout: &Checkout, limit: &Limit) ->
 /// Puts the files back that lay there before the last checkout.
 pub(super) fn put_back(checkout: &Checkout) -> Result<PutBack, GitError> {
     let _lock = store::lock(&checkout.store)?;
-    put_back_locked(checkout)
-}
-
-/// Does for the stores what a checkout left for later.
-pub(super) fn tidy_stores(checkout: &Checkout, limit: &Limit) -> Result<(), GitError> {
-    let _lock = store::lock(&checkout.store)?;
-    if checkout.can_be_put_back() {
-        return Ok(());
-    }
-    let keep: Vec<CommitHash> = checkout.siblings.iter().chain(&checkout.checked_out).cloned().collect();
-    tidy::tidy_marked(&checkout.store, &keep, limit.left()).map_err(|error| {
-        GitError::passing(format!("cannot tidy the object store {}: {}", checkout.store.display(), error.message()))
-    })
-}
-
-fn put_back_locked(checkout: &Checkout) -> Result<PutBack, GitError> {
     let (store, undo_file) = (&checkout.store, checkout.undo_file());
     let mut notes = Vec::new();
-    let journal_of = |local_path: &Path| Journal::read(&store.with_extension("journal"), local_path);
-    let mut journal = journal_of(&checkout.local_path);
+    let mut journal = journal_of(store, &checkout.local_path);
     let forget = || {
         let failed = |error| GitError::passing(format!("cannot remove {}: {error}", undo_file.display()));
         checkout::forget(&undo_file).map_err(failed)
@@ -76,7 +52,7 @@ fn put_back_locked(checkout: &Checkout) -> Result<PutBack, GitError> {
     match Undo::read(&undo_file) {
         Ok(None) => {}
         Ok(Some(undo)) => {
-            journal = journal_of(undo.local_path());
+            journal = journal_of(store, undo.local_path());
             let failed = |error: git2::Error| GitError::passing(format!("libgit2: {}", error.message()));
             let sources = Sources::open(store, undo.stores(), undo.copies()).map_err(failed)?;
             checkout::put_back(&undo, sources, &mut journal, checkout, &mut notes)?;
@@ -92,6 +68,25 @@ fn put_back_locked(checkout: &Checkout) -> Result<PutBack, GitError> {
     }
     let commit = journal.base(checkout.checked_out.as_ref()).map(hash_of).transpose()?;
     Ok(PutBack { commit, notes })
+}
+
+/// Does for the stores what a checkout left for later.
+pub(super) fn tidy_stores(checkout: &Checkout, limit: &Limit) -> Result<(), GitError> {
+    let _lock = store::lock(&checkout.store)?;
+    if checkout.can_be_put_back() {
+        return Ok(());
+    }
+    let siblings = checkout.siblings.iter().filter_map(|store| journal_of(store, &checkout.local_path).base(None));
+    let lies_there = checkout.checked_out.as_ref().and_then(|hash| Oid::from_str(hash.as_str()).ok());
+    let keep: Vec<Oid> = siblings.chain(lies_there).collect();
+    tidy::tidy_marked(&checkout.store, &keep, limit.left()).map_err(|error| {
+        GitError::passing(format!("cannot tidy the object store {}: {}", checkout.store.display(), error.message()))
+    })
+}
+
+/// What is known of a working tree, beside the store of a repository that has files there.
+fn journal_of(store: &Path, local_path: &Path) -> Journal {
+    Journal::read(&store.with_extension("journal"), local_path)
 }
 
 /// Says in the store which commit lies in the tree.
@@ -113,6 +108,8 @@ struct Run<'a> {
     /// Whether the store was made anew just now.
     is_new: bool,
     notes: Vec<String>,
+    /// The branch's commit, once it was fetched.
+    tip: Option<CommitHash>,
     /// The commit that is to be checked out, once it was fetched: a failure after that is this commit's.
     commit: Option<Commit>,
 }
@@ -144,6 +141,7 @@ impl Run<'_> {
     fn fetch_and_checkout(&mut self, repository: Repository) -> Result<Fetched, Failed> {
         let checkout = self.checkout;
         let tip = fetch::tip(&repository, self.remote, self.limit)?;
+        self.tip = Some(hash_of(tip)?);
         let chosen = match &checkout.commit {
             Some(prefix) => choice::commit_of(&repository, tip, prefix, self.remote)?,
             None => tip,
@@ -173,7 +171,7 @@ impl Run<'_> {
 
     fn check_out(&mut self, repository: Repository, commit: Oid) -> Result<u64, Failed> {
         let checkout = self.checkout;
-        let mut journal = Journal::read(&checkout.store.with_extension("journal"), &checkout.local_path);
+        let mut journal = journal_of(&checkout.store, &checkout.local_path);
         let mut sources = Sources::new(repository);
         let new = sources.fetch_and_flatten(commit, &self.scope(), self.remote, self.limit, &mut self.notes)?;
         let tree = WorkTree::open(&checkout.local_path)?;
@@ -229,11 +227,19 @@ impl Run<'_> {
             perhaps.push(files.clone());
             files.extend(head);
         }
-        let siblings: BTreeSet<Oid> =
-            self.checkout.siblings.iter().filter_map(|hash| Oid::from_str(hash.as_str()).ok()).collect();
-        let siblings = siblings.into_iter().filter(|commit| Some(*commit) != base);
-        let siblings = siblings.filter_map(|commit| sources.flatten(commit, scope, remote)).collect();
+        let siblings = self.checkout.siblings.iter();
+        let siblings = siblings.filter_map(|store| self.files_of_sibling(&mut sources, store)).collect();
         Ok(Trees { sources, new, base: files, perhaps, siblings })
+    }
+
+    /// The files of our part of the tree that a repository put there which shares it. Of its commit that is only what
+    /// it handled: anything else that is alike may be somebody's own.
+    fn files_of_sibling(&self, sources: &mut Sources, store: &Path) -> Option<Files> {
+        let journal = journal_of(store, &self.checkout.local_path);
+        let mut files = sources.flatten(journal.base(None)?, &self.scope(), self.remote)?;
+        let handled = journal.base_scope();
+        files.retain(|path, _| handled.holds(path));
+        Some(files)
     }
 }
 

@@ -139,7 +139,6 @@ impl Lab {
             siblings: Vec::new(),
             skip_if_unchanged_since: None,
             adopt: false,
-            put_back_first: false,
         }
     }
 

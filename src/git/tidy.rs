@@ -11,7 +11,6 @@ use git2::{ObjectType, Oid, Repository, Sort};
 
 use super::objects;
 use super::store::{names_in, open};
-use crate::model::CommitHash;
 
 /// Packs from which on they are made one: a fetch adds one each time.
 pub(super) const MAX_PACKS: usize = 16;
@@ -70,9 +69,9 @@ pub(super) fn is_marked(store: &Path) -> bool {
 ///
 /// # Errors
 /// libgit2's own, a full disk, or the time.
-pub(super) fn tidy_marked(store: &Path, keep: &[CommitHash], left: Duration) -> Result<(), git2::Error> {
+pub(super) fn tidy_marked(store: &Path, keep: &[Oid], left: Duration) -> Result<(), git2::Error> {
     let deadline = Instant::now() + left / 2;
-    let keep: BTreeSet<String> = keep.iter().map(|commit| format!("{HELD}{}", commit.as_str())).collect();
+    let keep: BTreeSet<String> = keep.iter().map(|commit| format!("{HELD}{commit}")).collect();
     for store in stores_in(store).iter().filter(|store| store.join(MARK).exists()) {
         let repository = open(store)?;
         for held in repository.references_glob(&format!("{HELD}*"))? {

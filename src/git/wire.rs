@@ -77,7 +77,9 @@ pub(super) enum Answer {
         message: String,
         /// Whether another try can help.
         can_pass: bool,
-        /// The commit that was fetched, where it came that far.
+        /// The branch's commit, where it was fetched.
+        tip: Option<CommitHash>,
+        /// The commit that was to be checked out, where it came that far.
         commit: Option<Box<Commit>>,
     },
 }
@@ -137,6 +139,7 @@ impl From<PlainRemote> for Remote {
 
 impl From<GitError> for Answer {
     fn from(error: GitError) -> Answer {
-        Answer::Failed { message: error.message, can_pass: error.chance == Chance::CanPass, commit: error.commit }
+        let GitError { message, chance, tip, commit } = error;
+        Answer::Failed { message, can_pass: chance == Chance::CanPass, tip, commit }
     }
 }

@@ -64,7 +64,7 @@ impl Deployed {
     /// It ended, nobody was told, nothing is tried again, and the next one is deployed.
     #[track_caller]
     fn assert_cancelled(&self, id: i64) {
-        assert_eq!(self.daemon.failed(id)["error"], "cancelled");
+        self.daemon.failed_as(id, "cancelled");
         let again = self.daemon.cli(&["cancel", "web"]);
         assert_eq!(again.status.code(), Some(1), "no retry waits: {}", said(&again));
         self.fake.no_rules();
@@ -175,7 +175,7 @@ fn one_that_is_cancelled_in_its_up_leaves_nothing_stopped() {
     wait_until(MINUTE, "Compose to be at it", || daemon.log_of(id).contains("Recreate").then_some(()));
     let by_cli = daemon.cli(&["cancel", "web"]);
     assert!(by_cli.status.success(), "{}", said(&by_cli));
-    assert!(daemon.failed(id)["error"].as_str().is_some_and(|error| error.starts_with("cancelled")));
+    daemon.failed_as(id, "cancelled");
     let log = daemon.log_of(id);
     assert!(stack.container("web").expect("it is there").is_running(), "{log}");
     assert_eq!(daemon.cli(&["cancel", "web"]).status.code(), Some(1), "no retry waits");

@@ -125,7 +125,7 @@ fn a_push_while_one_is_brought_up_is_deployed_after_it() {
     fake.release();
     let repository = daemon.wait_for_commit("web", &commit);
     assert_eq!(repository["last_deployment"]["id"], second["id"]);
-    assert_eq!(daemon.failed(first)["error"], format!("superseded by deployment {}", second["id"]));
+    daemon.failed_as(first, &format!("superseded by deployment {}", second["id"]));
     assert_eq!(stack.version().as_deref(), Some("2"));
     wait_until(SHORT, "the message of the success", || receiver.messages("/well").pop());
     assert_eq!(

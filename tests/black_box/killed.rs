@@ -170,3 +170,29 @@ fn a_cancelled_up_is_healed() {
     daemon.succeeded(daemon.deploy("web"));
     assert_runs(&stack, "2", "asked for again");
 }
+
+#[test]
+fn a_daemon_that_stops_in_the_middle_of_up_heals_at_its_next_start() {
+    if missing(&[parts::DOCKER, parts::GIT]) {
+        return;
+    }
+    for compose in composes() {
+        let (stack, repo) = (Stack::new(), Repo::with(&[("compose.yaml", &slow("1", 5))]));
+        let mut daemon = Daemon::new();
+        if let Some(config) = &compose.docker_config {
+            daemon.env("DOCKER_CONFIG", config);
+        }
+        daemon.env("Shiparr_SHUTDOWN_TIMEOUT", "1");
+        daemon.project("home", &[Entry::new("web", &repo.url(), &stack)]);
+        daemon.start();
+        daemon.wait_for_commit("web", &repo.tip());
+        let commit = repo.commit(&[("compose.yaml", &slow("2", 1))]);
+        let id = wait_for_recreate(&daemon, &commit);
+        daemon.stop();
+        daemon.start();
+        daemon.wait_for_commit("web", &commit);
+        assert_runs(&stack, "2", compose.name);
+        let stopped = daemon.deployment(id);
+        assert!(stopped["error"].as_str().expect("an error").starts_with("interrupted"), "{stopped}");
+    }
+}

@@ -146,8 +146,7 @@ fn an_interrupted_one_goes_on_with_the_commit_that_it_had() {
     manual.daemon.kill_9();
     let newer = manual.push("3");
     manual.daemon.start();
-    let interrupted = manual.daemon.failed(id);
-    assert!(interrupted["error"].as_str().is_some_and(|error| error.starts_with("interrupted")), "{interrupted}");
+    manual.daemon.failed_as(id, "interrupted");
     let again = wait_until(MINUTE, "it to go on", || {
         manual.daemon.deployments_of("web").into_iter().find(|row| id_of(row) > id && row["status"] == "running")
     });

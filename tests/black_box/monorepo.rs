@@ -188,14 +188,14 @@ fn nothing_is_skipped_after_a_cancelled_or_a_superseded_one() {
     web.daemon.check_now("web");
     let id = running();
     assert_eq!(web.daemon.post(&format!("/api/deployments/{id}/cancel")).status, 202);
-    assert!(web.daemon.failed(id)["error"].as_str().is_some_and(|error| error.starts_with("cancelled")));
+    web.daemon.failed_as(id, "cancelled");
 
     let elsewhere = web.commit_elsewhere();
     web.daemon.check_now("web");
     let id = running();
     // Somebody asks for the same once more: that supersedes, and is cancelled before it is well.
     let next = web.daemon.deploy("web");
-    assert!(web.daemon.failed(id)["error"].as_str().is_some_and(|error| error.starts_with("superseded")));
+    web.daemon.failed_as(id, &format!("superseded by deployment {next}"));
     assert_eq!(web.daemon.deployment(id)["commit_hash"], elsewhere);
     assert_eq!(running(), next);
     assert_eq!(web.daemon.post(&format!("/api/deployments/{next}/cancel")).status, 202);

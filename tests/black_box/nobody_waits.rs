@@ -37,8 +37,7 @@ fn a_fixing_push_ends_the_wait_for_the_bad_version() {
     assert!(beside < 15.0, "{beside}");
     assert_eq!(stack.version().as_deref(), Some("2"));
 
-    let first = daemon.failed(bad);
-    assert_eq!(first["error"], format!("superseded by deployment {}", id_of(&fixed)));
+    daemon.failed_as(bad, &format!("superseded by deployment {}", id_of(&fixed)));
     wait_until(SHORT, "the message of the success", || receiver.messages("/well").pop());
     assert_eq!(receiver.messages("/bad").len(), 0, "nobody is told of what was superseded");
     daemon.wait_for_checks("web", 2);
@@ -61,7 +60,7 @@ fn who_asks_ends_the_wait_too() {
     println!("from the trigger to the start of the fix: {:.2} s", asked.elapsed().as_secs_f64());
     assert!(asked.elapsed() < Duration::from_secs(10));
     daemon.succeeded(fix);
-    assert_eq!(daemon.failed(bad)["error"], format!("superseded by deployment {fix}"));
+    daemon.failed_as(bad, &format!("superseded by deployment {fix}"));
 }
 
 #[test]

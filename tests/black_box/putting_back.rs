@@ -119,15 +119,23 @@ impl Scene {
     #[track_caller]
     fn fails_and_makes_again(&mut self, when: &str, words: &[&str], more: &[&str], bad: impl Fn(&Scene)) {
         self.write_bad(bad);
-        let (before, id) = (Tree::of(&self.tree()), self.container_id());
+        let (before, id, saved) = (Tree::of(&self.tree()), self.container_id(), self.saved());
         let commit = self.repo.commit_all(when);
         let failed = self.daemon.ended_at_or_failed("web", &commit);
         let error = failed["error"].as_str().unwrap_or_else(|| panic!("{when}: {failed}"));
         assert!(words.iter().all(|word| error.contains(word)), "{when}: {words:?} in: {error}");
         before.assert_same(&Tree::of(&self.tree()), &[&MADE_AGAIN, more].concat(), when);
         assert_eq!(self.container_id(), id, "{when}");
+        assert_eq!(self.saved(), saved, "{when}: nothing was replaced, so nothing is saved");
         assert_eq!(contains_anywhere(self.daemon.runtime(), "a-secret-value"), Vec::<PathBuf>::new(), "{when}");
+        self.fake.no_rules();
         self.next_good();
+    }
+
+    fn saved(&self) -> Vec<PathBuf> {
+        let mut saved = files_below(&self.daemon.data().join("saved"));
+        saved.sort();
+        saved
     }
 
     fn container_id(&self) -> String {
@@ -191,8 +199,8 @@ fn each_commit_that_cannot_be_deployed_leaves_the_files_as_they_were() {
     let volume = format!("{}-of-another", scene.stack.name);
     docker(&["volume", "create", "--label", "com.docker.compose.project=somebody-else", &volume]);
     scene.fails_without_a_trace("a volume of another project", &["somebody-else"], |scene| {
-        let text = Stack::compose_with("bad", &format!("{GOOD}    volumes: [\"v:/v\"]\n"));
-        scene.repo.write("compose.yaml", format!("{text}volumes: {{v: {{name: {volume}}}}}\n"));
+        let text = Stack::compose_with("bad", &format!("{GOOD}    volumes: [\"shared:/v\"]\n"));
+        scene.repo.write("compose.yaml", format!("{text}volumes: {{shared: {{name: {volume}}}}}\n"));
     });
     docker(&["volume", "rm", &volume]);
     scene.fails_without_a_trace("a collision", &["data/database"], |scene| {
@@ -249,6 +257,46 @@ fn a_daemon_that_stops_before_up_leaves_the_files_as_they_were() {
 }
 
 #[test]
+fn a_daemon_that_stops_while_up_has_changed_nothing_leaves_the_files_as_they_were() {
+    if cannot_run() {
+        return;
+    }
+    let mut scene = Scene::new();
+    let id = scene.container_id();
+    scene.write_bad(|_| {});
+    scene.fake.rule("docker-compose", "* up *", "hang");
+    let before = Tree::of(&scene.tree());
+    let calls = scene.fake.calls_with("docker-compose", "up").len();
+    scene.repo.commit_all("Held");
+    wait_until(MINUTE, "`up`", || (scene.fake.calls_with("docker-compose", "up").len() > calls).then_some(()));
+    scene.daemon.stop();
+    before.assert_same(&Tree::of(&scene.tree()), &MADE_AGAIN, "stopped");
+    assert_eq!(scene.container_id(), id);
+    scene.fake.no_rules();
+    scene.daemon.start();
+    scene.daemon.wait_for_commit("web", &scene.repo.tip());
+    assert_eq!(scene.stack.version().as_deref(), Some("bad"), "it was stopped, and is not bad");
+    scene.next_good();
+}
+
+#[test]
+fn a_deployment_past_its_limit_before_up_leaves_the_files_as_they_were() {
+    if cannot_run() {
+        return;
+    }
+    let mut scene = Scene::unstarted();
+    let entry = Entry::new("web", &scene.repo.url(), &scene.stack).field("env_file", ".env.enc").field("timeout", "8");
+    scene.daemon.project("home", &[entry]);
+    scene.daemon.start();
+    scene.next_good();
+    for program in ["sops", "docker-compose"] {
+        let pattern = if program == "sops" { "*" } else { "* config *" };
+        scene.fake.rule(program, pattern, "hang");
+        scene.fails_without_a_trace(&format!("{program} hangs"), &["limit"], |_| {});
+    }
+}
+
+#[test]
 fn a_kill_before_up_is_made_good_at_the_start_before_docker_answers() {
     if cannot_run() {
         return;
@@ -259,7 +307,9 @@ fn a_kill_before_up_is_made_good_at_the_start_before_docker_answers() {
     scene.daemon.kill_9();
     scene.daemon.env("DOCKER_HOST", "unix:///nowhere/docker.sock");
     scene.daemon.start();
-    wait_until(MINUTE, "the files to be put back", || (!scene.tree().join("new").exists()).then_some(()));
+    wait_until(MINUTE, "the files to be put back", || {
+        scene.daemon.log_of(held).contains("were put back").then_some(())
+    });
     wait_until(MINUTE, "the next try to wait for Docker", || {
         (scene.daemon.repository("web")["status"] == "pending").then_some(())
     });
@@ -276,6 +326,44 @@ fn a_kill_before_up_is_made_good_at_the_start_before_docker_answers() {
     scene.daemon.wait_for_commit("web", &scene.repo.tip());
     assert_eq!(scene.stack.version().as_deref(), Some("bad"), "it was held, and is not bad");
     scene.next_good();
+}
+
+#[test]
+fn a_kill_while_files_are_written_is_made_good_at_the_start_before_docker_answers() {
+    if missing(&[parts::DOCKER, parts::GIT]) {
+        return;
+    }
+    const FILES: usize = 3000;
+    let (stack, repo) = (Stack::new(), Repo::new());
+    let commit = |version: &str| {
+        repo.write("compose.yaml", Stack::compose("1"));
+        (0..FILES).for_each(|number| repo.write(&format!("files/{number}"), format!("{version} {number}\n")));
+        repo.commit_all(version)
+    };
+    let first = commit("first");
+    let mut daemon = Daemon::with(&[Entry::new("web", &repo.url(), &stack)]);
+    daemon.wait_for_commit("web", &first);
+    let tree = daemon.tree("home", "web");
+    let before = Tree::of(&tree);
+    commit("second");
+    wait_until(MINUTE, "files to be written", || {
+        fs::read_to_string(tree.join("files/0")).is_ok_and(|text| text.starts_with("second")).then_some(())
+    });
+    daemon.kill_9();
+    let docker = std::env::var("DOCKER_HOST").unwrap_or_else(|_| "unix:///var/run/docker.sock".to_owned());
+    daemon.env("DOCKER_HOST", "unix:///nowhere/docker.sock");
+    daemon.start();
+    wait_until(MINUTE, "the files to be put back", || {
+        let is_back = |number| {
+            fs::read_to_string(tree.join(format!("files/{number}"))).is_ok_and(|text| text.starts_with("first"))
+        };
+        (0..FILES).all(is_back).then_some(())
+    });
+    before.assert_same(&Tree::of(&tree), &[], "killed while files were written");
+    daemon.stop();
+    daemon.env("DOCKER_HOST", &docker);
+    daemon.start();
+    daemon.wait_for_commit("web", &repo.tip());
 }
 
 #[test]

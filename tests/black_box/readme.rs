@@ -1,15 +1,20 @@
 //! Every example of README.md is run, from its first line to its last, as a new user would.
 //!
-//! The commands run word for word, as root, in namespaces of their own: `/etc`, `/usr/local/bin`, `/var/lib` and `/run`
-//! are copies that go at the end, and the network is empty. Docker, Compose, sops, age, git and curl are the real ones.
+//! The commands run word for word, as root, in namespaces of their own: `/etc`, `/srv`, `/usr/local/bin`, `/var/lib` and
+//! `/run` are copies that go at the end, and the network is empty. Docker, Compose, sops, age, git and curl are the real ones.
 //! What stands in for something else:
 //!
 //! - `github.com` is, by `/etc/hosts`, an nginx on loopback with a certificate of its own authority (which is added to
 //!   the system's), in front of a real Git remote that wants the example's token;
-//! - the key that `age-keygen` prints takes the place of `age1replace_with_your_public_key`;
+//! - the key that `age-keygen` prints takes the place of `age1replace_with_your_public_key`, and an earlier commit that
+//!   of `abc1234`;
+//! - the existing stack `notes` has a name that no other test has, and mounts nothing of `/srv`, which Docker would look
+//!   for outside of the namespaces;
 //! - `apt-get` and `cargo` do nothing, and the binary under test lies where `cargo build` would put it: `tests/run`
 //!   installs and builds with the same packages, and runs `packaging/quickstart`;
 //! - `sudo` only runs its arguments.
+
+mod tables;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -22,7 +27,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::support::{
-    Daemon, Entry, GitServer, IMAGE, MINUTE, Repo, SHORT, Stack, Tls, files_below, missing, parts, wait_until,
+    GitServer, IMAGE, Json, MINUTE, Repo, SHORT, Stack, Tls, files_below, missing, parts, wait_until,
 };
 
 const README: &str = include_str!("../../README.md");
@@ -31,6 +36,8 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const INSIDE: &str = "SHIPARR_TEST_README_SANDBOX";
 const TOKEN: &str = "github_pat_replace_me";
 const PUBLIC_KEY: &str = "age1replace_with_your_public_key";
+const EARLIER_COMMIT: &str = "abc1234";
+const TLS_KEY: &str = "a key of the proxy\n";
 
 /// A fenced block.
 struct Example {
@@ -84,7 +91,7 @@ const MOUNTS: &str = r#"
 folder=$1
 shift
 mount -t tmpfs -o mode=0755 tmpfs "$folder"
-for covered in /etc /usr/local/bin /var/lib; do
+for covered in /etc /srv /usr/local/bin /var/lib; do
     name=${covered//\//-}
     mkdir "$folder/upper$name" "$folder/work$name"
     mount -t overlay -o "lowerdir=$covered,upperdir=$folder/upper$name,workdir=$folder/work$name" overlay "$covered"
@@ -95,7 +102,7 @@ mount --bind "$socket" "$folder/docker.sock"
 mount -t tmpfs -o mode=0755 tmpfs /run
 touch /run/docker.sock
 mount --bind "$folder/docker.sock" /run/docker.sock
-rm -rf /etc/shiparr /var/lib/shiparr
+rm -rf /etc/shiparr /var/lib/shiparr /srv/stacks
 ip link set lo up
 printf '127.0.0.1 localhost github.com\n' >/etc/hosts
 exec "$@"
@@ -113,6 +120,8 @@ struct Reader {
     deployed_twice_and_listed: [bool; 2],
     remote: Repo,
     stack: Stack,
+    /// The stack that runs already.
+    notes: Stack,
     _server: GitServer,
     _tls: Tls,
 }
@@ -121,6 +130,7 @@ impl Reader {
     fn new(folder: &Path) -> Reader {
         // Process ids are not unique in here, the folder's name is.
         let name = folder.file_name().expect("it has a name").to_string_lossy().to_lowercase();
+        let notes = Stack { name: format!("{name}-notes") };
         let stack = Stack { name };
         let remote = Repo::named("homelab");
         let compose = format!(
@@ -149,6 +159,7 @@ impl Reader {
             deployed_twice_and_listed: [false, false],
             remote,
             stack,
+            notes,
             _server: server,
             _tls: tls,
         };
@@ -168,6 +179,11 @@ impl Reader {
             fs::write(&program, format!("#!/bin/sh\n{line}\n")).expect("write a stand-in");
             fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("make it a program");
         }
+        // What its reader has at home: a way to the private repository, and a key.
+        let home = self.folder.join("home");
+        fs::write(home.join("tls.key"), TLS_KEY).expect("write a key");
+        fs::write(home.join(".gitconfig"), "[credential]\n\thelper = store\n").expect("configure git");
+        fs::write(home.join(".git-credentials"), format!("https://oauth2:{TOKEN}@github.com\n")).expect("log in");
     }
 
     fn clone_folder(&self) -> PathBuf {
@@ -199,11 +215,40 @@ impl Reader {
                 self.start();
             }
             ("dotenv", _) => self.change_settings(text),
-            ("sh", "cd media") => self.publish(text),
-            ("yaml", "project: homelab") if !text.contains("global_notifications") => {
+            ("sh", "cd media" | "mkdir proxy" | "mkdir notes" | "cp /srv/stacks/notes/.env notes/.env.enc") => {
+                self.publish(text);
+            }
+            ("yaml", "services:") => self.check_compose_file(text),
+            ("yaml", "project: homelab") if !Path::new("/etc/shiparr/projects/homelab.yaml").exists() => {
                 fs::write("/etc/shiparr/projects/homelab.yaml", text).expect("write the project file");
             }
-            ("yaml", "project: homelab") => self.check_alone(text),
+            ("yaml", "project: homelab" | "project: edge") => self.check_alone(text),
+            ("sh", "sudo shiparr history media") => self.go_back(text),
+            ("sh", "docker compose ls --all") => {
+                self.start_by_hand();
+                assert!(self.run(text).contains(&format!("/srv/stacks/{}/compose.yaml", self.notes.name)));
+            }
+            ("yaml", "# /etc/shiparr/projects/stacks.yaml") => {
+                fs::write(STACKS_FILE, self.with_names(text)).expect("write the project file");
+            }
+            ("sh", "sudo shiparr status") if Path::new(STACKS_FILE).exists() => {
+                self.wait_for_notes("waiting");
+                assert!(self.run(text).contains("waits for you: `shiparr deploy stacks/"));
+            }
+            ("sh", first) if first.starts_with("docker ps --filter") => self.take_over(text),
+            ("sh", "sudo shiparr compose media ps") => {
+                self.run(text);
+                wait_until(SHORT, "the stack to run again", || self.stack.container("web")?.is_running().then_some(()));
+            }
+            ("sh", "sudo shiparr compose media --print") => {
+                let told = self.run(text);
+                assert!(told.contains("DB_PASSWORD (from .env.enc)") && !told.contains("a-long-random"), "{told}");
+            }
+            ("sh", "sudo mv /srv/stacks/notes/.env /srv/stacks/notes/.env.before") => self.encrypt_notes(text),
+            ("sh", "cd /srv/stacks") => self.leave_working_tree(text),
+            ("sh", "cd /srv/stacks/notes") => self.leave_variables(text),
+            ("sh", "cd /srv/stacks/proxy") => self.leave_secret_file(text),
+            ("sh", first) if first.contains("cd /var/lib/shiparr && rm") => self.leave_data(text),
             ("sh", "sudo shiparr status") => {
                 self.wait_for_deployment();
                 let told = self.run(text);
@@ -215,7 +260,7 @@ impl Reader {
             }
             ("sh", "curl -s http://127.0.0.1:8080/api/health") => {
                 let told = self.run(text);
-                for expected in ["\"status\":\"ok\"", "\"name\":\"media\"", "\"deployment_id\":3", "checked out"] {
+                for expected in ["\"status\":\"ok\"", "\"name\":\"media\"", "\"deployment_id\":", "checked out"] {
                     assert!(told.contains(expected), "no {expected}");
                 }
                 self.deployed_twice_and_listed[1] = true;
@@ -291,13 +336,25 @@ impl Reader {
         assert!(status.success(), "{status}");
     }
 
-    /// Encrypts and pushes, in a clone of the stack's repository.
+    /// Encrypts and pushes, in a clone of the stacks' repository.
     fn publish(&self, lines: &str) {
-        assert!(lines.contains(PUBLIC_KEY), "the example has a place for the public key");
+        let before = self.remote.tip();
         let identity = "export GIT_AUTHOR_NAME=You GIT_AUTHOR_EMAIL=you@example.com GIT_COMMITTER_NAME=You GIT_COMMITTER_EMAIL=you@example.com\n";
-        self.run_in(&self.remote.clone_folder(), &format!("{identity}{}", lines.replace(PUBLIC_KEY, &self.public_key)));
-        let encrypted = fs::read_to_string(self.remote.clone_folder().join("media/.env.enc")).expect("it is there");
-        assert!(encrypted.contains("ENC[AES256_GCM,") && !encrypted.contains("a-long-random-password"));
+        let lines = self.with_names(lines);
+        assert!(self.run_in(&self.remote.clone_folder(), &format!("{identity}{lines}")).contains("main"));
+        assert_ne!(self.remote.tip(), before, "nothing was committed");
+        for file in files_below(&self.remote.clone_folder())
+            .iter()
+            .filter(|file| file.ends_with(".env.enc") || file.ends_with("tls.key.enc"))
+        {
+            let text = fs::read_to_string(file).expect("it is there");
+            assert!(text.contains("ENC[AES256_GCM,"), "{} is not encrypted", file.display());
+        }
+    }
+
+    /// With what this machine has in place of what the reader is to replace.
+    fn with_names(&self, lines: &str) -> String {
+        lines.replace(PUBLIC_KEY, &self.public_key).replace("notes", &self.notes.name)
     }
 
     fn wait_for_deployment(&self) {
@@ -318,7 +375,15 @@ impl Reader {
         fs::create_dir_all(&folder).expect("make a folder");
         fs::write(folder.join("homelab.yaml"), text).expect("write the project file");
         let told = self.run(&format!("GITHUB_TOKEN=one FORGEJO_TOKEN=two shiparr check {}", folder.display()));
-        assert!(told.contains("1 projects with 2 repositories"), "{told}");
+        let repositories = if text.contains("\n  proxy:") { "1 repositories" } else { "2 repositories" };
+        assert!(told.contains(&format!("1 projects with {repositories}")), "{told}");
+    }
+
+    fn check_compose_file(&self, text: &str) {
+        let folder = self.folder.join("compose");
+        fs::create_dir_all(&folder).expect("make a folder");
+        fs::write(folder.join("compose.yaml"), text).expect("write the compose file");
+        self.run_in(&folder, "docker compose config --quiet");
     }
 }
 
@@ -329,6 +394,123 @@ impl Drop for Reader {
             let _ = daemon.kill();
             let _ = daemon.wait();
         }
+    }
+}
+
+// ---- Going back, moving and leaving ----
+
+const STACKS_FILE: &str = "/etc/shiparr/projects/stacks.yaml";
+
+impl Reader {
+    /// From a later commit to the one that runs.
+    fn go_back(&self, lines: &str) {
+        let earlier = self.remote.tip();
+        let later = self.remote.commit(&[("media/note", "later")]);
+        self.run("shiparr deploy media --follow");
+        assert_eq!(self.media()["last_commit_hash"], later);
+        self.run(&lines.replace(EARLIER_COMMIT, &earlier[..7]));
+        let media = self.media();
+        assert_eq!((&media["last_commit_hash"], &media["observed_commit"]), (&earlier.into(), &later.into()));
+    }
+
+    fn media(&self) -> Json {
+        self.repository("homelab", "media")
+    }
+
+    fn repository(&self, project: &str, name: &str) -> Json {
+        let route = format!("curl -sf http://127.0.0.1:8080/api/projects/{project}/repositories/{name}");
+        let answer = self.shell(&route).output().expect("start curl").stdout;
+        serde_json::from_slice(&answer).unwrap_or_default()
+    }
+
+    fn notes_folder(&self) -> PathBuf {
+        Path::new("/srv/stacks").join(&self.notes.name)
+    }
+
+    /// The stack that has run for years, with its data beside it.
+    fn start_by_hand(&self) {
+        let folder = self.notes_folder();
+        fs::create_dir_all(folder.join("data")).expect("make folders");
+        let compose = Stack::compose_with("1", "      PASSWORD: ${PASSWORD}\n");
+        fs::write(folder.join("compose.yaml"), compose).expect("write the compose file");
+        fs::write(folder.join(".env"), "PASSWORD=of-the-notes\n").expect("write its variables");
+        fs::write(folder.join("data/precious"), "of years").expect("write its data");
+        self.run_in(&folder, "docker compose up -d");
+    }
+
+    fn wait_for_notes(&self, status: &str) {
+        wait_until(MINUTE, "the repository to have the status", || {
+            (self.repository("stacks", &self.notes.name)["status"] == status).then_some(())
+        });
+    }
+
+    fn notes_container(&self) -> String {
+        let container = self.notes.container("web").expect("its container is there");
+        assert!(container.is_running() && container.variable("PASSWORD").as_deref() == Some("of-the-notes"));
+        assert_eq!(
+            fs::read_to_string(self.notes_folder().join("data/precious")).expect("its data is there"),
+            "of years"
+        );
+        container.id().to_owned()
+    }
+
+    fn take_over(&self, lines: &str) {
+        let container = self.notes_container();
+        let told = self.run(&self.with_names(lines));
+        assert!(told.contains("no file changed") && told.matches(&container[..12]).count() == 2, "{told}");
+        assert_eq!(self.notes_container(), container);
+    }
+
+    /// After `env_file` was added to the project file, as the text says.
+    fn encrypt_notes(&self, lines: &str) {
+        let container = self.notes_container();
+        let file = fs::read_to_string(STACKS_FILE).expect("the project file is there");
+        let (before, after) = file.split_once("  wiki:\n").expect("it names another stack after this one");
+        let file = format!("{before}    env_file: .env.enc\n  wiki:\n{after}");
+        fs::write(STACKS_FILE, file).expect("write the project file");
+        self.wait_for_notes("waiting");
+        let told = self.run(&self.with_names(lines));
+        assert!(told.contains("variables: PASSWORD"), "{told}");
+        assert_eq!(self.notes_container(), container);
+    }
+
+    fn leave_working_tree(&mut self, lines: &str) {
+        self.stop();
+        let container = self.notes_container();
+        let told = self.run(lines);
+        assert!(told.contains("On branch main") && !told.contains("modified:"), "{told}");
+        assert_eq!(self.notes_container(), container);
+    }
+
+    fn leave_variables(&self, lines: &str) {
+        let container = self.notes_container();
+        self.run(&self.with_names(lines));
+        let variables = fs::read_to_string(self.notes_folder().join(".env")).expect("they are decrypted");
+        assert_eq!(variables, "PASSWORD=of-the-notes\n");
+        assert_eq!(self.notes_container(), container);
+    }
+
+    fn leave_secret_file(&self, lines: &str) {
+        let folder = Path::new("/srv/stacks/proxy");
+        fs::create_dir_all(folder).expect("make a folder");
+        let encrypted = self.remote.clone_folder().join("proxy/tls.key.enc");
+        fs::copy(encrypted, folder.join("tls.key.enc")).expect("copy the encrypted file");
+        symlink("/run/shiparr/secret-files/0123456789abcdef-tls.key", folder.join("tls.key")).expect("link it");
+        self.run(lines);
+        let decrypted = fs::symlink_metadata(folder.join("tls.key")).expect("it is there");
+        assert!(decrypted.is_file());
+        assert_eq!(fs::read_to_string(folder.join("tls.key")).expect("it is text"), TLS_KEY);
+    }
+
+    fn leave_data(&self, lines: &str) {
+        self.run(lines);
+        let left = fs::read_dir("/var/lib/shiparr").expect("it is there");
+        let left: BTreeSet<String> =
+            left.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        assert!(left.iter().all(|name| ["deployments", "saved"].contains(&name.as_str())), "{left:?}");
+        assert!(Path::new("/var/lib/shiparr/deployments/homelab/media/media/compose.yaml").exists());
+        assert!(!Path::new("/usr/local/bin/shiparr").exists());
+        self.notes_container();
     }
 }
 
@@ -348,119 +530,4 @@ fn assert_installed_by_scripts(line: &str) {
     for package in packages.split(' ') {
         assert!(installed.contains(package), "packaging/dependencies.sh does not install {package}");
     }
-}
-
-// ---- What stands in tables and text ----
-
-/// The first column of the table whose first column has this title.
-fn first_column(title: &str) -> Vec<&'static str> {
-    let mut lines = README.lines().skip_while(|line| !line.starts_with(&format!("| {title} |")));
-    assert!(lines.next().is_some(), "no table of `{title}`");
-    let rows = lines.skip(1).take_while(|line| line.starts_with('|'));
-    rows.map(|row| row.split('|').nth(1).expect("a row has columns").trim()).collect()
-}
-
-/// What stands between backticks.
-fn code(text: &str) -> impl Iterator<Item = &str> {
-    text.split('`').skip(1).step_by(2)
-}
-
-fn help(args: &[&str]) -> String {
-    let output = Command::new(env!("CARGO_BIN_EXE_shiparr")).args(args).arg("--help").output().expect("start shiparr");
-    assert!(output.status.success(), "{args:?}");
-    String::from_utf8(output.stdout).expect("help is text")
-}
-
-#[test]
-fn the_table_of_verbs_is_that_of_the_program() {
-    let all = help(&[]);
-    let commands = all.split("Commands:\n").nth(1).and_then(|rest| rest.split("\n\n").next()).expect("it lists verbs");
-    let known: BTreeSet<&str> = commands.lines().filter_map(|line| line.split_whitespace().next()).collect();
-    let known: BTreeSet<&str> = known.into_iter().filter(|verb| *verb != "help").collect();
-    let named = first_column("verb").into_iter().map(|cell| code(cell).next().expect("a verb"));
-    let named: BTreeSet<&str> = named.map(|call| call.split(' ').nth(1).expect("a verb")).collect();
-    assert_eq!(named, known);
-
-    let start = README.find("\n## Command line\n").expect("the section");
-    let section = README[start + 1..].split("\n## ").next().expect("the section");
-    for verb in known {
-        for word in help(&[verb]).split_whitespace().filter(|word| word.starts_with("--") && *word != "--help") {
-            assert!(section.contains(word), "`shiparr {verb}` has {word}, and the README does not");
-        }
-    }
-}
-
-#[test]
-fn verbs_that_need_the_control_socket_say_so() {
-    for verb in ["prune", "notify-test"] {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_shiparr"));
-        let output = command.args([verb, "--url", "http://127.0.0.1:1"]).output().expect("start shiparr");
-        let told = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(!output.status.success() && told.contains("over the control socket only"), "{told}");
-    }
-}
-
-#[test]
-fn every_route_of_the_table_is_served() {
-    let stack = Stack::new();
-    let entry = Entry::new("web", "/nowhere/web.git", &stack).rarely_checked();
-    let daemon = Daemon::with(&[entry]);
-    let deployment = daemon.deploy("web");
-    daemon.ended(deployment);
-    let mut served = 0;
-    for cell in first_column("method and route") {
-        let (method, route) = cell.split_once(' ').expect("a method and a route");
-        let route = code(route).next().expect("a route").replace("{id}", "1");
-        let route = if route.contains("/repositories") { route.replace("{name}", "home") } else { route };
-        let answer = daemon.request(method, &route.replace("{name}", "home"), &[], b"");
-        let text = answer.text();
-        assert_ne!(answer.status, 405, "{method} {route}");
-        assert!(!text.contains("there is no such route"), "{method} {route}: {text}");
-        served += 1;
-    }
-    assert!(served >= 14, "the table is shorter than it was");
-}
-
-#[test]
-fn the_errors_that_are_quoted_are_the_programs_own() {
-    let mut source = String::new();
-    for path in files_below(&Path::new(ROOT).join("src")) {
-        source.push_str(&fs::read_to_string(path).expect("sources are text"));
-    }
-    // A string that goes on in the next line, and what is put in by the program.
-    let source: String = source.split("\\\n").map(str::trim_start).collect();
-    // The status code is put in, too.
-    let quotes = first_column("it says").into_iter().flat_map(code).map(|quote| quote.replace("404", "…"));
-    for quote in quotes {
-        for fragment in quote.split('…') {
-            let words = fragment.trim().trim_start_matches("NAME ").trim_end_matches(':');
-            assert!(source.contains(words), "the program says `{words}` nowhere");
-        }
-    }
-}
-
-#[test]
-fn links_and_paths_lead_somewhere() {
-    for target in README.split("](").skip(1).map(|rest| rest.split(')').next().expect("a link ends")) {
-        match target.strip_prefix('#') {
-            Some(anchor) => assert!(anchors().contains(anchor), "no heading for #{anchor}"),
-            None => assert!(target.starts_with("https://") || Path::new(ROOT).join(target).exists(), "{target}"),
-        }
-    }
-    let ours = ["config/", "packaging/", "tests/"];
-    let words = code(README).flat_map(str::split_whitespace);
-    let paths: Vec<&str> = words.filter(|word| ours.iter().any(|folder| word.starts_with(folder))).collect();
-    assert!(!paths.is_empty());
-    for path in paths {
-        assert!(Path::new(ROOT).join(path).exists(), "{path}");
-    }
-}
-
-/// As GitHub makes them of headings.
-fn anchors() -> BTreeSet<String> {
-    let headings = README.lines().filter_map(|line| line.strip_prefix("## "));
-    let kept = |letter: char| letter.is_alphanumeric() || letter == '-';
-    headings
-        .map(|text| text.to_lowercase().replace(' ', "-").chars().filter(|letter| kept(*letter)).collect())
-        .collect()
 }

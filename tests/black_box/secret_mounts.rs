@@ -3,7 +3,8 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::Command;
+
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::*;
 
@@ -91,6 +92,26 @@ impl Scene {
     fn restart_containers(&self) {
         docker(&["restart", &self.id("web"), &self.id("api")]);
     }
+
+    /// What a reboot leaves: no daemon, an empty runtime folder, and containers that Docker could not start.
+    fn reboot(&mut self) {
+        self.daemon.kill_9();
+        for entry in fs::read_dir(self.daemon.runtime()).expect("list the runtime folder") {
+            let path = entry.expect("list the runtime folder").path();
+            let _ = fs::remove_dir_all(&path).or_else(|_| fs::remove_file(&path));
+        }
+        // Docker starts them again by itself, as it does at its own start, and finds nothing to mount.
+        for service in ["web", "api"] {
+            let pid = docker(&["inspect", "--format", "{{.State.Pid}}", &self.id(service)]);
+            let pid = pid.trim().parse().ok().and_then(Pid::from_raw).expect("it has a process");
+            kill_process(pid, Signal::KILL).expect("kill the container's process");
+        }
+        let is_down = |service: &str| {
+            let state = docker(&["inspect", "--format", "{{.State.Status}} {{.State.Error}}", &self.id(service)]);
+            state.starts_with("exited") && state.contains("mount")
+        };
+        wait_until(MINUTE, "Docker to give up", || (is_down("web") && is_down("api")).then_some(()));
+    }
 }
 
 #[test]
@@ -169,31 +190,24 @@ fn a_failed_deployment_leaves_the_mounted_plain_text() {
     let text = text(WITH_KEY, WITH_TOKEN).replace(IMAGE, "127.0.0.1:1/shiparr-test/nowhere:1");
     let commit = scene.repo.commit(&[("compose.yaml", &text)]);
     assert_eq!(scene.daemon.ended_at("web", &commit)["status"], "failed");
-    scene.restart_containers();
     before.assert_same(&Tree::of(&scene.daemon.tree("home", "web")), &[], "after an image that cannot be had");
+    scene.restart_containers();
+    scene.assert_mounted(KEY, "after an image that cannot be had");
+    // The rotation is not forgotten.
+    let commit = scene.repo.commit(&[("compose.yaml", &self::text(WITH_KEY, WITH_TOKEN))]);
+    scene.daemon.wait_for_commit("web", &commit);
+    scene.assert_mounted(&KEY.replace("first", "second"), "after the next good one");
 }
 
 #[test]
 fn after_a_reboot_they_are_made_again_and_what_could_not_start_is_started() {
-    if cannot_run() {
+    if cannot_run() || missing(&[parts::ROOT]) {
         return;
     }
     for compose in composes() {
         let mut scene = Scene::new(&compose);
         let other = scene.id("other");
-        scene.daemon.kill_9();
-        for service in ["web", "api"] {
-            docker(&["kill", &scene.id(service)]);
-        }
-        for entry in fs::read_dir(scene.daemon.runtime()).expect("list the runtime folder") {
-            let path = entry.expect("list the runtime folder").path();
-            let _ = fs::remove_dir_all(&path).or_else(|_| fs::remove_file(&path));
-        }
-        // What Docker does at its own start.
-        for service in ["web", "api"] {
-            let started = Command::new("docker").args(["start", &scene.id(service)]).output().expect("start docker");
-            assert!(!started.status.success(), "{}: {service} has nothing to mount", compose.name);
-        }
+        scene.reboot();
         assert!(fs::symlink_metadata(scene.link("tls.key")).expect("it is there").is_symlink());
         scene.daemon.start();
         wait_until(MINUTE, "the containers to be started", || {
@@ -205,6 +219,18 @@ fn after_a_reboot_they_are_made_again_and_what_could_not_start_is_started() {
         assert_eq!(scene.daemon.deployments_of("web").len(), 1, "no deployment was needed");
         scene.daemon.succeeded(scene.daemon.deploy("web"));
     }
+}
+
+#[test]
+fn run_once_starts_what_could_not_start_after_a_reboot() {
+    if cannot_run() || missing(&[parts::ROOT]) {
+        return;
+    }
+    let mut scene = Scene::new(&composes()[0]);
+    scene.reboot();
+    let output = scene.daemon.cli(&["run", "--once"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    scene.assert_mounted(KEY, "after a reboot");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Stacks that people started by hand years ago become Shiparr's, and nothing of them is lost or interrupted.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -413,6 +414,77 @@ impl Drop for RemovedAtEnd {
         for name in &self.0 {
             let _ = Command::new("docker").args(["rm", "--force", name]).output();
         }
+    }
+}
+
+#[test]
+fn a_stack_in_a_folder_that_a_link_leads_to_keeps_every_container() {
+    if cannot_run() {
+        return;
+    }
+    for compose in composes() {
+        let mut lived = Lived::started_in(&compose, &Lived::text(""), |daemon, stack| {
+            let real = daemon.deployments().join("disk");
+            fs::create_dir_all(&real).expect("make a folder");
+            symlink(&real, daemon.deployments().join("stacks")).expect("make a link");
+            daemon.deployments().join("stacks").join(&stack.name)
+        });
+        lived.daemon.project("home", &[lived.right_entry()]);
+        lived.daemon.start();
+        lived.daemon.wait_for_commit("web", &lived.repo.tip());
+        lived.assert_untouched("taken over");
+    }
+}
+
+#[test]
+fn a_stack_that_names_its_project_in_its_own_env_file_keeps_every_container() {
+    if cannot_run() {
+        return;
+    }
+    for compose in composes() {
+        let mut lived = Lived::new(&compose);
+        // The folder is called otherwise, and nothing but `.env` says what the project is.
+        let text = format!("GREETING=hello\nCOMPOSE_PROJECT_NAME={}\n", lived.stack.name);
+        fs::write(lived.folder.join(".env"), &text).expect("write a file");
+        compose.by_hand(&lived.folder, &["up", "-d"]);
+        lived.daemon.project("home", &[lived.entry("web")]);
+        let ids = lived.ids();
+        lived.daemon.start();
+        lived.daemon.wait_for_commit("web", &lived.repo.tip());
+        assert_eq!(lived.ids(), ids, "{}", compose.name);
+        assert_eq!(fs::read_to_string(lived.folder.join(".env")).expect("it is there"), text);
+    }
+}
+
+#[test]
+fn a_stack_of_several_files_in_a_sub_folder_keeps_every_container() {
+    if cannot_run() {
+        return;
+    }
+    for compose in composes() {
+        let (stack, mut daemon, repo) = (Stack::new(), Daemon::new(), Repo::new());
+        if let Some(config) = &compose.docker_config {
+            daemon.env("DOCKER_CONFIG", config);
+        }
+        let top = daemon.deployments().join("everything");
+        let files = [
+            ("docker/docker-compose.yml", Stack::compose_with("1", "    volumes: [\"../data:/data\"]\n")),
+            ("docker/docker-compose.prod.yml", "services: {web: {environment: {MODE: prod}}}\n".to_owned()),
+        ];
+        for (path, text) in &files {
+            repo.write(path, text);
+            fs::create_dir_all(top.join(path).parent().expect("it has a folder")).expect("make a folder");
+            fs::write(top.join(path), text).expect("write a file");
+        }
+        repo.commit_all("Two files");
+        let up = ["-p", &stack.name, "-f", "docker-compose.yml", "-f", "docker-compose.prod.yml", "up", "-d"];
+        compose.by_hand(&top.join("docker"), &up);
+        let id = stack.container("web").expect("it runs").id().to_owned();
+        let entry = Entry::new("web", &repo.url(), &stack).local_path(&top).field("path", "docker/");
+        daemon.project("home", &[entry.field("compose_files", "[docker-compose.yml, docker-compose.prod.yml]")]);
+        daemon.start();
+        daemon.wait_for_commit("web", &repo.tip());
+        assert_eq!(stack.container("web").expect("it runs").id(), id, "{}", compose.name);
     }
 }
 

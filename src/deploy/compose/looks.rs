@@ -144,7 +144,10 @@ impl<T> Shared<T> {
                 }
             }
             if limit.is_over() {
-                return Err(StepError::for_now("Docker did not answer in time"));
+                let was_ended = limit.is_cancelled();
+                let why =
+                    if was_ended { "it was ended before Docker answered" } else { "Docker did not answer in time" };
+                return Err(StepError::for_now(why));
             }
             if !state.is_asking {
                 break;

@@ -384,7 +384,7 @@ impl<'a> Writer<'a> {
     }
 
     /// The folder that a path lies in, made where it is missing, 0755 whatever the umask.
-    fn make_folders(&self, path: &[u8]) -> Result<OwnedFd, Failed> {
+    pub fn make_folders(&self, path: &[u8]) -> Result<OwnedFd, Failed> {
         let failed = |error| io_failed("make the folder of", path, error);
         let mut folder = openat(&self.tree.root, ".", OPEN_FOLDER, Mode::empty()).map_err(failed)?;
         for name in split(path).0.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {

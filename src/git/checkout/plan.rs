@@ -39,7 +39,7 @@ pub(super) struct Plan {
 /// What lay at a path before it was changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Before {
-    /// A file; its content is a commit's, or was kept because it was changed on this host.
+    /// A file; its content is a commit's, or was kept because it was changed on this host, or it has none.
     File(Stamp, Option<Entry>),
     /// A link, and where it led.
     Link(Vec<u8>),
@@ -289,14 +289,16 @@ impl Planner<'_> {
     }
 
     /// Notes what lies at a path that is going to be changed. What a killed run left of two contents was never meant to
-    /// lie there: what did before that run is as near as can be had.
+    /// lie there: what did before that run is as near as can be had. An empty file where nothing did may be somebody's.
     fn remember(&mut self, path: &[u8], found: &Found, standing: Standing) {
         let base = self.trees.base.get(path).filter(|entry| entry.kind != Kind::Link);
         let before = match (found, standing) {
             (Found::Link(target), _) => Before::Link(target.clone()),
             (Found::File(stamp), Standing::Ours(entry)) => Before::File(*stamp, Some(entry)),
             (Found::File(stamp), Standing::Changed(_)) => Before::File(*stamp, None),
-            (Found::File(stamp), Standing::Torn) if base.is_some() => Before::File(*stamp, base.copied()),
+            (Found::File(stamp), Standing::Torn) if base.is_some() || stamp.size == 0 => {
+                Before::File(*stamp, base.copied())
+            }
             _ => return,
         };
         self.plan.before.insert(path.to_vec(), before);

@@ -52,6 +52,7 @@ pub(super) fn put_back(
         notes.push(format!("the clone's .git stays in {}, for another .git lies in its place", folder.display()));
     }
     back.note_failure(moved.transpose().map(|_| ()).map_err(|error| io_failed("put back", adopt::DOT_GIT, error)));
+    let is_clone_back = !matches!(moved, Some(Ok(false)));
     let durable = back.make_durable();
     back.note_failure(durable);
     let Back { stays, failed, .. } = back;
@@ -60,6 +61,14 @@ pub(super) fn put_back(
     }
     for (why, paths) in &stays {
         notes.push(format!("not put back in {}, {why}: {}", tree.path.display(), some_of(paths)));
+    }
+    if let Some(folder) = undo.saved.as_deref().filter(|_| stays.is_empty() && is_clone_back) {
+        // All of it lies in its place again, and each further try would leave another copy.
+        match std::fs::remove_dir_all(folder) {
+            Ok(()) => notes.push(format!("what was kept in {} lies in its place again", folder.display())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => notes.push(format!("{} is not needed any more: {error}", folder.display())),
+        }
     }
     Ok(!stays.is_empty())
 }
@@ -159,7 +168,7 @@ impl Back<'_> {
                 None => self.remove(path, &found),
                 Some(Before::Link(target)) => {
                     self.remove(path, &found)?;
-                    self.make_link(path, &target.0).map_err(|error| io_failed("write", path, error))
+                    self.make_link(path, &target.0)
                 }
                 Some(Before::File { .. }) => self.write(step, &found),
             },
@@ -186,10 +195,15 @@ impl Back<'_> {
     }
 
     /// Complete under a temporary name, so that it is there with its target or not at all.
-    fn make_link(&self, path: &[u8], target: &[u8]) -> Result<(), Errno> {
-        let Above::Folder(folder) = self.tree.above(path)? else { return Err(Errno::NOENT) };
-        symlinkat(target, &folder, self.temporary_name)?;
-        rename_without_replacing(&folder, self.temporary_name, split(path).1)
+    fn make_link(&self, path: &[u8], target: &[u8]) -> Result<(), Failed> {
+        // Somebody may have removed the folder since.
+        let folder = self.writer.make_folders(path)?;
+        let made = symlinkat(target, &folder, self.temporary_name);
+        let made = made.and_then(|()| rename_without_replacing(&folder, self.temporary_name, split(path).1));
+        made.map_err(|error| {
+            let _ = unlinkat(&folder, self.temporary_name, AtFlags::empty());
+            io_failed("write", path, error)
+        })
     }
 
     /// Removes what was seen; nothing where nothing was.

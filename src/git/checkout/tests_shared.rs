@@ -86,6 +86,7 @@ fn watch_paths_that_grow_and_shrink_take_and_leave_files_by_the_rules() {
 fn what_a_sibling_has_checked_out_is_nobodys_change() {
     let lab = Lab::new();
     let one = stacks(&lab, "one");
+    let whole = lab.checkout_request().store;
     // One repository had the whole tree, and two share it now.
     lab.deploy().unwrap();
     lab.put("b/compose.yaml", "two");
@@ -95,15 +96,33 @@ fn what_a_sibling_has_checked_out_is_nobodys_change() {
     let mut second = sharing(&lab, "b", &["b", "c"]);
     let error = lab.deploy_as(&second).unwrap_err();
     assert!(error.message.contains("b/compose.yaml (a file)"), "{error}");
-    second.siblings = vec![hash(&"1".repeat(40)), hash(&one)];
+    second.siblings = vec![lab.root().join("data/git/p/never-deployed.git"), whole.clone()];
     let done = lab.deploy_as(&second).unwrap();
     assert_eq!((lab.read("b/compose.yaml").as_str(), done.notes.len()), ("two", 0));
     assert!(!lab.tree("c/compose.yaml").exists() && lab.tree("c/other.yaml").exists());
     assert_eq!([lab.read("a/compose.yaml"), lab.read("README")], ["one", "one"]);
     let first = Checkout { checked_out: Some(hash(&one)), ..sharing(&lab, "a", &["a"]) };
-    let first = Checkout { store: lab.checkout_request().store, ..first };
+    let first = Checkout { store: whole, ..first };
     lab.deploy_as(&first).unwrap();
     assert_eq!([lab.read("b/compose.yaml"), lab.read("README")], ["two", "one"]);
+}
+
+#[test]
+fn what_is_only_alike_in_a_siblings_commit_is_somebodys_own() {
+    let lab = Lab::new();
+    stacks(&lab, "one");
+    let (mut a, b) = (sharing(&lab, "a", &["a"]), sharing(&lab, "b", &["b"]));
+    a.siblings = vec![b.store.clone()];
+    lab.deploy_as(&a).unwrap();
+    // Taken into a commit by mistake, which only the sibling deploys, and taken out again.
+    lab.host_puts("a/.env", "precious");
+    lab.put("a/.env", "precious");
+    lab.push("two");
+    lab.deploy_as(&b).unwrap();
+    fs::remove_file(lab.clone().join("a/.env")).unwrap();
+    lab.push("three");
+    lab.deploy_as(&a).unwrap();
+    assert_eq!(lab.read("a/.env"), "precious");
 }
 
 fn fetch(lab: &Lab, checkout: &Checkout) -> Result<(CommitHash, Done), GitError> {
@@ -216,4 +235,18 @@ fn an_earlier_commit_of_the_branch_is_checked_out_by_its_hash_or_the_beginning_o
     lab.remote.borrow_mut().branch = "main".to_owned();
     let error = ask(&side).unwrap_err();
     assert!(error.message.contains("(“aside”) is not on main") && error.chance == Chance::Final, "{error}");
+}
+
+#[test]
+fn an_earlier_commit_that_fails_is_told_with_the_branchs_tip() {
+    let lab = Lab::new();
+    stacks(&lab, "one");
+    lab.deploy().unwrap();
+    lab.put("mine", "two");
+    let (two, three) = (lab.push("two"), lab.push("three"));
+    lab.host_puts("mine", "precious");
+    let checkout = Checkout { commit: Some(two[..12].parse().unwrap()), ..lab.checkout_request() };
+    let error = lab.deploy_as(&checkout).unwrap_err();
+    let (failed, tip) = (error.commit.unwrap().hash, error.tip.unwrap());
+    assert_eq!((failed.as_str(), tip.as_str()), (&*two, &*three), "{}", error.message);
 }

@@ -66,7 +66,7 @@ pub(super) enum Before {
         #[serde(with = "hex")]
         oid: Oid,
         size: u64,
-        /// The store that has the content; none: its copy is in the folder of saved files.
+        /// The store that has the content; none: its copy is in the folder of saved files, or it is empty.
         store: Option<usize>,
         mode: u32,
         owner: u32,
@@ -132,9 +132,11 @@ impl Undo {
 
     /// The copies of files that were changed on the host, by their content.
     pub(in crate::git) fn copies(&self) -> BTreeMap<Oid, PathBuf> {
-        let Some(folder) = &self.saved else { return BTreeMap::new() };
         let copy = |step: &Step| match &step.before {
-            Some(Before::File { oid, store: None, .. }) => Some((*oid, saved_file(folder, &step.path.0))),
+            Some(Before::File { oid, store: None, size: 0, .. }) => Some((*oid, PathBuf::from("/dev/null"))),
+            Some(Before::File { oid, store: None, .. }) => {
+                Some((*oid, saved_file(self.saved.as_deref()?, &step.path.0)))
+            }
             _ => None,
         };
         self.steps.iter().filter_map(copy).collect()
@@ -217,6 +219,9 @@ fn steps_of(plan: &Plan, sources: &Sources, saved: Option<&Path>) -> Result<Vec<
             Some(plan::Before::File(stamp, Some(entry))) => {
                 Some(file_before(stamp, entry.oid, sources.size(entry)?, Some(entry.source)))
             }
+            Some(plan::Before::File(stamp, None)) if stamp.size == 0 => {
+                Some(file_before(stamp, no_content()?, 0, None))
+            }
             Some(plan::Before::File(stamp, None)) => {
                 let (oid, size) = saved_content(saved, path)?;
                 Some(file_before(stamp, oid, size, None))
@@ -234,6 +239,11 @@ fn steps_of(plan: &Plan, sources: &Sources, saved: Option<&Path>) -> Result<Vec<
 
 fn file_before(stamp: &Stamp, oid: Oid, size: u64, store: Option<usize>) -> Before {
     Before::File { oid, size, store, mode: stamp.mode, owner: stamp.owner, group: stamp.group }
+}
+
+/// The name of an empty content.
+fn no_content() -> Result<Oid, git2::Error> {
+    Oid::hash_object(git2::ObjectType::Blob, b"")
 }
 
 /// The content of a copy that was just made.

@@ -370,6 +370,16 @@ impl Daemon {
         deployment
     }
 
+    /// The deployment once it has failed, with an error that begins with this word or words.
+    #[track_caller]
+    pub fn failed_as(&self, id: i64, first_words: &str) -> Json {
+        let deployment = self.failed(id);
+        let error = deployment["error"].as_str().unwrap_or_default();
+        assert!(error.starts_with(first_words), "{error}");
+        println!("deployment {id}: {error}");
+        deployment
+    }
+
     /// Waits until a deployment has nothing to do any more but to wait for its stack.
     #[track_caller]
     pub fn wait_until_up(&self, id: i64) {
