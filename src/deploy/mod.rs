@@ -184,6 +184,8 @@ pub struct Resident {
     pub project: Option<String>,
     /// The folder that it was brought up from.
     pub folder: Option<PathBuf>,
+    /// The compose files that it was brought up with.
+    pub files: Vec<PathBuf>,
     /// Its service.
     pub service: Option<String>,
     /// Whether it is of `docker compose run`.

@@ -16,6 +16,7 @@ const CONTAINER_FORMAT: &str = concat!(
     r#"{"id":{{json .ID}},"names":{{json .Names}},"state":{{json .State}},"#,
     r#""project":{{json (.Label "com.docker.compose.project")}},"#,
     r#""folder":{{json (.Label "com.docker.compose.project.working_dir")}},"#,
+    r#""files":{{json (.Label "com.docker.compose.project.config_files")}},"#,
     r#""service":{{json (.Label "com.docker.compose.service")}},"#,
     r#""one_off":{{json (.Label "com.docker.compose.oneoff")}},"#,
     r#""config_hash":{{json (.Label "com.docker.compose.config-hash")}},"mounts":{{json .Mounts}}}"#
@@ -74,6 +75,8 @@ struct Listed {
     state: String,
     project: String,
     folder: String,
+    /// With commas between them.
+    files: String,
     service: String,
     one_off: String,
     config_hash: String,
@@ -93,12 +96,18 @@ impl Listed {
             name,
             project: some(self.project).filter(|_| is_composes),
             folder: some(self.folder).map(PathBuf::from),
+            files: paths(&self.files),
             service: some(self.service),
             is_one_off: self.one_off == "True",
             has_ended: matches!(self.state.as_str(), "exited" | "dead"),
-            mounts: self.mounts.split(',').filter(|mount| !mount.is_empty()).map(PathBuf::from).collect(),
+            mounts: paths(&self.mounts),
         }
     }
+}
+
+/// A list with commas in between.
+fn paths<C: FromIterator<PathBuf>>(listed: &str) -> C {
+    listed.split(',').filter(|path| !path.is_empty()).map(PathBuf::from).collect()
 }
 
 #[derive(Deserialize)]
@@ -120,10 +129,10 @@ mod tests {
     #[test]
     fn labels_may_hold_anything_and_a_container_several_names() {
         let text = concat!(
-            r#"{"id":"aa","names":"web/db,db,b/db","state":"exited","project":"p","folder":"/a \"b\"\n, c","service":"db","#,
+            r#"{"id":"aa","names":"web/db,db,b/db","state":"exited","project":"p","folder":"/a \"b\"\n, c","files":"/a/x.yaml,/a/y.yaml","service":"db","#,
             r#""one_off":"True","config_hash":"x","mounts":"web_data,/srv/web"}"#,
             "\n\n",
-            r#"{"id":"bb","names":"own","state":"running","project":"p","folder":"","service":"","one_off":"","config_hash":"","mounts":""}"#,
+            r#"{"id":"bb","names":"own","state":"running","project":"p","folder":"","files":"","service":"","one_off":"","config_hash":"","mounts":""}"#,
             "\n"
         );
         let listed: Vec<Listed> = lines_of_json("docker ps", text.as_bytes()).unwrap();
@@ -133,6 +142,7 @@ mod tests {
             name: "db".to_owned(),
             project: Some("p".to_owned()),
             folder: Some("/a \"b\"\n, c".into()),
+            files: vec!["/a/x.yaml".into(), "/a/y.yaml".into()],
             service: Some("db".to_owned()),
             is_one_off: true,
             has_ended: true,
@@ -143,6 +153,7 @@ mod tests {
             name: "own".to_owned(),
             project: None,
             folder: None,
+            files: Vec::new(),
             service: None,
             is_one_off: false,
             has_ended: false,

@@ -1,7 +1,7 @@
 //! What can stand in a stack's way on a host, each with its words.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::folders::Folder;
 use super::{Facts, Situation, claims};
@@ -35,7 +35,14 @@ impl Finding {
 pub fn overridable(facts: &Facts<'_>) -> Vec<Finding> {
     let changed = changed_project(facts);
     let told = changed.is_some();
-    let one_each = [changed, other_projects(facts, told), other_folders(facts), strangers(facts), other_home(facts)];
+    let one_each = [
+        changed,
+        other_projects(facts, told),
+        other_folders(facts),
+        further_files(facts),
+        strangers(facts),
+        other_home(facts),
+    ];
     one_each.into_iter().flatten().chain(volumes_of_others(facts)).collect()
 }
 
@@ -97,6 +104,11 @@ fn changed_project(facts: &Facts<'_>) -> Option<Finding> {
         .filter(|(_, names)| !names.is_empty())
         .map(|(what, names)| format!("{what} {names}"))
         .collect();
+    // Volumes stay when containers are taken down.
+    let down = match containers.is_empty() {
+        true => String::new(),
+        false => format!("remove its containers by hand (`docker compose -p {old} down`), "),
+    };
     (!left.is_empty()).then(|| Finding {
         keys: beside(old),
         what: format!(
@@ -106,7 +118,7 @@ fn changed_project(facts: &Facts<'_>) -> Option<Finding> {
             left.join("; ")
         ),
         way_out: format!(
-            "write `compose_project: {old}` for {name}, remove it by hand (`docker compose -p {old} down`), or leave it there with {}",
+            "write `compose_project: {old}` for {name}, {down}or leave it there with {}",
             adopt(facts)
         ),
     })
@@ -219,6 +231,45 @@ fn shared_way_out(facts: &Facts<'_>, from_here: &[&Resident], foreign: &[&Reside
             plan.project
         ),
     }
+}
+
+/// Containers that somebody started with these files and others on top (`docker compose -f … -f …`): without them the
+/// services would lose what those say.
+fn further_files(facts: &Facts<'_>) -> Option<Finding> {
+    let Situation { plan, own, stack, .. } = facts.situation;
+    if own.compose_project.is_some() {
+        return None;
+    }
+    let is_among = |files: &[PathBuf], file: &Path| {
+        files
+            .iter()
+            .any(|other| other == file || file.canonicalize().is_ok_and(|real| other.canonicalize().ok() == Some(real)))
+    };
+    let from_here = lasting_of(facts, &plan.project).into_iter().filter(|resident| facts.is_from_here(resident));
+    from_here.into_iter().find_map(|resident| {
+        let further: Vec<_> =
+            resident.files.iter().filter(|file| file.is_file() && !is_among(&plan.files, file)).collect();
+        let has_ours = plan.files.iter().all(|file| is_among(&resident.files, file));
+        if further.is_empty() || !has_ours {
+            return None;
+        }
+        let named = |file: &PathBuf| shown(&file.strip_prefix(&stack.folder).unwrap_or(file).to_string_lossy());
+        Some(Finding {
+            keys: BTreeSet::from([format!("files:{}", plan.project)]),
+            what: format!(
+                "containers of compose project `{}` ({}) were started with {} too",
+                plan.project,
+                resident.name,
+                several(&further.into_iter().map(named).collect::<Vec<_>>())
+            ),
+            way_out: format!(
+                "write `compose_files: [{}]` for {}, or go on without with {}",
+                resident.files.iter().map(named).collect::<Vec<_>>().join(", "),
+                own.name,
+                adopt(facts)
+            ),
+        })
+    })
 }
 
 /// Containers of this stack that `--remove-orphans` would remove, and that no deployment of this repository made.

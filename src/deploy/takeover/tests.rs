@@ -79,6 +79,7 @@ fn container(project: &str, service: &str, folder: &str) -> Resident {
         name: format!("{project}-{service}-1"),
         project: Some(project.to_owned()),
         folder: Some(folder.into()),
+        files: Vec::new(),
         service: Some(service.to_owned()),
         is_one_off: false,
         has_ended: false,
@@ -280,6 +281,36 @@ fn containers_of_another_folder_are_not_taken_over_unless_that_is_meant() {
 }
 
 #[test]
+fn further_files_that_a_stack_was_started_with_are_not_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path().to_str().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    for name in ["compose.yaml", "compose.prod.yaml"] {
+        std::fs::write(path(name), "").unwrap();
+    }
+    let mut lab = Lab::new();
+    lab.stack.folder = here.into();
+    lab.plan.files = vec![path("compose.yaml")];
+    let mut app = container("web", "app", here);
+    app.files = vec![path("compose.yaml"), path("compose.prod.yaml")];
+    lab.survey = vec![app.clone(), container("web", "db", here)];
+    lab.refused(&[
+        "were started with compose.prod.yaml too",
+        "write `compose_files: [compose.yaml, compose.prod.yaml]` for home/web",
+    ]);
+    lab.adopt();
+    lab.accepted.clear();
+    lab.plan.files.push(path("compose.prod.yaml"));
+    lab.goes_on();
+    // One that is gone cannot be named, and a file in place of another is what the commit says.
+    lab.plan.files.pop();
+    std::fs::rename(path("compose.prod.yaml"), path("other.yaml")).unwrap();
+    lab.goes_on();
+    lab.plan.files = vec![path("other.yaml")];
+    lab.goes_on();
+}
+
+#[test]
 fn a_stack_of_somebody_with_another_home_folder_keeps_its_data() {
     let mut lab = Lab::new();
     let mount = |source: &str| Mount { service: "app".to_owned(), source: source.into() };
@@ -398,7 +429,8 @@ fn a_changed_project_leaves_nothing_behind() {
     ]);
     // The data alone is reason enough.
     lab.survey.clear();
-    lab.refused(&["(volumes web_data)"]);
+    let message = lab.refused(&["(volumes web_data)"]);
+    assert!(!message.contains("down"), "it would not help: {message}");
     lab.answers.volumes.clear();
     lab.goes_on();
     lab.survey = vec![container("web", "app", HERE), container("web", "app", ELSEWHERE)];
