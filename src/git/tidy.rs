@@ -1,7 +1,7 @@
 //! Keeps object stores within twice a fresh clone: packs are combined, deltas are found for what came whole, and what no
 //! reference reaches any more goes.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -142,7 +142,7 @@ impl Due {
 /// Makes one pack of several, with new deltas of the objects that the history names for it.
 ///
 /// What a server sends for a push is often whole, though it differs by a line from what is here. libgit2 finds the
-/// deltas, of what is small enough for it to have in memory; everything else is copied.
+/// deltas, of what is small enough for it to have in memory; of the rest, versions of one file are compared here.
 fn pack_anew(
     repository: &Repository,
     history: &History,
@@ -155,7 +155,8 @@ fn pack_anew(
     let new = find_deltas(repository, &history.named, Instant::now() + left / 2).unwrap_or_default();
     packs.retain(|pack| Some(pack) != new.as_ref());
     packs.splice(0..0, new.clone());
-    objects::combine(&repository.path().join("objects"), &packs, wanted, deadline).map_err(|error| {
+    let relatives = history.large_relatives(repository)?;
+    objects::combine(&repository.path().join("objects"), &packs, wanted, &relatives, deadline).map_err(|error| {
         if let Some(new) = new {
             let _ = fs::remove_file(new.with_extension("idx"));
             let _ = fs::remove_file(new);
@@ -333,6 +334,19 @@ impl History {
             }
         }
         Ok(())
+    }
+
+    /// Pairs of large files that had the same name, of which the second is the newer one.
+    fn large_relatives(&self, repository: &Repository) -> Result<Vec<(Oid, Oid)>, git2::Error> {
+        let odb = repository.odb()?;
+        let (mut newer, mut pairs) = (HashMap::new(), Vec::new());
+        for (oid, name) in &self.named {
+            let (size, kind) = odb.read_header(*oid)?;
+            if kind == ObjectType::Blob && size > MAX_DELTA_BYTES {
+                pairs.extend(newer.insert(name, *oid).map(|newer| (*oid, newer)));
+            }
+        }
+        Ok(pairs)
     }
 
     /// `false` when it was known.

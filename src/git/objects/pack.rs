@@ -181,6 +181,19 @@ impl<W: Write> PackWriter<W> {
         Ok(())
     }
 
+    /// An object as a delta of another one.
+    pub fn add_delta(&mut self, oid: Oid, base: Oid, delta: &[u8]) -> io::Result<()> {
+        let begin = self.at;
+        let mut out = Summing { from: &mut *self, crc: Crc::new() };
+        out.write_all(&Header::of_delta(base, delta.len() as u64))?;
+        let mut deflated = ZlibEncoder::new(&mut out, Compression::default());
+        deflated.write_all(delta)?;
+        deflated.finish()?;
+        let crc = out.crc.sum();
+        self.records.push(Record { oid, offset: begin, crc });
+        Ok(())
+    }
+
     /// Ends the pack; its entries and its checksum.
     pub fn finish(mut self) -> io::Result<(W, Vec<Record>, [u8; NAME_BYTES])> {
         let sum: [u8; NAME_BYTES] = self.sum.finalize().into();
