@@ -170,6 +170,13 @@ impl Ended {
         Ok(())
     }
 
+    /// Whether [`Ended::tidy`] has nothing to do that takes long.
+    pub fn is_soon_tidy(&self, host: &Host) -> bool {
+        let job = self.job();
+        let checkout = checkout::of(host, &job.repository, &job.record);
+        self.running.control.cause().is_some() || checkout.is_ok_and(|checkout| !git::wants_tidying(&checkout))
+    }
+
     /// Once that is recorded: the object store is kept small, and after a success decrypted files and images go that
     /// nothing uses any more.
     pub fn tidy(&mut self, host: &Host) {
