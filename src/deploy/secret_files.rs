@@ -78,20 +78,6 @@ pub fn restore(settings: &Settings, hash_key: &[u8; 32], limit: &Limit) -> Resto
     mounted_files(settings, hash_key).restore(&sops(settings), limit)
 }
 
-/// Gives the secret files of a repository the content again that its working tree has for them, once its files were put
-/// back: what a deployment that changed no container gave them is not for the containers that run.
-///
-/// # Errors
-/// What could not be decrypted or written, in one line.
-pub fn put_back(
-    repository: &RepositoryName,
-    settings: &Settings,
-    hash_key: &[u8; 32],
-    limit: &Limit,
-) -> Result<(), SecretsError> {
-    mounted_files(settings, hash_key).put_back(repository, &sops(settings), limit)
-}
-
 /// Removes all plaintext and links of a repository whose records are forgotten.
 ///
 /// # Errors

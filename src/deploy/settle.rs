@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::journal::Journal;
 use super::pipeline::{Host, Job};
 use super::stack::assemble;
-use super::{Log, StepError, checkout, secret_files};
+use super::{Log, StepError, checkout};
 use crate::command::Limit;
 use crate::config::Repository;
 use crate::git;
@@ -130,10 +130,6 @@ fn restore(
     }
     let done = git::put_back(checkout, &host.git, &Limit::after(PUT_BACK_LIMIT)).map_err(|error| error.message)?;
     done.notes.iter().for_each(|note| journal.line(LogLevel::Warning, note));
-    let secrets = Limit::after(PUT_BACK_LIMIT);
-    if let Err(error) = secret_files::put_back(&record.name, &host.settings, &host.hash_key, &secrets) {
-        journal.line(LogLevel::Warning, &format!("a secret file keeps its new content: {}", error.message));
-    }
     journal.line(LogLevel::Info, "no container has changed: the files that lay there before were put back");
     host.store.put_back(record.id, done.commit.as_ref()).map_err(|error| error.to_string())
 }

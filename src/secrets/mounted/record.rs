@@ -114,11 +114,6 @@ impl Entry {
         }
     }
 
-    /// The encrypted file as messages name it.
-    pub fn shown(&self) -> String {
-        self.encrypted.strip_prefix(&self.root).unwrap_or(&self.encrypted).display().to_string()
-    }
-
     /// Removes link and plaintext; what is no link of ours any more stays.
     pub fn remove(&self) -> Result<(), SecretsError> {
         if std::fs::read_link(&self.link).is_ok_and(|found| found == self.target) {

@@ -39,37 +39,6 @@ impl MountedFiles {
         restored
     }
 
-    /// Gives the files of a repository the content again that the working tree has for them, where no `up` has ended
-    /// well with the one that they got: for a deployment whose files were put back. One whose encrypted file went with
-    /// them keeps what it has, for nothing mounts it.
-    ///
-    /// # Errors
-    /// What sops or the system says. The rest is done all the same.
-    pub fn put_back(&self, repository: &RepositoryName, sops: &Sops, limit: &Limit) -> Result<(), SecretsError> {
-        let new = self.record(repository)?.files.into_iter().filter(|entry| entry.is_new && entry.encrypted.exists());
-        let done: Vec<_> = new.map(|entry| self.take_from_tree(repository, &entry, sops, limit)).collect();
-        done.into_iter().collect()
-    }
-
-    fn take_from_tree(
-        &self,
-        repository: &RepositoryName,
-        entry: &Entry,
-        sops: &Sops,
-        limit: &Limit,
-    ) -> Result<(), SecretsError> {
-        let content = content(&entry.encrypted, &entry.shown(), &entry.root, sops, limit)?;
-        let hash = self.hash(&content);
-        let _alone = alone();
-        let mut record = self.record(repository)?;
-        let Some(now) = record.files.iter_mut().find(|now| *now == entry && now.hash != hash) else { return Ok(()) };
-        now.hash = hash;
-        let mut stage = Stage::default();
-        stage.write(&now.target, &content)?;
-        record.store(&self.data, repository)?;
-        stage.put_in_place()
-    }
-
     fn restore_all(&self, sops: &Sops, limit: &Limit, restored: &mut Restored) -> Result<(), SecretsError> {
         let repositories = Record::repositories(&self.data)?;
         if repositories.is_empty() && !self.runtime.join(MOUNTED_FOLDER).exists() {
@@ -106,10 +75,11 @@ impl MountedFiles {
     ) -> Result<bool, SecretsError> {
         let (target, root) = (self.target(&entry.link)?, &entry.root);
         let is_there = self.is_whole(&target, entry);
+        let shown = entry.encrypted.strip_prefix(root).unwrap_or(&entry.encrypted).display().to_string();
         // A key service may take its time, and no deployment should wait for it.
         let decrypted = match is_there {
             true => None,
-            false => Some(content(&entry.encrypted, &entry.shown(), root, sops, limit)?),
+            false => Some(content(&entry.encrypted, &shown, root, sops, limit)?),
         };
         let _alone = alone();
         let mut record = self.record(repository)?;

@@ -103,33 +103,6 @@ fn is_there(path: &Path) -> bool {
 }
 
 #[test]
-fn content_that_no_container_got_gives_way_to_what_the_tree_has() {
-    let lab = Lab::new();
-    let key = "tree/stack/tls.key.enc";
-    lab.encrypt(key, b"one");
-    let before = std::fs::read(lab.path(key)).unwrap();
-    lab.deploy("web", key);
-    // A commit changes it and adds another, and fails before its `up`.
-    lab.encrypt(key, b"two");
-    lab.encrypt("tree/stack/added.enc", b"x");
-    lab.switch("web", &[key, "tree/stack/added.enc"]);
-    std::fs::write(lab.path(key), before).unwrap();
-    std::fs::remove_file(lab.path("tree/stack/added.enc")).unwrap();
-    let content = || std::fs::read(lab.path("tree/stack/tls.key")).unwrap();
-    assert_eq!(content(), b"two");
-    lab.files().put_back(&named("web"), &lab.sops, &limit()).unwrap();
-    assert_eq!(content(), b"one");
-    assert_eq!(lab.plaintexts().len(), 2, "no unfinished file stays");
-    // The next deployment knows that containers may have another one.
-    assert!(lab.switch("web", &[key]).iter().all(|file| file.is_new));
-    lab.files().settle(&named("web")).unwrap();
-    // What containers have stays, whatever lies in the tree.
-    lab.encrypt(key, b"three");
-    lab.files().put_back(&named("web"), &lab.sops, &limit()).unwrap();
-    assert_eq!(content(), b"one");
-}
-
-#[test]
 fn a_file_lies_in_memory_behind_a_link_that_stays() {
     let lab = Lab::new();
     let binary = [0, 159, 146, 150, b'\n', 0];
