@@ -242,6 +242,8 @@ impl Planner<'_> {
         }
         let Some(standing) = self.standing(path, &found)? else { return Ok(()) };
         match standing {
+            // Nothing says that an empty file is what that run left, and nothing comes in its place.
+            Standing::Torn if only_perhaps && matches!(found, Found::File(Stamp { size: 0, .. })) => return Ok(()),
             Standing::Ours(_) | Standing::Torn => {}
             Standing::Changed(tracked) if !only_perhaps => self.save(path, &found, tracked),
             Standing::Changed(_) | Standing::Foreign => return Ok(()),
