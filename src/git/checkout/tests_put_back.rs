@@ -205,7 +205,7 @@ fn an_empty_file_that_was_taken_for_a_cut_off_one_comes_back() {
     let store = git2::Repository::open_bare(&checkout.store).unwrap();
     crate::git::fetch::tip(&store, &lab.remote.borrow(), &super::super::testing::limit()).unwrap();
     let mut journal = super::Journal::read(&checkout.store.with_extension("journal"), &checkout.local_path);
-    journal.begin(git2::Oid::from_str(&two).unwrap(), [b"".to_vec()].into()).unwrap();
+    super::tests_killed::begin(&mut journal, &two, &["acme.json", "gone.json"]);
     lab.host_puts("acme.json", "");
     lab.host_puts("gone.json", "");
     set_mode(&lab.tree("acme.json"), 0o600);
@@ -216,6 +216,31 @@ fn an_empty_file_that_was_taken_for_a_cut_off_one_comes_back() {
     assert_eq!([lab.read("acme.json"), lab.read("gone.json")], ["two", ""]);
     lab.put_back();
     assert_eq!(look(&lab).0, before);
+}
+
+#[test]
+fn only_what_stays_of_a_commit_that_was_taken_back_is_still_ours() {
+    let lab = Lab::new();
+    lab.put("file", "one");
+    lab.push("one");
+    lab.deploy().unwrap();
+    // Committed by mistake as it lies on the host.
+    lab.host_puts(".env", "precious");
+    lab.put(".env", "precious");
+    lab.put("file", "two");
+    lab.put("made", "two");
+    lab.push("two");
+    lab.deploy().unwrap();
+    set_mode(&lab.tree("made"), 0o600);
+    let done = lab.put_back();
+    assert!(done.notes[0].ends_with("changed since it was checked out: made"), "{:?}", done.notes);
+    lab.known_commit.replace(done.commit);
+    for path in [".env", "made"] {
+        fs::remove_file(lab.clone().join(path)).unwrap();
+    }
+    lab.push("three");
+    lab.deploy().unwrap();
+    assert_eq!((lab.read(".env"), lab.tree("made").exists()), ("precious".into(), false));
 }
 
 #[test]
