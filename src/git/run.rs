@@ -221,8 +221,12 @@ impl Run<'_> {
         };
         let handled = journal.base_scope();
         files.retain(|path, _| handled.holds(path));
-        let unfinished = journal.unfinished().into_iter();
-        let mut perhaps: Vec<Files> = unfinished.filter_map(|commit| sources.flatten(commit, scope, remote)).collect();
+        let mut perhaps = Vec::new();
+        for (commit, paths) in journal.unfinished() {
+            let Some(mut files) = sources.flatten(commit, scope, remote) else { continue };
+            files.retain(|path, _| paths.as_ref().is_none_or(|paths| paths.contains(path)));
+            perhaps.push(files);
+        }
         if let Some(head) = adoption.head.and_then(|head| sources.flatten(head, scope, remote)) {
             perhaps.push(files.clone());
             files.extend(head);

@@ -38,10 +38,20 @@ pub(super) struct Kept {
     watch_paths: Option<Vec<PathBuf>>,
     /// What the database says is older than this: where no run has finished, nothing of ours lies there.
     is_newer_than_database: bool,
+    /// Commits of which anything may lie there.
     unfinished: Vec<String>,
+    /// Commits of which no more may lie there than this.
+    parts: Vec<Part>,
     token: String,
     /// Folders in which the run made new files.
     folders: BTreeSet<Bytes>,
+}
+
+/// What of a commit a run has begun to write, or what of it stays when the rest is taken back.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Part {
+    commit: String,
+    paths: BTreeSet<Bytes>,
 }
 
 impl Journal {
@@ -72,9 +82,12 @@ impl Journal {
         self.kept.clone()
     }
 
-    /// Commits of which parts may lie in the tree.
-    pub fn unfinished(&self) -> Vec<Oid> {
-        self.kept.unfinished.iter().filter_map(|hash| Oid::from_str(hash).ok()).collect()
+    /// Commits of which parts may lie in the tree, with the paths that are known to be all of it.
+    pub fn unfinished(&self) -> Vec<(Oid, Option<BTreeSet<Vec<u8>>>)> {
+        let whole = self.kept.unfinished.iter().map(|commit| (commit, None));
+        let paths = |part: &Part| part.paths.iter().map(|path| path.0.clone()).collect();
+        let parts = self.kept.parts.iter().map(|part| (&part.commit, Some(paths(part))));
+        whole.chain(parts).filter_map(|(commit, paths)| Some((Oid::from_str(commit).ok()?, paths))).collect()
     }
 
     /// The name under which new files are made complete.
@@ -95,14 +108,6 @@ impl Journal {
         }
     }
 
-    /// Says that from now on parts of `commit` lie in the tree.
-    ///
-    /// # Errors
-    /// It cannot be written; then nothing else is.
-    pub fn begin(&mut self, commit: Oid, folders: BTreeSet<Vec<u8>>) -> Result<(), GitError> {
-        self.begin_with(&[commit], folders)
-    }
-
     /// Says that the files of an adopted clone lie there, which its user may have changed, beside those that lay there
     /// for us.
     pub fn adopt(&mut self, head: Oid, base: Option<Oid>) {
@@ -110,21 +115,22 @@ impl Journal {
         self.kept.finished = Some(head.to_string());
     }
 
-    /// As [`Journal::begin`], for parts of several commits.
+    /// Says that from now on parts of commits may lie in the tree at these paths, of which new files are made in these
+    /// folders.
     ///
     /// # Errors
     /// It cannot be written; then nothing else is.
-    pub fn begin_with(&mut self, commits: &[Oid], folders: BTreeSet<Vec<u8>>) -> Result<(), GitError> {
+    pub fn begin(
+        &mut self,
+        commits: &[Oid],
+        paths: &BTreeSet<Vec<u8>>,
+        folders: BTreeSet<Vec<u8>>,
+    ) -> Result<(), GitError> {
         let mut token = [0; TOKEN_BYTES];
         getrandom::fill(&mut token).map_err(|error| GitError::passing(format!("no random numbers: {error}")))?;
         self.kept.token = token.iter().map(|byte| format!("{byte:02x}")).collect();
         self.kept.folders = folders.into_iter().map(Bytes).collect();
-        for commit in commits.iter().map(Oid::to_string) {
-            self.kept.unfinished.retain(|known| *known != commit);
-            self.kept.unfinished.push(commit);
-        }
-        let too_many = self.kept.unfinished.len().saturating_sub(MAX_UNFINISHED);
-        self.kept.unfinished.drain(..too_many);
+        commits.iter().for_each(|commit| self.kept.add(commit.to_string(), paths));
         self.write()
     }
 
@@ -139,14 +145,14 @@ impl Journal {
     }
 
     /// Says that a checkout was taken back: what was known before it holds again, with what the database said then.
-    /// Where something of the checkout stays, that is still known as ours.
+    /// What of the checkout stays is still known as ours.
     ///
     /// # Errors
     /// It cannot be written.
-    pub(super) fn take_back(&mut self, undo: &Undo, stays: bool) -> Result<(), GitError> {
+    pub(super) fn take_back(&mut self, undo: &Undo, stays: &BTreeSet<Vec<u8>>) -> Result<(), GitError> {
         let mut kept = Kept { finished: undo.base.clone(), is_newer_than_database: true, ..undo.journal.clone() };
-        if stays && !kept.unfinished.contains(&undo.new) {
-            kept.unfinished.push(undo.new.clone());
+        if !stays.is_empty() {
+            kept.add(undo.new.clone(), stays);
         }
         self.replace(kept)
     }
@@ -171,5 +177,18 @@ impl Journal {
         write().map_err(|error: std::io::Error| {
             GitError::passing(format!("cannot write {}: {error}", self.path.display()))
         })
+    }
+}
+
+impl Kept {
+    /// Adds a part of a commit to those that are known, which is then the newest one.
+    fn add(&mut self, commit: String, paths: &BTreeSet<Vec<u8>>) {
+        let known = self.parts.iter().position(|part| part.commit == commit);
+        let mut part = known.map_or_else(Part::default, |place| self.parts.remove(place));
+        part.commit = commit;
+        part.paths.extend(paths.iter().cloned().map(Bytes));
+        self.parts.push(part);
+        let too_many = self.parts.len().saturating_sub(MAX_UNFINISHED);
+        self.parts.drain(..too_many);
     }
 }

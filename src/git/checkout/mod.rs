@@ -26,7 +26,7 @@ mod torn;
 mod undo;
 mod worktree;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use git2::Oid;
 
@@ -150,7 +150,7 @@ fn change(
     }
     let mut folders = plan.folders_of_new_files();
     folders.extend(adoption.moves().then(Vec::new));
-    journal.begin(commit, folders)?;
+    journal.begin(&[commit], &plan.paths(), folders)?;
     if let Some(folder) = saved.filter(|_| adoption.moves()) {
         adoption.move_away(tree, &folder, trees.sources.main(), &journal.temporary_name())?;
         notes.push(format!(
@@ -180,10 +180,11 @@ pub(super) fn put_back(
         Ok(tree) => {
             journal.remove_leftovers(&tree);
             let folders = put_back::folders_of_new_files(undo);
-            if journal.begin_with(&undo.commits(), folders.clone()).is_err() {
+            let paths = undo.steps.iter().map(|step| step.path.0.clone()).collect();
+            if journal.begin(&undo.commits(), &paths, folders.clone()).is_err() {
                 // The disk may be full, and with what was made on it.
                 put_back::remove_made(&tree, undo, &trees);
-                journal.begin_with(&undo.commits(), folders)?;
+                journal.begin(&undo.commits(), &paths, folders)?;
             }
             let name = journal.temporary_name();
             put_back::put_back(&tree, undo, &trees, checkout, &name, notes).map_err(|failed| match failed {
@@ -193,14 +194,14 @@ pub(super) fn put_back(
         }
         Err(rustix::io::Errno::NOENT) => {
             notes.push(format!("{} is gone: nothing was put back there", path.display()));
-            false
+            BTreeSet::new()
         }
         Err(error) => {
             let error = std::io::Error::from(error);
             return Err(GitError::passing(format!("cannot open `local_path` {}: {error}", path.display())));
         }
     };
-    journal.take_back(undo, stays)
+    journal.take_back(undo, &stays)
 }
 
 fn note_lfs_pointers(trees: &Trees, plan: &plan::Plan, notes: &mut Vec<String>) -> Result<(), Failed> {

@@ -104,14 +104,19 @@ pub(super) fn make(tree: &WorkTree, trees: &Trees, cache: &mut Cache) -> Result<
 impl Plan {
     /// How many files are written or removed.
     pub fn changed_files(&self) -> u64 {
-        let removed: BTreeSet<&Vec<u8>> = self.removes.iter().map(|(path, _)| path).collect();
-        let written = self.writes.iter().filter(|write| !removed.contains(&write.path)).count();
-        (removed.len() + written + self.modes.len()) as u64
+        self.paths().len() as u64
     }
 
     /// Whether nothing is to be done.
     pub fn is_empty(&self) -> bool {
         self.changed_files() == 0 && self.emptied_folders.is_empty()
+    }
+
+    /// Where files are written, removed, or changed in their mode.
+    pub fn paths(&self) -> BTreeSet<Vec<u8>> {
+        let removed = self.removes.iter().map(|(path, _)| path);
+        let written = self.writes.iter().map(|write| &write.path);
+        removed.chain(written).chain(self.modes.iter().map(|(path, ..)| path)).cloned().collect()
     }
 
     /// Files that will hold a commit's content.
@@ -242,6 +247,8 @@ impl Planner<'_> {
         }
         let Some(standing) = self.standing(path, &found)? else { return Ok(()) };
         match standing {
+            // Nothing says that an empty file is what that run left, and nothing comes in its place.
+            Standing::Torn if only_perhaps && matches!(found, Found::File(Stamp { size: 0, .. })) => return Ok(()),
             Standing::Ours(_) | Standing::Torn => {}
             Standing::Changed(tracked) if !only_perhaps => self.save(path, &found, tracked),
             Standing::Changed(_) | Standing::Foreign => return Ok(()),

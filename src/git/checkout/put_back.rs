@@ -27,7 +27,7 @@ use super::{Checkout, Entry, Kind, Trees, adopt, io_failed, show, some_of, split
 /// The bits of a mode that giving a file to somebody else clears.
 const SPECIAL_BITS: u32 = 0o7000;
 
-/// Puts everything back that can be; whether something stays that the checkout wrote.
+/// Puts everything back that can be; the paths at which something stays that the checkout wrote.
 ///
 /// # Errors
 /// Something cannot be written now: what can be is back, and another try does the rest.
@@ -38,7 +38,7 @@ pub(super) fn put_back(
     checkout: &Checkout,
     temporary_name: &str,
     notes: &mut Vec<String>,
-) -> Result<bool, Failed> {
+) -> Result<BTreeSet<Vec<u8>>, Failed> {
     let mut writer_notes = Vec::new();
     let writer = Writer::new(tree, trees, temporary_name.to_owned(), &mut writer_notes);
     let mut back = Back { tree, undo, trees, temporary_name, writer, stays: BTreeMap::new(), failed: None };
@@ -60,7 +60,8 @@ pub(super) fn put_back(
         return Err(failed);
     }
     for (why, paths) in &stays {
-        notes.push(format!("not put back in {}, {why}: {}", tree.path.display(), some_of(paths)));
+        let shown: Vec<String> = paths.iter().map(|path| show(path)).collect();
+        notes.push(format!("not put back in {}, {why}: {}", tree.path.display(), some_of(&shown)));
     }
     if let Some(folder) = undo.saved.as_deref().filter(|_| stays.is_empty() && is_clone_back) {
         // All of it lies in its place again, and each further try would leave another copy.
@@ -70,7 +71,7 @@ pub(super) fn put_back(
             Err(error) => notes.push(format!("{} is not needed any more: {error}", folder.display())),
         }
     }
-    Ok(!stays.is_empty())
+    Ok(stays.into_values().flatten().collect())
 }
 
 /// Removes what the checkout made, as far as that is possible, for the space that it takes.
@@ -94,7 +95,7 @@ struct Back<'a> {
     temporary_name: &'a str,
     writer: Writer<'a>,
     /// What stays as it is, by the reason.
-    stays: BTreeMap<&'static str, Vec<String>>,
+    stays: BTreeMap<&'static str, Vec<Vec<u8>>>,
     /// The first thing that did not work.
     failed: Option<Failed>,
 }
@@ -151,7 +152,7 @@ impl Back<'_> {
     }
 
     fn stays(&mut self, why: &'static str, path: &[u8]) {
-        self.stays.entry(why).or_default().push(show(path));
+        self.stays.entry(why).or_default().push(path.to_vec());
     }
 
     fn put_back(&mut self, step: &Step) -> Result<(), Failed> {

@@ -5,6 +5,12 @@ use std::fs;
 use super::super::testing::{Lab, git};
 use super::Journal;
 
+/// Says in the journal that a run has begun to write these files of a commit.
+pub(super) fn begin(journal: &mut Journal, commit: &str, paths: &[&str]) {
+    let paths = paths.iter().map(|path| path.as_bytes().to_vec()).collect();
+    journal.begin(&[git2::Oid::from_str(commit).unwrap()], &paths, [Vec::new()].into()).unwrap();
+}
+
 #[test]
 fn what_a_killed_run_left_is_completed_and_not_taken_for_somebodys() {
     let lab = Lab::new();
@@ -22,7 +28,7 @@ fn what_a_killed_run_left_is_completed_and_not_taken_for_somebodys() {
     // The state that a kill in the middle of the second checkout leaves.
     let checkout = lab.checkout_request();
     let mut journal = Journal::read(&checkout.store.with_extension("journal"), &checkout.local_path);
-    journal.begin(git2::Oid::from_str(&two).unwrap(), [b"".to_vec()].into()).unwrap();
+    begin(&mut journal, &two, &["whole", "torn", "new", "goes"]);
     let left_over = lab.tree(&journal.temporary_name());
     fs::write(&left_over, "half a fi").unwrap();
     lab.host_puts("whole", "two");
@@ -61,7 +67,7 @@ fn an_empty_file_where_a_run_was_cut_off_is_ours() {
     let two = lab.push("two");
     let checkout = lab.checkout_request();
     let mut journal = Journal::read(&checkout.store.with_extension("journal"), &checkout.local_path);
-    journal.begin(git2::Oid::from_str(&two).unwrap(), [b"".to_vec()].into()).unwrap();
+    begin(&mut journal, &two, &["new"]);
     // A power failure kept the name and not the content.
     lab.host_puts("new", "");
     let store = git2::Repository::open_bare(&checkout.store).unwrap();
@@ -85,7 +91,7 @@ fn folders_that_a_killed_run_emptied_or_made_do_not_stay() {
     let two = lab.push("two");
     let checkout = lab.checkout_request();
     let mut journal = Journal::read(&checkout.store.with_extension("journal"), &checkout.local_path);
-    journal.begin(git2::Oid::from_str(&two).unwrap(), [b"".to_vec()].into()).unwrap();
+    begin(&mut journal, &two, &["goes/deep/file", "comes/deep/file"]);
     let store = git2::Repository::open_bare(&checkout.store).unwrap();
     crate::git::fetch::tip(&store, &lab.remote.borrow(), &super::super::testing::limit()).unwrap();
     fs::remove_file(lab.tree("goes/deep/file")).unwrap();
