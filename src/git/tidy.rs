@@ -124,6 +124,9 @@ impl Due {
     }
 
     fn carry_out(self, repository: &Repository, deadline: Instant) -> Result<(), git2::Error> {
+        if self.is_something() {
+            check_space(repository, 2 * self.packs.bytes())?;
+        }
         if self.has_grown || self.has_garbage {
             // Where nothing but garbage has come together, the deltas are good as they are.
             let history = History::read(repository, &self.roots, &|_| self.has_grown, deadline)?;
@@ -137,6 +140,17 @@ impl Due {
         }
         self.known.replace(&self.roots).map_err(failed)
     }
+}
+
+/// New packs lie beside the old ones for a while; and libgit2 does not survive a disk that is full while it packs.
+fn check_space(repository: &Repository, needed_bytes: u64) -> Result<(), git2::Error> {
+    let space = rustix::fs::statvfs(repository.path()).map_err(|error| failed(error.into()))?;
+    let free_bytes = space.f_bavail.saturating_mul(space.f_frsize);
+    if free_bytes >= needed_bytes {
+        return Ok(());
+    }
+    let why = format!("no space left on the disk: it takes {needed_bytes} bytes for a while, {free_bytes} are free");
+    Err(git2::Error::from_str(&why))
 }
 
 /// Makes one pack of several, with new deltas of the objects that the history names for it.

@@ -265,7 +265,8 @@ pub(super) fn install(
     let name: String = sum.iter().map(|byte| format!("{byte:02x}")).collect();
     let pack = folder.join(format!("pack-{name}.pack"));
     let new_index = temporary.with_extension("new-idx");
-    let index = index::write(&new_index, records, sum)?;
+    let index = index::write(&new_index, records, sum);
+    let index = index.inspect_err(|_| drop(fs::remove_file(&new_index)))?;
     if durable {
         file.sync_all()?;
         index.sync_all()?;
