@@ -42,8 +42,8 @@ const MODE_LINK: i32 = 0o120_000;
 /// The stores that files come from: the repository's own, then its submodules'.
 pub(super) struct Sources {
     sources: Vec<Source>,
-    /// Commits that the working tree is compared with.
-    compared: Vec<(usize, Oid)>,
+    /// Commits that the working tree is compared with, and the one that is to lie there.
+    listed: Vec<(usize, Oid)>,
 }
 
 /// A store, and the way to its large files, once one is asked for.
@@ -79,7 +79,7 @@ enum Missing<'a> {
 
 impl Sources {
     pub fn new(repository: Repository) -> Sources {
-        Sources { sources: vec![Source::new(repository)], compared: Vec::new() }
+        Sources { sources: vec![Source::new(repository)], listed: Vec::new() }
     }
 
     /// The stores again that [`Sources::relative_paths`] named, and as the last one `copies`: files that hold contents.
@@ -93,7 +93,7 @@ impl Sources {
         let open = |path: &PathBuf| Repository::open_bare(main.join(path)).or_else(|_| empty()).map(Source::new);
         let mut sources: Vec<Source> = relative_paths.iter().map(open).collect::<Result<_, _>>()?;
         sources.push(Source { copies, ..Source::new(empty()?) });
-        Ok(Sources { sources, compared: Vec::new() })
+        Ok(Sources { sources, listed: Vec::new() })
     }
 
     /// Where the stores are, from the repository's own, which is the first.
@@ -103,14 +103,14 @@ impl Sources {
         self.sources.iter().map(|source| relative(&source.repository).unwrap_or_default()).collect()
     }
 
-    /// Keeps in each store the commits that the working tree was compared with, and no others of earlier runs: their
-    /// contents may have to be put back.
-    pub fn hold_compared(&self) -> Result<(), git2::Error> {
+    /// Keeps in each store the commits that were listed, and no others of earlier runs: their contents may have to be
+    /// put back, or known again where a run was ended, whatever is fetched meanwhile.
+    pub fn hold_listed(&self) -> Result<(), git2::Error> {
         let mut held: BTreeMap<&Path, (&Repository, BTreeSet<Oid>)> = BTreeMap::new();
         for Source { repository, .. } in &self.sources {
             held.entry(repository.path()).or_insert((repository, BTreeSet::new()));
         }
-        for (source, commit) in &self.compared {
+        for (source, commit) in &self.listed {
             let repository = &self.sources[*source].repository;
             held.entry(repository.path()).or_insert((repository, BTreeSet::new())).1.insert(*commit);
         }
@@ -216,9 +216,7 @@ impl Sources {
         let mut submodules = 0;
         while let Some(place) = places.pop() {
             let inner = list_files(&self.sources[place.source].repository, &place, scope, &mut files)?;
-            if matches!(missing, Missing::Skip) {
-                self.compared.push((place.source, place.commit));
-            }
+            self.listed.push((place.source, place.commit));
             for (path, commit) in inner {
                 submodules += 1;
                 if submodules > MAX_SUBMODULES || place.depth >= MAX_DEPTH {

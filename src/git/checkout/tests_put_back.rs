@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::super::testing::{Lab, Manners, Server, credential, git, remote};
+use super::super::testing::{Lab, Manners, Server, credential, git, limit, remote};
 use crate::git::run;
 
 /// What lies at a path: kind, content, mode, owner.
@@ -205,7 +205,7 @@ fn an_empty_file_that_was_taken_for_a_cut_off_one_comes_back() {
     // A run of the second commit that was ended before it came to these files, as far as anybody can tell.
     let checkout = lab.checkout_request();
     let store = git2::Repository::open_bare(&checkout.store).unwrap();
-    crate::git::fetch::tip(&store, &lab.remote.borrow(), &super::super::testing::limit()).unwrap();
+    crate::git::fetch::tip(&store, &lab.remote.borrow(), &limit()).unwrap();
     let mut journal = super::Journal::read(&checkout.store.with_extension("journal"), &checkout.local_path);
     super::tests_killed::begin(&mut journal, &two, &["acme.json", "gone.json"]);
     lab.host_puts("acme.json", "");
@@ -348,7 +348,29 @@ fn contents_stay_in_the_store_until_they_are_not_needed_to_be_put_back() {
         lab.deploy().unwrap();
     }
     let held = git(&lab.checkout_request().store, &["for-each-ref", "refs/shiparr/held"]);
-    assert_eq!(held.lines().count(), 1, "{held}");
+    assert_eq!(held.lines().count(), 2, "{held}");
+}
+
+#[test]
+fn half_of_a_commit_is_known_again_after_history_was_rewritten_beneath_it() {
+    let lab = Lab::new();
+    lab.put("file", "a".repeat(100));
+    let one = lab.push("one");
+    lab.deploy().unwrap();
+    lab.put("file", "b".repeat(50));
+    lab.push("two");
+    lab.deploy().unwrap();
+    // As a kill leaves it; and what is fetched before it is put back has nothing of the second commit.
+    lab.host_puts("file", "b".repeat(30) + &"a".repeat(70));
+    git(&lab.checkout_request().store, &["update-ref", "refs/shiparr/checked-out", &one]);
+    for round in 0..20 {
+        git(&lab.clone(), &["checkout", "-q", "--orphan", &format!("other-{round}")]);
+        lab.put("file", "c");
+        lab.push("a new beginning");
+        run::look_ahead(&lab.remote.borrow(), &lab.checkout_request(), &limit()).unwrap();
+    }
+    assert_eq!(lab.put_back().notes, Vec::<String>::new());
+    assert_eq!(lab.read("file"), "a".repeat(100));
 }
 
 #[test]

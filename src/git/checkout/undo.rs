@@ -165,7 +165,7 @@ impl Undo {
             removed_folders: removed_folders(plan, tree)?,
             ..self
         };
-        sources.hold_compared()?;
+        sources.hold_listed()?;
         let temporary = file.with_extension("undo-new");
         let write = || {
             let mut out = BufWriter::new(File::create(&temporary)?);

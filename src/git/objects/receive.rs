@@ -166,10 +166,10 @@ impl Receiver {
         let length = usize::try_from(header.bytes).unwrap_or(MAX_HEADER_BYTES);
         self.pending.truncate(length);
         let hasher = match header.form {
-            Form::Whole(kind) if kind != ObjectType::Blob && header.size > MAX_TREE_BYTES => {
-                return Err(damaged(&format!("a {} of {} bytes is too large", kind.str(), header.size)));
+            Form::Whole(kind) => {
+                check_size(kind, header.size)?;
+                Some(Hasher::new(kind, header.size))
             }
-            Form::Whole(kind) => Some(Hasher::new(kind, header.size)),
             Form::DeltaBefore(_) | Form::DeltaOf(_) => None,
         };
         let mut crc = Crc::new();
@@ -275,6 +275,7 @@ impl Receiver {
                 held_bytes -= base.content.held_bytes();
                 bases.pop();
             }
+            check_size(kind, content.size())?;
             let oid = content.hash(kind)?;
             self.entries[number].oid = Some(oid);
             let deltas = waiting.on(offset, oid);
@@ -375,6 +376,14 @@ impl Waiting {
         deltas.extend(self.by_name.remove(&oid).unwrap_or_default());
         deltas
     }
+}
+
+/// What libgit2 reads as a whole has a bound.
+fn check_size(kind: ObjectType, bytes: u64) -> io::Result<()> {
+    if kind == ObjectType::Blob || bytes <= MAX_TREE_BYTES {
+        return Ok(());
+    }
+    Err(damaged(&format!("a {} of {bytes} bytes is too large", kind.str())))
 }
 
 /// A count of bytes within a buffer.

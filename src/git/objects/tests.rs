@@ -8,10 +8,12 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use git2::{Oid, Repository};
+use sha1::{Digest, Sha1};
 use tempfile::TempDir;
 
 use super::super::testing::git;
 use super::content::MAX_HELD_BYTES;
+use super::entry::Header;
 use super::*;
 
 /// More than is held.
@@ -223,6 +225,36 @@ fn a_pack_that_is_damaged_anywhere_is_refused() {
     }
     store.receive(&[&pack[..], b"x"].concat(), 4096).unwrap_err();
     assert_eq!(fs::read_dir(store.objects().join("pack")).unwrap().count(), 0, "something is left over");
+}
+
+#[test]
+fn a_small_delta_makes_no_tree_that_is_too_large_for_memory() {
+    const COPIES: usize = 1100;
+    let deflated = |bytes: &[u8]| {
+        let mut out = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+        out.write_all(bytes).unwrap();
+        out.finish().unwrap()
+    };
+    let base = vec![b'x'; 0x10000];
+    let number = |mut number: usize| {
+        let mut bytes = Vec::new();
+        while number > 0x7f {
+            bytes.push(u8::try_from(number & 0x7f).unwrap() | 0x80);
+            number >>= 7;
+        }
+        bytes.push(u8::try_from(number).unwrap());
+        bytes
+    };
+    // Each order copies all of the base.
+    let delta = [number(base.len()), number(COPIES * base.len()), vec![0x80; COPIES]].concat();
+    let oid = Oid::hash_object(ObjectType::Tree, &base).unwrap();
+    let mut pack = [&b"PACK\0\0\0\x02\0\0\0\x02"[..], &Header::of_whole(ObjectType::Tree, 0x10000)].concat();
+    pack.extend(deflated(&base));
+    pack.extend(Header::of_delta(oid, delta.len() as u64));
+    pack.extend(deflated(&delta));
+    pack.extend(Sha1::digest(&pack));
+    let error = Store::new().receive(&pack, 4096).unwrap_err();
+    assert!(error.to_string().contains("tree of 72089600 bytes is too large"), "{error}");
 }
 
 #[test]
