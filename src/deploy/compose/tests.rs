@@ -201,14 +201,18 @@ fn a_plain_stack_comes_up_and_is_well_once_it_has_settled() {
         assert!(began.elapsed() >= Duration::from_millis(1500), "settled after {:?}", began.elapsed());
         assert!(lab.log.text().contains("a-1"), "{}", lab.log.text());
         // Nothing changed, so nothing is made anew, and it has been up for long enough already.
-        let id = lab.docker(&["ps", "-q", "--filter", &format!("name={}", lab.stack.default_project)]);
+        let ids = |lab: &Lab| {
+            let project = format!("label=com.docker.compose.project={}", lab.stack.default_project);
+            lab.docker(&["ps", "-q", "--filter", &project])
+        };
+        let id = ids(lab);
         let began = std::time::Instant::now();
         lab.up_and_wait(LIMIT).unwrap();
         assert!(began.elapsed() < Duration::from_millis(1500), "took {:?}", began.elapsed());
-        assert_eq!(lab.docker(&["ps", "-q", "--filter", &format!("name={}", lab.stack.default_project)]), id);
+        assert_eq!(ids(lab), id);
         lab.stack.asked.recreate = true;
         lab.up().unwrap();
-        assert_ne!(lab.docker(&["ps", "-q", "--filter", &format!("name={}", lab.stack.default_project)]), id);
+        assert_ne!(ids(lab), id);
     });
 }
 
