@@ -258,7 +258,8 @@ fn over(limit: &Limit) -> HttpError {
 
 /// One line for curl's error. Its details can quote a proxy's URL, so whatever is a credential is taken out.
 fn describe(error: &curl::Error, request: &Request) -> String {
-    let mut text = error.extra_description().unwrap_or(error.description()).replace(['\n', '\r'], " ");
+    let text = error.extra_description().unwrap_or(error.description()).replace(['\n', '\r'], " ");
+    let mut text = without_time(text);
     let password = request.basic_auth.as_ref().map(|(_, password)| password.expose());
     let proxies = [&request.proxies.https, &request.proxies.http].into_iter().flatten();
     let in_proxies = proxies.filter_map(|proxy| {
@@ -269,6 +270,15 @@ fn describe(error: &curl::Error, request: &Request) -> String {
         text = text.replace(secret, "***");
     }
     format!("{}: {text}", place(request))
+}
+
+/// Without `after 3 ms`: who writes down only what is new must not find every try new.
+fn without_time(text: String) -> String {
+    let Some((before, rest)) = text.split_once(" after ") else { return text };
+    match rest.trim_start_matches(|digit: char| digit.is_ascii_digit()).strip_prefix(" ms") {
+        Some(after) => format!("{before}{after}"),
+        None => text,
+    }
 }
 
 #[cfg(test)]

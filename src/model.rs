@@ -143,7 +143,7 @@ impl Trigger {
     }
 
     /// Whether it says which commit is deployed: a person who names none asks for the tip. Every other trigger leaves
-    /// that as it is.
+    /// that as it is, unless the branch moved while an earlier commit was only tried again.
     pub fn chooses_commit(self) -> bool {
         matches!(self, Trigger::Api | Trigger::Cli)
     }

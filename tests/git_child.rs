@@ -385,7 +385,13 @@ fn a_checkout_and_its_putting_back_may_both_be_ended_at_any_moment() {
             ended_backs += u32::from(git::put_back(&checkout, &lab.child, &moment()).is_err());
         }
         let done = git::put_back(&checkout, &lab.child, &whole()).unwrap();
-        assert_eq!((done.commit.unwrap().as_str(), done.notes), (first.as_str(), Vec::new()), "round {round}");
+        assert_eq!(done.commit.unwrap().as_str(), first.as_str(), "round {round}");
+        // Nothing stays behind but, at times, word of the copy that is not needed any more.
+        assert!(
+            done.notes.iter().all(|note| note.ends_with("lies in its place again")),
+            "round {round}: {:?}",
+            done.notes
+        );
         let after = look(&tree);
         for (path, (content, mode, owner, inode)) in &before {
             let now = after.get(path).unwrap_or_else(|| panic!("round {round}: {} is gone", path.display()));

@@ -1,6 +1,7 @@
 //! `shiparr compose REPO -- ARGS…`: Compose in the caller's terminal, on what a deployment would run it on.
 
 use std::ffi::{OsStr, OsString};
+use std::io::ErrorKind;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{ExitCode, ExitStatus};
@@ -41,22 +42,32 @@ const OF_THE_TERMINAL: &[&str] = &[
 /// Stands for the file with the variables where a command is only shown.
 const VARIABLES: &str = "VARIABLES";
 
+const ABOUT: &str = "\
+Compose runs as a deployment runs it: same project, folder, files, profiles and decrypted variables;
+what is typed after REPOSITORY is added to that. Paths are relative to the stack's folder.
+
+Deployments of the repository wait meanwhile and begin by themselves afterwards; `shiparr cancel`
+ends it. While a deployment is changing the stack, or somebody else works on it, it is refused;
+--print takes the stack for a moment too. Run it as the daemon's user, mostly root: others cannot
+read what a service's `env_file:` leads to.
+
+Examples:
+  shiparr compose home/web ps
+  shiparr compose home/web logs -f
+  shiparr compose home/web exec app sh
+  shiparr compose home/web -- --profile debug up -d
+  shiparr compose home/web --print";
+
 /// What `compose` takes.
 #[derive(Args)]
-#[command(after_help = "Compose runs as a deployment runs it: same project, folder, files, profiles and decrypted \
-    variables, and what is typed after REPO is added to that. Deployments of the repository wait meanwhile and begin by \
-    themselves afterwards; `shiparr cancel REPO` ends it. While a deployment is changing the stack, or somebody else \
-    works on it, it is refused; --print takes the stack for a moment too. Paths are relative to the stack's folder. \
-    Run it as the user that the daemon runs as, mostly root: others cannot read what an `env_file:` links to.\n\n\
-    Examples:\n  shiparr compose home/web ps\n  shiparr compose home/web logs -f\n  shiparr compose home/web exec app sh\n  \
-    shiparr compose home/web -- --profile debug up -d\n  shiparr compose home/web --print")]
+#[command(after_help = ABOUT)]
 pub struct ComposeArgs {
     /// project/repository, or the repository's name where it is unique
     repository: String,
     /// Run nothing: show the command, the folder, the files, and the variables by name
     #[arg(long)]
     print: bool,
-    /// With --print: as JSON
+    /// As JSON, together with --print
     #[arg(long, requires = "print")]
     json: bool,
     /// What Compose is to do; a `--` before it keeps options of Compose from being taken for Shiparr's
@@ -93,7 +104,9 @@ pub fn run(client: Client, environment: &Environment, args: &ComposeArgs) -> any
         Err(CommandError::Cancelled { .. }) => {
             bail!("{name}: Compose was stopped: {}", printable(&end.recv().unwrap_or_default()))
         }
-        Err(error @ CommandError::Start { .. }) => Err(anyhow::Error::new(error).context("run this as root")),
+        Err(CommandError::Start { source, .. }) if source.kind() == ErrorKind::PermissionDenied => {
+            bail!("{name}: this user may not run Compose there ({source}): run it as the daemon's user, mostly root")
+        }
         Err(error) => Err(error.into()),
     }
 }

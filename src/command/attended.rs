@@ -21,8 +21,8 @@ impl Command {
     /// what the terminal sends (Ctrl-C, Ctrl-Z, a new size) reaches it. This process does not end by Ctrl-C and Ctrl-\
     /// from then on: what they mean is the child's to say.
     ///
-    /// When the limit ends, the child gets SIGTERM and, after its grace, SIGKILL; the child alone, because its group is
-    /// this process's own. The terminal is left as it was found.
+    /// When the limit ends, the child and what it has started get SIGTERM and, after its grace, SIGKILL; not its group,
+    /// which is this process's own, and may be that of a script. The terminal is left as it was found.
     ///
     /// # Errors
     /// See [`CommandError`]; an exit code other than 0 is none.
@@ -53,21 +53,39 @@ impl Command {
 fn wait(child: &mut Child, limit: &Limit, grace: Duration) -> std::io::Result<Option<ExitStatus>> {
     let pid = Pid::from_child(child);
     let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok();
-    let mut kill_at = None;
-    loop {
+    while !limit.is_over() {
         if let Some(status) = child.try_wait()? {
-            return Ok(kill_at.is_none().then_some(status));
-        }
-        match kill_at {
-            None if limit.is_over() => {
-                // It is not reaped yet, so the id is its own, and the only error would be that it has just ended.
-                let _ = rustix::process::kill_process(pid, Signal::TERM);
-                kill_at = Some(Instant::now() + grace);
-            }
-            Some(at) if Instant::now() >= at => child.kill()?,
-            _ => {}
+            return Ok(Some(status));
         }
         pause(pidfd.as_ref())?;
+    }
+    // What it has started as well: a docker client does not pass the signal on to every plugin.
+    let mut below = descendants(pid);
+    tell(Some(pid), &below, Signal::TERM);
+    let until = Instant::now() + grace;
+    while Instant::now() < until {
+        if child.try_wait()?.is_some() && below.iter().all(has_ended) {
+            return Ok(None);
+        }
+        std::thread::sleep(TICK / 4);
+    }
+    if child.try_wait()?.is_none() {
+        below.extend(descendants(pid));
+        child.kill()?;
+    }
+    tell(None, &below, Signal::KILL);
+    child.wait()?;
+    Ok(None)
+}
+
+/// Sends a signal to a child that is not reaped yet, so that its id is its own, and to others.
+fn tell(child: Option<Pid>, others: &[OwnedFd], signal: Signal) {
+    // The only error would be that one has just ended.
+    if let Some(pid) = child {
+        let _ = rustix::process::kill_process(pid, signal);
+    }
+    for other in others {
+        let _ = rustix::process::pidfd_send_signal(other, signal);
     }
 }
 
@@ -79,6 +97,32 @@ fn pause(pidfd: Option<&OwnedFd>) -> std::io::Result<()> {
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
         Err(errno) => Err(errno.into()),
     }
+}
+
+/// The processes below a process, as far as the kernel gives a hold on them.
+fn descendants(pid: Pid) -> Vec<OwnedFd> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let parents: Vec<(i32, i32)> = pids.filter_map(|other| Some((other, parent_of(other)?))).collect();
+    let mut found = vec![pid.as_raw_pid()];
+    let mut next = 0;
+    while let Some(parent) = found.get(next).copied() {
+        found.extend(parents.iter().filter(|(_, of)| *of == parent).map(|(other, _)| *other));
+        next += 1;
+    }
+    let hold = |other: &i32| rustix::process::pidfd_open(Pid::from_raw(*other)?, PidfdFlags::empty()).ok();
+    found[1..].iter().filter_map(hold).collect()
+}
+
+/// The second field after a process's name, which is in parentheses and may hold any.
+fn parent_of(pid: i32) -> Option<i32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
+}
+
+fn has_ended(process: &OwnedFd) -> bool {
+    let mut asked = [PollFd::new(process, PollFlags::IN)];
+    rustix::event::poll(&mut asked, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }
 
 /// A program that was ended in the middle may have left the terminal without echo.
@@ -117,9 +161,21 @@ mod tests {
         let error = shell("sleep 60").attend(&over).unwrap_err();
         assert!(matches!(error, CommandError::Cancelled { .. }), "{error}");
         let begin = Instant::now();
-        let deaf = shell("trap '' TERM; while :; do sleep 0.1; done").grace(Duration::from_millis(300));
-        let error = deaf.attend(&Limit::after(Duration::from_millis(200))).unwrap_err();
-        assert!(matches!(error, CommandError::TimedOut { .. }), "{error}");
+        // Deaf, with a child that is not.
+        let folder = tempfile::tempdir().unwrap();
+        let script = "sh -c 'trap \"echo told > told\" TERM; : > ready; while :; do sleep 0.1; done' & trap '' TERM; while :; do sleep 0.1; done";
+        let limit = Limit::after(Duration::from_secs(60));
+        let error = std::thread::scope(|scope| {
+            let ended = scope.spawn(|| shell(script).folder(&folder).grace(Duration::from_secs(2)).attend(&limit));
+            while !folder.path().join("ready").exists() {
+                assert!(begin.elapsed() < Duration::from_secs(30));
+                std::thread::sleep(TICK);
+            }
+            limit.cancel();
+            ended.join().unwrap().unwrap_err()
+        });
+        assert!(matches!(error, CommandError::Cancelled { .. }), "{error}");
+        assert_eq!(std::fs::read_to_string(folder.path().join("told")).unwrap(), "told\n");
         assert!(begin.elapsed() < Duration::from_secs(30));
     }
 }

@@ -21,28 +21,44 @@ const NAP: Duration = Duration::from_millis(200);
 pub fn wait(shared: &Arc<Shared>, threads: &Threads, waiting: Box<Waiting>) {
     let repository = waiting.job().record.id;
     shared.activities.waits(repository, waiting.commit().clone());
-    // Where there is no room for a thread, this one waits.
-    let waiting = Arc::new(Mutex::new(Some(waiting)));
-    let body = {
-        let (shared, threads, waiting) = (Arc::clone(shared), threads.clone(), Arc::clone(&waiting));
-        move || wait_here(&shared, &threads, &waiting)
+    let (its_shared, its_threads) = (Arc::clone(shared), threads.clone());
+    beside(threads, &format!("wait-{repository}"), move || {
+        let ended = waiting.watch(&its_shared.host);
+        record(&its_shared, &its_threads, &ended);
+        release(&its_shared, ended);
+    });
+}
+
+/// Ends a deployment that did not come to waiting. What takes long after that is done beside the worker.
+pub fn end(shared: &Arc<Shared>, threads: &Threads, ended: Ended) {
+    record(shared, threads, &ended);
+    if ended.is_soon_tidy(&shared.host) {
+        return release(shared, ended);
+    }
+    let its_shared = Arc::clone(shared);
+    beside(threads, &format!("tidy-{}", ended.job().record.id), move || release(&its_shared, ended));
+}
+
+/// Runs something on a thread of its own, or here where there is no room for one.
+fn beside(threads: &Threads, name: &str, work: impl FnOnce() + Send + 'static) {
+    let work = Arc::new(Mutex::new(Some(work)));
+    let take = |work: &Mutex<Option<_>>| work.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let its_work = Arc::clone(&work);
+    let body = move || {
+        if let Some(work) = take(&its_work) {
+            work();
+        }
     };
-    if let Err(error) = threads.start_for_a_while(&format!("wait-{repository}"), STACK_BYTES, body) {
-        log::warn!("no room for a thread that waits for a stack, so the queue waits with it: {error}");
-        wait_here(shared, threads, &waiting);
+    if let Err(error) = threads.start_for_a_while(name, STACK_BYTES, body) {
+        log::warn!("no room for the thread `{name}`, so the queue waits for it: {error}");
+        if let Some(work) = take(&work) {
+            work();
+        }
     }
 }
 
-fn wait_here(shared: &Arc<Shared>, threads: &Threads, waiting: &Mutex<Option<Box<Waiting>>>) {
-    let waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner).take();
-    if let Some(waiting) = waiting {
-        let ended = waiting.watch(&shared.host);
-        end(shared, threads, ended);
-    }
-}
-
-/// Records how a deployment ended, however long the database takes, and wakes whom that concerns.
-pub fn end(shared: &Arc<Shared>, threads: &Threads, mut ended: Ended) {
+/// Records how a deployment ended, however long the database takes.
+fn record(shared: &Shared, threads: &Threads, ended: &Ended) {
     let mut was_logged = false;
     while let Err(error) = ended.record(&shared.host) {
         if !was_logged {
@@ -55,10 +71,13 @@ pub fn end(shared: &Arc<Shared>, threads: &Threads, mut ended: Ended) {
             break;
         }
     }
-    let repository = ended.job().record.id;
     shared.wake_teller();
+}
+
+/// Tidies up after a deployment, lets its repository go, and wakes whom that concerns.
+fn release(shared: &Shared, mut ended: Ended) {
     ended.tidy(&shared.host);
-    shared.activities.end(repository);
+    shared.activities.end(ended.job().record.id);
     if let Err(error) = queue_newer_configuration(shared, ended.job()) {
         log::error!("{}: {error}", ended.job().repository.name);
     }

@@ -50,6 +50,7 @@ pub fn run(shared: &Arc<Shared>, threads: &Threads, events: Receiver<Event>) -> 
     worker.put_back_interrupted();
     let mut blocked_since: Option<Instant> = None;
     while !threads.are_stopping() {
+        shared.restore.go_on(shared);
         match worker.look()? {
             Look::Ran => blocked_since = None,
             // What waits for its stack may bring rows that waited for it.

@@ -87,18 +87,23 @@ impl Worker {
         }
     }
 
-    /// Puts the files back of deployments that were interrupted before they changed a container.
+    /// Puts the files back of deployments that were interrupted before they changed a container. Says of which
+    /// repositories nobody can settle anything, because no project file names them any more.
     pub fn put_back_interrupted(&self) {
         let host = &self.shared.host;
         let catalog = self.shared.catalog();
-        for repository in catalog.repositories() {
-            let record = host.store.repository_named(&repository.name);
-            let done = record.and_then(|record| match record {
-                Some(record) => settle::put_back_interrupted(host, repository, &record),
+        let records = host.store.repositories(None).unwrap_or_else(|error| {
+            log::error!("what interrupted deployments left is not known: {error}");
+            Vec::new()
+        });
+        for record in records {
+            let done = match catalog.repository(&record.name) {
+                Some(repository) => settle::put_back_interrupted(host, repository, &record),
+                None if record.orphaned_at.is_some() => settle::tell_of_orphan(host, &record),
                 None => Ok(()),
-            });
+            };
             if let Err(error) = done {
-                log::error!("{}: {error}", repository.name);
+                log::error!("{}: {error}", record.name);
             }
         }
     }

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::journal::Journal;
-use super::pipeline::{Host, assemble, known_secrets};
+use super::journal::known_secrets;
+use super::pipeline::Host;
+use super::stack::assemble;
 use super::variables::Plaintext;
 use super::{ByHand, Stack, StepError};
 use crate::command::Limit;
@@ -60,7 +62,7 @@ pub struct Prepared {
 /// Whatever keeps its variables from being read and decrypted, or its files from being found, in one line.
 pub fn prepare(host: &Host, repository: &Repository, id: RepositoryId, limit: &Limit) -> Result<Prepared, StepError> {
     let about = format!("{} by hand", repository.name);
-    let mut journal = Journal::of_daemon(about, known_secrets(host, repository));
+    let mut journal = Journal::of_daemon(about, known_secrets(repository, &host.settings));
     // Those of deployments are called after their ids.
     let runtime_name = format!("by-hand-{id}");
     let (stack, plaintext) =

@@ -25,6 +25,7 @@ use crate::command::{Command, Limit};
 use crate::config::Settings;
 use crate::config::project::UnsetVariables;
 use crate::model::{Chance, LogLevel};
+use crate::secrets::Secret;
 
 /// The most that the resolved configuration may say.
 const MAX_CONFIG_BYTES: usize = 32 << 20;
@@ -58,7 +59,8 @@ impl Compose {
     /// A call of Compose for this stack, up to the verb.
     fn call(&self, stack: &Stack, files: &[PathBuf], project: Option<&str>, limit: &Limit) -> Command {
         let hidden = |name: &str| stack.variables.contains_key(name) && !keeps(name);
-        self.client.compose(&hidden, limit).args(arguments(stack, files, project)).folder(&stack.folder)
+        let home = stack.variables.get("HOME").map(Secret::expose);
+        self.client.compose(&hidden, home, limit).args(arguments(stack, files, project)).folder(&stack.folder)
     }
 
     /// The containers of a compose project as they are now, without those of `docker compose run`.
@@ -282,7 +284,8 @@ fn in_files(error: StepError, files: &[PathBuf]) -> StepError {
     StepError { message: format!("{} (in {})", error.message, names.join(", ")), ..error }
 }
 
-/// Names whose values steer Compose itself: it keeps Shiparr's, whatever the stack's variables say.
+/// Names whose values steer Compose itself: it keeps Shiparr's, whatever the stack's variables say. `HOME` is what `~`
+/// stands for in the compose files too, and therefore the stack's where it has one.
 fn keeps(name: &str) -> bool {
     matches!(name, "PATH" | "HOME" | "PWD") || name.starts_with("DOCKER_")
 }

@@ -7,6 +7,7 @@ use std::time::Instant;
 use jiff::Timestamp;
 
 use super::Log;
+use crate::config::{Repository, Settings};
 use crate::model::{DeploymentId, LogLevel};
 use crate::secrets::Scrubber;
 use crate::store::Store;
@@ -70,6 +71,46 @@ impl Log for Journal {
                 }
             }
             Destination::Daemon { about } => log::debug!("{about}: {scrubbed}"),
+        }
+    }
+}
+
+/// What must never stand in a log of this repository: as far as it can be had; what cannot is reported by the step that
+/// needs it.
+pub fn known_secrets(repository: &Repository, settings: &Settings) -> Scrubber {
+    let mut scrubber = Scrubber::new();
+    let environment = &settings.environment;
+    repository.secrets(environment).iter().for_each(|secret| scrubber.learn(secret.expose()));
+    repository.secret_urls(environment).iter().for_each(|url| scrubber.learn_url(url.expose()));
+    // Children get the proxies as they are, and some quote them in their errors.
+    let proxies = [&settings.proxies.https, &settings.proxies.http];
+    proxies
+        .into_iter()
+        .flatten()
+        .filter(|proxy| proxy.contains('@'))
+        .for_each(|proxy| learn_proxy(&mut scrubber, proxy));
+    scrubber
+}
+
+/// A proxy may be named without a scheme, which is http then.
+fn learn_proxy(scrubber: &mut Scrubber, proxy: &str) {
+    match proxy.contains("://") {
+        true => scrubber.learn_url(proxy),
+        false => scrubber.learn_url(&format!("http://{proxy}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proxys_password_is_known_with_and_without_a_scheme() {
+        for proxy in ["http://me:hush-hush@proxy.example:3128", "me:hush-hush@proxy.example:3128"] {
+            let mut scrubber = Scrubber::new();
+            learn_proxy(&mut scrubber, proxy);
+            assert_eq!(scrubber.scrub("refused for hush-hush"), "refused for ***", "{proxy}");
+            assert_eq!(scrubber.scrub(&format!("via {proxy}")).matches("hush").count(), 0, "{proxy}");
         }
     }
 }

@@ -184,12 +184,16 @@ pub struct Resident {
     pub project: Option<String>,
     /// The folder that it was brought up from.
     pub folder: Option<PathBuf>,
+    /// The compose files that it was brought up with.
+    pub files: Vec<PathBuf>,
     /// Its service.
     pub service: Option<String>,
     /// Whether it is of `docker compose run`.
     pub is_one_off: bool,
     /// Whether it ran and does not run any more.
     pub has_ended: bool,
+    /// What it mounts: files and folders of this host under the names that they were given, and names of volumes.
+    pub mounts: BTreeSet<PathBuf>,
 }
 
 /// How long to wait for a stack.

@@ -5,7 +5,7 @@
 //! [`Waiting`] can be carried to a thread of its own, and the worker goes on. Either way a deployment comes to its
 //! [`Ended`], which records the outcome.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,10 +13,10 @@ use jiff::Timestamp;
 
 use super::compose::env_files;
 use super::control::{Cause, Control};
-use super::journal::Journal;
+use super::journal::{Journal, known_secrets};
 use super::secret_files::{self, SecretFiles, Switched};
 use super::takeover::{self, Judgement, Memory, Situation};
-use super::variables::{self, Plaintext, Variables};
+use super::variables::Plaintext;
 use super::{
     Containers, Driver, Log, Plan, Resident, Stack, StepError, Timing, Up, UpError, checkout, probe, remote, settle,
     stack,
@@ -24,8 +24,7 @@ use super::{
 use crate::command::Limit;
 use crate::config::{Catalog, Repository, Settings};
 use crate::git::{self, Done, Fetched};
-use crate::model::{Asked, Chance, Commit, CommitHash, DeploymentRecord, LogLevel, RepositoryRecord};
-use crate::secrets::Scrubber;
+use crate::model::{Chance, Commit, CommitHash, DeploymentRecord, LogLevel, RepositoryRecord};
 use crate::store::{self, Outcome, Store, StoreError};
 
 /// For the question whether Docker is there still, after an `up` that failed.
@@ -80,7 +79,7 @@ pub fn begin(host: &Host, job: Job, control: &Control) -> Result<Begun, StoreErr
     let (id, began) = (job.deployment.id, Instant::now());
     host.store.start(id, &job.config_hash, Timestamp::now())?;
     log::info!("{}: deployment {id} begins ({})", job.repository.name, job.deployment.trigger);
-    let journal = Journal::new(Arc::clone(&host.store), id, known_secrets(host, &job.repository));
+    let journal = Journal::new(Arc::clone(&host.store), id, known_secrets(&job.repository, &host.settings));
     let mut running = Running { job, control: control.clone(), journal, began };
     Ok(match running.bring_up(host) {
         Ok(Reached::Up(up, commit)) => Begun::Waits(Box::new(Waiting { running, up: *up, commit })),
@@ -169,6 +168,13 @@ impl Ended {
             Outcome::Failed { error, .. } => log::error!("{name}: deployment {id} failed: {error}"),
         }
         Ok(())
+    }
+
+    /// Whether [`Ended::tidy`] has nothing to do that takes long.
+    pub fn is_soon_tidy(&self, host: &Host) -> bool {
+        let job = self.job();
+        let checkout = checkout::of(host, &job.repository, &job.record);
+        self.running.control.cause().is_some() || checkout.is_ok_and(|checkout| !git::wants_tidying(&checkout))
     }
 
     /// Once that is recorded: the object store is kept small, and after a success decrypted files and images go that
@@ -306,9 +312,31 @@ impl Running {
     fn change(&mut self, host: &Host, checkout: &git::Checkout) -> Result<BroughtUp, UpError> {
         let Prepared { stack, plan, secret_files, judgement, _plaintext } = self.prepare(host).map_err(untouched)?;
         let secret_files = secret_files.switch(&plan).map_err(untouched)?;
+        match self.up(host, checkout, &stack, &plan, &judgement, &secret_files) {
+            Ok(since) => Ok(BroughtUp { plan, since, secret_files }),
+            Err(error) => {
+                if error.containers == Containers::Untouched {
+                    if let Err(problem) = secret_files.switch_back() {
+                        self.journal.line(LogLevel::Error, &format!("secret files are not as before: {problem}"));
+                    }
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Step 4: brings it up; that it begins is written first. Answers when.
+    fn up(
+        &mut self,
+        host: &Host,
+        checkout: &git::Checkout,
+        stack: &Stack,
+        plan: &Plan,
+        judgement: &Judgement,
+        secret_files: &Switched,
+    ) -> Result<Timestamp, UpError> {
         let recreate = secret_files.recreate().union(&judgement.recreate).cloned().collect();
         let how = Up { remove_orphans: judgement.remove_orphans, recreate };
-        // 4. Bring it up; that it begins is written first.
         let accepted = host.store.accept(self.job.record.id, &judgement.accepted);
         accepted.map_err(|error| untouched(not_recorded(error)))?;
         let begins = host.store.up_begins(
@@ -322,15 +350,15 @@ impl Running {
         );
         begins.map_err(|error| untouched(not_recorded(error)))?;
         let (step, since) = (Instant::now(), Timestamp::now());
-        let result = host.driver.up(&stack, &plan, &how, self.control.limit(), &mut self.journal);
+        let result = host.driver.up(stack, plan, &how, self.control.limit(), &mut self.journal);
         let containers = result.as_ref().map_or_else(|error| error.containers, |()| Containers::Changed);
         if containers != Containers::Untouched {
             settle::keep(checkout, &mut self.journal);
         }
-        result.map_err(|error| self.after_failed_up(host, &stack, &plan, error))?;
+        result.map_err(|error| self.after_failed_up(host, stack, plan, error))?;
         secret_files.up_has_ended();
         self.journal.step("up", step);
-        Ok(BroughtUp { plan, since, secret_files })
+        Ok(since)
     }
 
     /// What an `up` that was ended in the middle left stopped is started again; a stop of the daemon leaves that to the
@@ -359,7 +387,7 @@ impl Running {
         let step = Instant::now();
         let runtime_name = job.deployment.id.to_string();
         let (stack, plaintext) =
-            assemble(&job.repository, &job.deployment.asked, &host.settings, &runtime_name, limit, journal)?;
+            stack::assemble(&job.repository, &job.deployment.asked, &host.settings, &runtime_name, limit, journal)?;
         if !stack.variables.is_empty() {
             let names: Vec<&str> = stack.variables.keys().map(String::as_str).collect();
             journal.step(&format!("variables: {}", names.join(", ")), step);
@@ -421,24 +449,6 @@ impl Running {
     }
 }
 
-/// The stack as it lies in the tree, with its variables decrypted.
-///
-/// # Errors
-/// Whatever is wrong with the files that the configuration names, in one line.
-pub fn assemble(
-    repository: &Repository,
-    asked: &Asked,
-    settings: &Settings,
-    runtime_name: &str,
-    limit: &Limit,
-    journal: &mut Journal,
-) -> Result<(Stack, Plaintext), StepError> {
-    let folder = stack::folder(repository)?;
-    let (variables, plaintext) = variables::gather(repository, &folder, settings, runtime_name, limit, journal)?;
-    let stack = describe(repository, asked.clone(), folder, variables, &plaintext)?;
-    Ok((stack, plaintext))
-}
-
 /// What Compose would run, and what runs on the host: two programs that are asked at the same time.
 fn plan_and_survey(
     host: &Host,
@@ -467,7 +477,11 @@ fn judge(
     let own = records.iter().find(|record| record.id == job.record.id).unwrap_or(&job.record);
     let memory =
         Memory { services: &own.brought_up_services, volumes: &own.brought_up_volumes, accepted: &own.accepted };
-    let situation = Situation { stack, plan, survey, own, memory, records: &records, catalog: &job.catalog };
+    let home = match stack.variables.get("HOME") {
+        Some(home) => Some(Path::new(home.expose())),
+        None => host.settings.environment.get("HOME").map(Path::new),
+    };
+    let situation = Situation { stack, plan, survey, own, memory, records: &records, catalog: &job.catalog, home };
     takeover::check(&situation, host.driver.as_ref(), limit)
 }
 
@@ -485,39 +499,6 @@ fn listed(paths: &[PathBuf]) -> String {
 
 fn untouched(error: StepError) -> UpError {
     UpError { error, containers: Containers::Untouched }
-}
-
-/// The stack that a driver runs, with what the folder's own `.env` says where the repository says nothing.
-fn describe(
-    repository: &Repository,
-    asked: Asked,
-    folder: PathBuf,
-    variables: Variables,
-    plaintext: &Plaintext,
-) -> Result<Stack, StepError> {
-    let defaults = variables.defaults;
-    let (named, field) = match repository.compose_files.is_empty() {
-        true => (&defaults.files, "COMPOSE_FILE in `.env`"),
-        false => (&repository.compose_files, "`compose_files`"),
-    };
-    let files = named
-        .iter()
-        .map(|file| stack::named_file(&repository.local_path, &folder, file, field))
-        .collect::<Result<_, _>>()?;
-    Ok(Stack {
-        root: repository.local_path.clone(),
-        folder,
-        files,
-        project: repository.compose_project.clone().or(defaults.project),
-        default_project: repository.default_compose_project(),
-        profiles: if repository.profiles.is_empty() { defaults.profiles } else { repository.profiles.clone() },
-        variables_file: plaintext.variables_file(),
-        variables: variables.all,
-        unset_variables: repository.unset_variables,
-        build: repository.build,
-        pull: repository.pull,
-        asked,
-    })
 }
 
 fn planned(plan: &Plan) -> String {
@@ -545,31 +526,6 @@ fn prune_images(host: &Host, limit: &Limit, journal: &mut Journal) {
     }
 }
 
-/// What must never stand in a log of this repository: as far as it can be had; what cannot is reported by the step that
-/// needs it.
-pub(super) fn known_secrets(host: &Host, repository: &Repository) -> Scrubber {
-    let mut scrubber = Scrubber::new();
-    let environment = &host.settings.environment;
-    repository.secrets(environment).iter().for_each(|secret| scrubber.learn(secret.expose()));
-    repository.secret_urls(environment).iter().for_each(|url| scrubber.learn_url(url.expose()));
-    // Children get the proxies as they are, and some quote them in their errors.
-    let proxies = [&host.settings.proxies.https, &host.settings.proxies.http];
-    proxies
-        .into_iter()
-        .flatten()
-        .filter(|proxy| proxy.contains('@'))
-        .for_each(|proxy| learn_proxy(&mut scrubber, proxy));
-    scrubber
-}
-
-/// A proxy may be named without a scheme, which is http then.
-fn learn_proxy(scrubber: &mut Scrubber, proxy: &str) {
-    match proxy.contains("://") {
-        true => scrubber.learn_url(proxy),
-        false => scrubber.learn_url(&format!("http://{proxy}")),
-    }
-}
-
 fn not_recorded(error: StoreError) -> StepError {
     StepError::for_now(error.to_string())
 }
@@ -577,19 +533,4 @@ fn not_recorded(error: StoreError) -> StepError {
 /// An error is one line, whatever a child said.
 fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_proxys_password_is_known_with_and_without_a_scheme() {
-        for proxy in ["http://me:hush-hush@proxy.example:3128", "me:hush-hush@proxy.example:3128"] {
-            let mut scrubber = Scrubber::new();
-            learn_proxy(&mut scrubber, proxy);
-            assert_eq!(scrubber.scrub("refused for hush-hush"), "refused for ***", "{proxy}");
-            assert_eq!(scrubber.scrub(&format!("via {proxy}")).matches("hush").count(), 0, "{proxy}");
-        }
-    }
 }

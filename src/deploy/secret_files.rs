@@ -11,7 +11,7 @@ use super::{Mount, Plan, StepError, stack};
 use crate::command::Limit;
 use crate::config::{Repository, Settings};
 use crate::model::RepositoryName;
-use crate::secrets::mounted::{Decrypted, MountedFile, Restored};
+use crate::secrets::mounted::{Before, Decrypted, MountedFile, Restored};
 use crate::secrets::{MountedFiles, SecretsError, Sops, is_encrypted, plain_name};
 
 /// The secret files of a deployment, decrypted in memory.
@@ -33,6 +33,7 @@ pub struct Switched {
     mounted: MountedFiles,
     named: Vec<PathBuf>,
     recreate: BTreeSet<String>,
+    before: Before,
 }
 
 /// Decrypts the `secret_files` of the stack in `folder`. The journal learns what stands in them. Nothing changes that
@@ -136,12 +137,13 @@ impl SecretFiles {
     /// # Errors
     /// What the system says; nothing has changed then. Nor does anything change where there are no secret files.
     pub fn switch(self, plan: &Plan) -> Result<Switched, StepError> {
+        let before = self.mounted.before(&self.repository, &self.files)?;
         let new = match self.files.is_empty() {
             true => Vec::new(),
             false => self.mounted.switch(&self.repository, &self.files)?,
         };
         let recreate = mounters(plan, &new);
-        Ok(Switched { repository: self.repository, mounted: self.mounted, named: self.named, recreate })
+        Ok(Switched { repository: self.repository, mounted: self.mounted, named: self.named, recreate, before })
     }
 
     fn decrypt(&mut self, file: &Path, sops: &Sops, limit: &Limit, journal: &mut Journal) -> Result<(), StepError> {
@@ -193,6 +195,14 @@ impl Switched {
     /// has just become a secret file counts too, so a service of these may have no container yet.
     pub fn recreate(&self) -> &BTreeSet<String> {
         &self.recreate
+    }
+
+    /// No container has changed, and the encrypted files are put back: those that start find what they had.
+    ///
+    /// # Errors
+    /// In one line; they may find what was switched.
+    pub fn switch_back(&self) -> Result<(), SecretsError> {
+        self.mounted.switch_back(&self.repository, &self.before)
     }
 
     /// The `up` that got these services has ended well: their containers have the content.

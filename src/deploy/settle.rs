@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::journal::Journal;
-use super::pipeline::{Host, Job, assemble};
+use super::pipeline::{Host, Job};
+use super::stack::assemble;
 use super::{Log, StepError, checkout};
 use crate::command::Limit;
 use crate::config::Repository;
@@ -97,6 +98,24 @@ pub fn put_back_interrupted(host: &Host, repository: &Repository, record: &Repos
             Ok(())
         }
     }
+}
+
+/// At the start of the daemon: an interrupted `up` of a repository that no project file names any more cannot be healed,
+/// for its variables cannot be had. Whoever took it out should look at it.
+///
+/// # Errors
+/// The database's.
+pub fn tell_of_orphan(host: &Host, record: &RepositoryRecord) -> Result<(), StoreError> {
+    if let Some(left) = host.store.unsettled(record.id)?.filter(|left| left.up_began) {
+        let project = record.compose_project.as_deref().unwrap_or_default();
+        log::warn!(
+            "{}: deployment {} was interrupted while it changed containers, and no project file names the repository any more: look at what \
+             it left with `docker ps -a --filter label=com.docker.compose.project={project}`",
+            record.name,
+            left.id
+        );
+    }
+    Ok(())
 }
 
 /// Puts the files back, and records what lies there now.

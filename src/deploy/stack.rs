@@ -4,9 +4,31 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
-use super::StepError;
-use crate::config::Repository;
+use super::journal::Journal;
+use super::variables::{self, Plaintext, Variables};
+use super::{Stack, StepError};
+use crate::command::Limit;
+use crate::config::{Repository, Settings};
+use crate::model::Asked;
 use crate::secrets::Secret;
+
+/// The stack as it lies in the tree, with its variables decrypted.
+///
+/// # Errors
+/// Whatever is wrong with the files that the configuration names, in one line.
+pub fn assemble(
+    repository: &Repository,
+    asked: &Asked,
+    settings: &Settings,
+    runtime_name: &str,
+    limit: &Limit,
+    journal: &mut Journal,
+) -> Result<(Stack, Plaintext), StepError> {
+    let within = folder(repository)?;
+    let (variables, plaintext) = variables::gather(repository, &within, settings, runtime_name, limit, journal)?;
+    let stack = describe(repository, asked.clone(), within, variables, &plaintext)?;
+    Ok((stack, plaintext))
+}
 
 /// The stack's folder: `path` in the working tree.
 ///
@@ -104,6 +126,37 @@ impl Defaults {
             profiles: get("COMPOSE_PROFILES").map(|text| list(text, ",")).unwrap_or_default(),
         }
     }
+}
+
+/// The stack that a driver runs, with what the folder's own `.env` says where the repository says nothing.
+fn describe(
+    repository: &Repository,
+    asked: Asked,
+    folder: PathBuf,
+    variables: Variables,
+    plaintext: &Plaintext,
+) -> Result<Stack, StepError> {
+    let defaults = variables.defaults;
+    let (named, field) = match repository.compose_files.is_empty() {
+        true => (&defaults.files, "COMPOSE_FILE in `.env`"),
+        false => (&repository.compose_files, "`compose_files`"),
+    };
+    let files =
+        named.iter().map(|file| named_file(&repository.local_path, &folder, file, field)).collect::<Result<_, _>>()?;
+    Ok(Stack {
+        root: repository.local_path.clone(),
+        folder,
+        files,
+        project: repository.compose_project.clone().or(defaults.project),
+        default_project: repository.default_compose_project(),
+        profiles: if repository.profiles.is_empty() { defaults.profiles } else { repository.profiles.clone() },
+        variables_file: plaintext.variables_file(),
+        variables: variables.all,
+        unset_variables: repository.unset_variables,
+        build: repository.build,
+        pull: repository.pull,
+        asked,
+    })
 }
 
 #[cfg(test)]

@@ -90,6 +90,11 @@ pub fn gather(
     };
     gathering.read_own(folder, limit, journal)?;
     let defaults = Defaults::of(&gathering.all);
+    if settings.environment.get("HOME").is_some() {
+        // As for Compose, which asks its environment before that file.
+        gathering.all.remove("HOME");
+        gathering.plaintext.origins.remove("HOME");
+    }
     for file in &repository.env_files {
         let path = stack::joined(folder, file);
         if let Some(text) = gathering.read(&path, file, limit, journal)? {
@@ -223,8 +228,10 @@ impl From<SecretsError> for StepError {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
+    use std::sync::Arc;
 
     use super::*;
+    use crate::config::Environment;
     use crate::deploy::testing::{LIMIT, Lab};
 
     fn gather_into(lab: &Lab, journal: &mut Journal) -> Result<(Variables, Plaintext), StepError> {
@@ -237,6 +244,19 @@ mod tests {
 
     fn value<'a>(variables: &'a Variables, name: &str) -> &'a str {
         variables.all[name].expose()
+    }
+
+    #[test]
+    fn the_home_folder_is_no_matter_for_the_stacks_own_file() {
+        let mut lab = Lab::new("");
+        lab.write(".env", "A=1\nHOME=/from/dotenv\n");
+        lab.settings.environment = Arc::new(Environment::from_pairs([("PATH", "/bin")]));
+        assert_eq!(value(&gathered(&lab).unwrap().0, "HOME"), "/from/dotenv");
+        lab.settings.environment = Arc::new(Environment::from_pairs([("HOME", "/root")]));
+        assert!(!gathered(&lab).unwrap().0.all.contains_key("HOME"));
+        lab.write("app.env", "HOME=/home/ada\n");
+        lab.repository.env_files = vec!["app.env".into()];
+        assert_eq!(value(&gathered(&lab).unwrap().0, "HOME"), "/home/ada");
     }
 
     #[test]

@@ -270,13 +270,18 @@ pub fn put_back(checkout: &Checkout, child: &Child, limit: &Limit) -> Result<Put
     }
 }
 
+/// Whether a checkout left it for later to make the object stores small again.
+pub fn wants_tidying(checkout: &Checkout) -> bool {
+    tidy::is_marked(&checkout.store) && !checkout.can_be_put_back()
+}
+
 /// Makes the object stores small again where a checkout left that for later, because it takes a while: to be called once
 /// the outcome is recorded. Where there is nothing to do, no child is started.
 ///
 /// # Errors
 /// The stores stay as they are, and the next time tries again: worth a line in the log, and nothing else.
 pub fn tidy(checkout: &Checkout, child: &Child, limit: &Limit) -> Result<(), GitError> {
-    if !tidy::is_marked(&checkout.store) || checkout.can_be_put_back() {
+    if !wants_tidying(checkout) {
         return Ok(());
     }
     match ask(&Task::Tidy(checkout.clone()), None, child, limit)? {

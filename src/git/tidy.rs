@@ -1,7 +1,7 @@
 //! Keeps object stores within twice a fresh clone: packs are combined, deltas are found for what came whole, and what no
 //! reference reaches any more goes.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -124,6 +124,9 @@ impl Due {
     }
 
     fn carry_out(self, repository: &Repository, deadline: Instant) -> Result<(), git2::Error> {
+        if self.is_something() {
+            check_space(repository, 2 * self.packs.bytes())?;
+        }
         if self.has_grown || self.has_garbage {
             // Where nothing but garbage has come together, the deltas are good as they are.
             let history = History::read(repository, &self.roots, &|_| self.has_grown, deadline)?;
@@ -139,10 +142,21 @@ impl Due {
     }
 }
 
+/// New packs lie beside the old ones for a while; and libgit2 does not survive a disk that is full while it packs.
+fn check_space(repository: &Repository, needed_bytes: u64) -> Result<(), git2::Error> {
+    let space = rustix::fs::statvfs(repository.path()).map_err(|error| failed(error.into()))?;
+    let free_bytes = space.f_bavail.saturating_mul(space.f_frsize);
+    if free_bytes >= needed_bytes {
+        return Ok(());
+    }
+    let why = format!("no space left on the disk: it takes {needed_bytes} bytes for a while, {free_bytes} are free");
+    Err(git2::Error::from_str(&why))
+}
+
 /// Makes one pack of several, with new deltas of the objects that the history names for it.
 ///
 /// What a server sends for a push is often whole, though it differs by a line from what is here. libgit2 finds the
-/// deltas, of what is small enough for it to have in memory; everything else is copied.
+/// deltas, of what is small enough for it to have in memory; of the rest, versions of one file are compared here.
 fn pack_anew(
     repository: &Repository,
     history: &History,
@@ -155,7 +169,8 @@ fn pack_anew(
     let new = find_deltas(repository, &history.named, Instant::now() + left / 2).unwrap_or_default();
     packs.retain(|pack| Some(pack) != new.as_ref());
     packs.splice(0..0, new.clone());
-    objects::combine(&repository.path().join("objects"), &packs, wanted, deadline).map_err(|error| {
+    let relatives = history.large_relatives(repository)?;
+    objects::combine(&repository.path().join("objects"), &packs, wanted, &relatives, deadline).map_err(|error| {
         if let Some(new) = new {
             let _ = fs::remove_file(new.with_extension("idx"));
             let _ = fs::remove_file(new);
@@ -333,6 +348,19 @@ impl History {
             }
         }
         Ok(())
+    }
+
+    /// Pairs of large files that had the same name, of which the second is the newer one.
+    fn large_relatives(&self, repository: &Repository) -> Result<Vec<(Oid, Oid)>, git2::Error> {
+        let odb = repository.odb()?;
+        let (mut newer, mut pairs) = (HashMap::new(), Vec::new());
+        for (oid, name) in &self.named {
+            let (size, kind) = odb.read_header(*oid)?;
+            if kind == ObjectType::Blob && size > MAX_DELTA_BYTES {
+                pairs.extend(newer.insert(name, *oid).map(|newer| (*oid, newer)));
+            }
+        }
+        Ok(pairs)
     }
 
     /// `false` when it was known.

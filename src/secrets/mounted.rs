@@ -18,6 +18,7 @@ mod record;
 mod restore;
 mod stage;
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -84,6 +85,12 @@ pub struct MountedFile {
     pub is_new: bool,
 }
 
+/// What containers that start find before a switch, for [`MountedFiles::switch_back`].
+pub struct Before {
+    record: Record,
+    contents: Vec<(PathBuf, Vec<u8>)>,
+}
+
 impl MountedFiles {
     /// Below these two folders. The key is that of `config::hash_key`.
     pub fn new(runtime: &Path, data: &Path, hash_key: &[u8; 32]) -> MountedFiles {
@@ -146,6 +153,42 @@ impl MountedFiles {
         stage.put_in_place()?;
         let given = |entry: &&Entry| files.iter().any(|file| file.link == entry.link);
         Ok(record.files.iter().filter(given).filter(|entry| entry.is_new).map(Entry::file).collect())
+    }
+
+    /// What lies there now, and goes when these files are switched.
+    ///
+    /// # Errors
+    /// The record's, or a plaintext that cannot be read.
+    pub fn before(&self, repository: &RepositoryName, files: &[Decrypted]) -> Result<Before, SecretsError> {
+        let _alone = alone();
+        let mut contents = Vec::new();
+        for file in files {
+            match std::fs::read(&file.target) {
+                Ok(content) => contents.push((file.target.clone(), content)),
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(failed("read", &file.target, &error)),
+            }
+        }
+        Ok(Before { record: self.record(repository)?, contents })
+    }
+
+    /// Undoes a switch: containers that start find what lay there before it, and what it made is gone.
+    ///
+    /// # Errors
+    /// What the system says; what could not be undone is what was switched.
+    pub fn switch_back(&self, repository: &RepositoryName, before: &Before) -> Result<(), SecretsError> {
+        {
+            let _alone = alone();
+            let mut stage = Stage::default();
+            for (target, content) in before.contents.iter().filter(|(target, content)| !has_content(target, content)) {
+                stage.write(target, content)?;
+            }
+            stage.put_in_place()?;
+        }
+        let links: Vec<PathBuf> = before.record.files.iter().map(|entry| entry.link.clone()).collect();
+        self.keep_only(repository, &links)?;
+        let _alone = alone();
+        if self.record(repository)? == before.record { Ok(()) } else { before.record.store(&self.data, repository) }
     }
 
     /// Remembers that the containers of a repository were made with the files as they are: its `up` has ended well.

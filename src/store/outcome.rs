@@ -65,9 +65,8 @@ impl Store {
     }
 
     /// What is `running` becomes `failed: interrupted` and is queued again with all that was asked of it: at once the
-    /// first time, then with the pauses of a retry. One that had a commit is left [`Store::unsettled`]. Answers the
-    /// interrupted ones. For the start, and for what did not
-    /// end in time when the daemon stops.
+    /// first time, then with the pauses of a retry. Each is left [`Store::unsettled`]. Answers the interrupted ones. For the
+    /// start, and for what did not end in time when the daemon stops.
     ///
     /// # Errors
     /// SQLite's; nothing is changed then.
@@ -152,7 +151,7 @@ impl Running {
         let ended = Ended { status: Status::Success, ending: None, text: None, is_silent: false };
         self.set_ended(transaction, ended, now)?;
         transaction.execute(
-            "UPDATE repositories SET last_commit_hash = ?2 WHERE id = ?1",
+            "UPDATE repositories SET last_commit_hash = ?2, unsettled = NULL WHERE id = ?1",
             params![self.repository_id, commit.as_str()],
         )?;
         self.retry_at(transaction, None)
@@ -193,10 +192,11 @@ impl Running {
     fn interrupt(&self, transaction: &Transaction, now: Timestamp) -> Result<(), StoreError> {
         self.set_failed(transaction, Ending::Interrupted, INTERRUPTED, now)?;
         transaction.execute("UPDATE deployments SET interruptions = interruptions + 1 WHERE id = ?1", [self.id])?;
-        if self.commit.is_some() {
-            transaction
-                .execute("UPDATE repositories SET unsettled = ?2 WHERE id = ?1", [self.repository_id, self.id])?;
-        }
+        // Without a commit it may have been killed while it wrote files; what an earlier one left says more than that.
+        transaction.execute(
+            "UPDATE repositories SET unsettled = ?2 WHERE id = ?1 AND (?3 OR unsettled IS NULL)",
+            params![self.repository_id, self.id, self.commit.is_some()],
+        )?;
         let next = Running {
             interruptions: self.interruptions + 1,
             asked: self.asked.clone(),

@@ -126,13 +126,19 @@ pub(super) fn queue(
     }
     let forced = new.trigger.forces() || waiting.is_some();
     let only_polled = new.trigger == Trigger::Poll && waiting.is_none();
+    // The branch has moved since an earlier commit was asked for, and that commit is only tried again: it is not kept.
+    let kept = |had: Asked| match new.trigger {
+        Trigger::Poll | Trigger::Webhook => Asked { commit: None, ..had },
+        _ => had,
+    };
     let asked = match waiting {
-        Some(waiting) => waiting.asked.joined_by(new.trigger, new.asked.clone()),
+        Some(waiting) => kept(waiting.asked).joined_by(new.trigger, new.asked.clone()),
         None => new.asked.clone(),
     };
     if let Some(pending) = Pending::of(transaction, id)? {
+        let had = if pending.tries_again { kept(pending.asked.clone()) } else { pending.asked.clone() };
         let joined = Pending {
-            asked: pending.asked.clone().joined_by(new.trigger, asked),
+            asked: had.joined_by(new.trigger, asked),
             forced: pending.forced || forced,
             only_polled: pending.only_polled && only_polled,
             interruptions: pending.interruptions.max(new.interruptions),
@@ -166,6 +172,8 @@ pub(super) fn queue(
 #[derive(PartialEq)]
 struct Pending {
     id: DeploymentId,
+    /// It is another try of what failed.
+    tries_again: bool,
     asked: Asked,
     forced: bool,
     only_polled: bool,
@@ -175,7 +183,7 @@ struct Pending {
 impl Pending {
     fn of(transaction: &Transaction, repository_id: RepositoryId) -> Result<Option<Pending>, StoreError> {
         let mut statement = transaction.prepare_cached(
-            "SELECT id, asked, forced, only_polled, interruptions FROM deployments \
+            "SELECT id, asked, forced, only_polled, interruptions, \"trigger\" = 'retry' FROM deployments \
              WHERE repository_id = ?1 AND status = 'pending'",
         )?;
         let pending = statement.query_row([repository_id], |row| {
@@ -185,6 +193,7 @@ impl Pending {
                 forced: row.get(2)?,
                 only_polled: row.get(3)?,
                 interruptions: row.get(4)?,
+                tries_again: row.get(5)?,
             })
         });
         Ok(pending.optional()?)
@@ -230,7 +239,7 @@ pub(super) fn running_only(id: DeploymentId, rows_written: usize) -> Result<(), 
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{NOTHING, PULL, RECREATE, Scene, at, earlier, home, scene};
+    use super::super::testing::{NOTHING, PULL, RECREATE, Scene, at, can_pass, commit, earlier, hash, home, scene};
     use super::super::{Outcome, StoreError};
     use crate::model::{Asked, Status, Trigger};
 
@@ -320,6 +329,43 @@ mod tests {
         scene.store.waits_for(id, Some("too late")).unwrap();
         let row = scene.deployment(id);
         assert_eq!((row.error, row.started_at, row.status), (None, Some(at(2)), Status::Running));
+    }
+
+    #[test]
+    fn an_earlier_commit_that_is_tried_again_gives_way_to_a_branch_that_moved() {
+        for is_due in [false, true] {
+            let scene = scene();
+            let id = scene.id("media");
+            scene.check_found(id, &hash(2), at(0)).unwrap();
+            let asked = Asked { commit: earlier(1).commit, ..PULL };
+            scene.store.cancel_pending(1, at(0)).unwrap();
+            let first = scene.enqueue("media", Trigger::Api, asked.clone(), 1);
+            scene.store.start(first, "configuration 1", at(1)).unwrap();
+            scene.store.checked_out(first, &commit(1), &hash(2)).unwrap();
+            scene.finish(first, &can_pass("registry away"), 2);
+            if is_due {
+                scene.store.enqueue_due_retries(at(100)).unwrap();
+                assert_eq!(scene.store.pending().unwrap()[0].asked, asked);
+            }
+            let next = scene.check_found(id, &hash(3), at(100)).unwrap().unwrap().deployment_id;
+            assert_eq!(scene.deployment(next).asked, PULL);
+        }
+    }
+
+    #[test]
+    fn a_tip_that_came_before_another_try_of_an_earlier_commit_is_found_by_the_next_check() {
+        let scene = scene();
+        let id = scene.id("media");
+        let first = scene.enqueue("media", Trigger::Api, earlier(1), 1);
+        scene.store.start(first, "configuration 1", at(1)).unwrap();
+        scene.store.checked_out(first, &commit(1), &hash(2)).unwrap();
+        scene.finish(first, &can_pass("registry away"), 2);
+        let again = scene.store.enqueue_due_retries(at(100)).unwrap()[0].deployment_id;
+        scene.store.start(again, "configuration 1", at(100)).unwrap();
+        scene.store.checked_out(again, &commit(1), &hash(3)).unwrap();
+        scene.finish(again, &Outcome::Success, 101);
+        assert!(scene.check_found(id, &hash(2), at(102)).unwrap().is_none(), "it was handled");
+        assert!(scene.check_found(id, &hash(3), at(103)).unwrap().is_some());
     }
 
     #[test]

@@ -49,11 +49,17 @@ impl Owed {
         });
     }
 
+    /// The branch moved: an earlier commit that is only tried again gives way.
+    fn branch_moved(&mut self, tries_again: bool) {
+        if let Some(waiting) = self.waiting.as_mut().filter(|_| tries_again) {
+            waiting.commit = None;
+        }
+    }
+
     /// `is_retry`: nobody has decided about the tip, where it is another try of a certain commit.
     fn start(&mut self, number: u32, tip: u32, is_retry: bool) {
         self.running = self.waiting.take().map(|asked| (asked, number));
-        let is_same_again =
-            self.is_manual && is_retry && self.running.as_ref().is_some_and(|(asked, _)| asked.commit.is_some());
+        let is_same_again = is_retry && self.running.as_ref().is_some_and(|(asked, _)| asked.commit.is_some());
         if !is_same_again {
             self.observed = Some(tip);
             self.is_shown = false;
@@ -77,6 +83,7 @@ impl Owed {
             Outcome::Success => {
                 self.last_success = Some(number);
                 self.skip_base = Some(number);
+                self.unsettled = None;
             }
             Outcome::Failed { chance: Chance::Final, .. } => self.skip_base = self.last_success.map(|_| number),
             Outcome::Failed { chance: Chance::CanPass, .. } => self.again(asked, number),
@@ -162,6 +169,10 @@ impl World {
             let number = self.random.below(4);
             let asked = [NOTHING, RECREATE, PULL, if person { earlier(number) } else { NOTHING }];
             let asked = asked[self.random.below(4) as usize].clone();
+            if trigger == Trigger::Webhook || trigger == Trigger::Poll {
+                let tries_again = self.tries_again(id);
+                self.owed(id).branch_moved(tries_again);
+            }
             self.scene.store.enqueue(id, trigger, asked.clone(), now).unwrap();
             self.owed(id).accept(trigger, asked);
         }
@@ -169,7 +180,7 @@ impl World {
     }
 
     fn check_remote(&mut self, id: RepositoryId) -> &'static str {
-        let tip = self.random.below(4);
+        let (tip, tries_again) = (self.random.below(4), self.tries_again(id));
         let queued: Option<Queued> = self.scene.check_found(id, &hash(tip), at(self.now)).unwrap();
         let owed = self.owed(id);
         let is_news = owed.observed.replace(tip) != Some(tip);
@@ -179,9 +190,16 @@ impl World {
             owed.is_shown = !is_deployed;
         }
         if queued.is_some() {
+            owed.branch_moved(tries_again);
             owed.accept(Trigger::Poll, NOTHING);
         }
         "a check"
+    }
+
+    /// What waits is another try.
+    fn tries_again(&self, id: RepositoryId) -> bool {
+        let waits = self.scene.store.repository(id).unwrap().unwrap().retry_at.is_some();
+        waits || self.of(id, Status::Pending).iter().any(|pending| pending.trigger == Trigger::Retry)
     }
 
     fn start(&mut self, id: RepositoryId) -> &'static str {

@@ -155,8 +155,7 @@ fn write_commit(
     )?;
     running_only(id, written)?;
     let (repository, tries_again, asked): (RepositoryId, bool, Asked) = transaction.query_row(
-        "SELECT r.id, r.is_manual AND d.\"trigger\" = 'retry', d.asked FROM deployments d \
-         JOIN repositories r ON r.id = d.repository_id WHERE d.id = ?1",
+        "SELECT repository_id, \"trigger\" = 'retry', asked FROM deployments WHERE id = ?1",
         [id],
         |row| Ok((row.get(0)?, row.get(1)?, json(row, 2)?)),
     )?;

@@ -8,8 +8,8 @@ use crate::model::{DeploymentId, DeploymentRecord, RepositoryId};
 
 impl Store {
     /// The deployment of a repository whose files have not been put back yet, or whose containers have not been healed:
-    /// one that had a commit when it was interrupted, or that [`Store::leave_unsettled`] named. It stays so until
-    /// [`Store::settled`].
+    /// one that was interrupted, or that [`Store::leave_unsettled`] named. It stays so until [`Store::settled`] or the
+    /// next success.
     ///
     /// # Errors
     /// SQLite's.
@@ -52,6 +52,7 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Outcome;
     use super::super::testing::{NOTHING, Scene, at, brought_up, failed, home, scene, scene_with};
     use super::*;
     use crate::model::Trigger;
@@ -82,7 +83,32 @@ mod tests {
     }
 
     #[test]
-    fn one_that_was_interrupted_before_it_had_a_commit_left_nothing() {
+    fn one_that_was_interrupted_while_it_was_checked_out_is_unsettled_too() {
+        let scene = scene();
+        let id = scene.enqueue("media", Trigger::Api, NOTHING, 0);
+        // Its commit is recorded once its files are written.
+        scene.store.start(id, "configuration 1", at(1)).unwrap();
+        scene.store.recover(at(2)).unwrap();
+        let row = scene.store.unsettled(scene.id("media")).unwrap().unwrap();
+        assert_eq!((row.id, row.commit, row.up_began), (id, None, false));
+    }
+
+    #[test]
+    fn what_could_not_be_healed_is_well_with_the_next_success() {
+        let scene = scene();
+        let first = scene.enqueue("media", Trigger::Api, NOTHING, 0);
+        scene.start(first, 1, 1);
+        scene.store.recover(at(2)).unwrap();
+        let second = scene.store.pending().unwrap()[0].id;
+        scene.start(second, 1, 3);
+        scene.finish(second, &failed("unhealthy"), 4);
+        assert_eq!(unsettled(&scene), Some(first));
+        scene.deploy("media", 2, &Outcome::Success, 5);
+        assert_eq!(unsettled(&scene), None);
+    }
+
+    #[test]
+    fn what_was_left_in_an_up_is_not_forgotten_for_one_that_was_interrupted_before_it_had_a_commit() {
         let scene = scene();
         let first = scene.enqueue("media", Trigger::Api, NOTHING, 0);
         scene.start(first, 1, 1);

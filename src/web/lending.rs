@@ -13,8 +13,6 @@ const LET_GO_LIMIT: Duration = Duration::from_secs(15);
 
 /// How soon it is noticed then that they have let go.
 const LOOK_SOON: Duration = Duration::from_millis(50);
-/// Nothing is to be seen meanwhile: whatever ends it wakes.
-const LOOK_AGAIN: Duration = Duration::from_secs(3600);
 
 /// The answer of POST `/control/compose`: one line of JSON with [`Tools`](crate::deploy::by_hand::Tools), and where the
 /// daemon ends it a second one, `{"end": "…"}`, that says why.
@@ -35,7 +33,8 @@ impl Stream for Lending {
         to.write_all(head.as_bytes())?;
         chunk(to, &line)?;
         drop(line);
-        while watch.limit().sleep(LOOK_AGAIN) {}
+        // However long they take: they go, somebody cancels it, or Shiparr stops.
+        watch.limit().sleep(Duration::MAX);
         let why = if watch.is_gone() { "Shiparr stops" } else { "it was cancelled (`shiparr cancel`)" };
         // They may be gone themselves.
         let told = chunk(to, format!("{}\n", serde_json::json!({ "end": why })).as_bytes());

@@ -116,6 +116,7 @@ class Lab:
         answer = child.stdout.read()
         _, _, usage = os.wait4(child.pid, 0)
         self.seconds, self.hwm_bytes = time.monotonic() - begin, usage.ru_maxrss * 1024
+        self.cpu_seconds = usage.ru_utime + usage.ru_stime
         return json.loads(answer)
 
     def deploy(self):
@@ -127,11 +128,11 @@ class Lab:
         self.checked_out = answer["Fetched"]["commit"]["hash"]
         (self.data / "r.undo").unlink(missing_ok=True)
         if (self.data / "r.git/shiparr-untidy").exists():
-            seconds, hwm_bytes = self.seconds, self.hwm_bytes
+            seconds, hwm_bytes, cpu_seconds = self.seconds, self.hwm_bytes, self.cpu_seconds
             answer = self.child("Tidy")
             assert answer == "Tidied", answer
             self.tidy_seconds, self.tidy_hwm_bytes = self.seconds, self.hwm_bytes
-            self.seconds, self.hwm_bytes = seconds, hwm_bytes
+            self.seconds, self.hwm_bytes, self.cpu_seconds = seconds, hwm_bytes, cpu_seconds
         return None
 
     def must_deploy(self):
@@ -241,12 +242,13 @@ def memory(binary, over_http):
                 # As a server does it by night: one pack, with the one version as a delta of the other.
                 git(lab.root / "remote.git", "-c", "pack.windowMemory=0", "repack", "-adfq")
             url = lab.url if over_http else f"file://{lab.url}"
-            begin = time.monotonic()
+            begin, cpu_begin = time.monotonic(), os.times()
             git(lab.root, "clone", "-q", url, "plain")
-            plain = time.monotonic() - begin
+            plain, cpu = time.monotonic() - begin, os.times()
+            plain_cpu = cpu.children_user + cpu.children_system - cpu_begin.children_user - cpu_begin.children_system
             shutil.rmtree(lab.root / "plain")
             told = lambda what: print(f"300 MiB of {kind}, {way(over_http)}, {what}: peak {lab.hwm_bytes / MIB:.0f} MiB, "
-                                      f"{lab.seconds:.1f} s (git clone {plain:.1f} s); tidying {lab.tidy_hwm_bytes / MIB:.0f} MiB, {lab.tidy_seconds:.1f} s", flush=True)
+                                      f"{lab.seconds:.1f} s, {lab.cpu_seconds:.1f} s of CPU (git clone {plain:.1f} s, {plain_cpu:.1f} s); tidying {lab.tidy_hwm_bytes / MIB:.0f} MiB, {lab.tidy_seconds:.1f} s", flush=True)
             steps = [("first", lambda: None), ("nothing new", lambda: None), ("changed by a few bytes", lambda: (change_more(large), lab.push())),
                      ("changed on the host and in the remote", lambda: (change(lab.root / "tree/large.bin"), change_more(large), lab.push())),
                      ("touched", lambda: os.utime(lab.root / "tree/large.bin"))]

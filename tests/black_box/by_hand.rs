@@ -30,6 +30,11 @@ fn compose(version: &str) -> String {
 
 impl Scene {
     fn new() -> Scene {
+        Scene::with(&[])
+    }
+
+    /// With these settings of the daemon.
+    fn with(settings: &[(&str, String)]) -> Scene {
         let (stack, repo, sops) = (Stack::new(), Repo::new(), Sops::new());
         repo.write("docker/compose.yaml", compose("1"));
         repo.write("docker/compose.override.yaml", "services:\n  web:\n    environment:\n      EXTRA: overridden\n");
@@ -37,6 +42,9 @@ impl Scene {
         repo.commit_all("A stack");
         let mut daemon = Daemon::new();
         daemon.env("SOPS_AGE_KEY_FILE", sops.key_file());
+        for (name, value) in settings {
+            daemon.env(name, value);
+        }
         let entry = Entry::new("web", &repo.url(), &stack);
         let entry = entry.field("path", "docker").field("env_file", "app.env.enc").field("profiles", "[on]");
         daemon.project("home", &[entry.field("environment", "{COLUMNS: \"7\"}")]);
@@ -76,8 +84,11 @@ impl Scene {
     #[track_caller]
     fn assert_nothing_left(&self) {
         wait_until(SHORT, "the link to be gone", || fs::symlink_metadata(self.link()).is_err().then_some(()));
-        assert_eq!(contains_anywhere(self.daemon.runtime(), VALUE), Vec::<PathBuf>::new());
-        assert_eq!(contains_anywhere(self.daemon.folder(), VALUE), Vec::<PathBuf>::new());
+        for folder in [self.daemon.runtime(), self.daemon.folder()] {
+            wait_until(SHORT, "the plain text to be gone", || {
+                contains_anywhere(folder, VALUE).is_empty().then_some(())
+            });
+        }
     }
 }
 
@@ -131,6 +142,11 @@ fn descendants(pid: u32) -> Vec<u32> {
     direct.flat_map(|child| std::iter::once(child).chain(descendants(child))).collect()
 }
 
+fn is_alive(pid: &u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+}
+
 #[track_caller]
 fn said(output: &Output) -> String {
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
@@ -146,7 +162,33 @@ fn compose_sees_what_a_deployment_sees() {
     if lacks_parts() {
         return;
     }
-    let scene = Scene::new();
+    for compose in composes() {
+        println!("{}", compose.name);
+        let config = compose.docker_config.map(|config| ("DOCKER_CONFIG", config.display().to_string()));
+        sees_what_a_deployment_sees(&Scene::with(config.as_slice()));
+    }
+}
+
+#[test]
+fn a_docker_client_that_was_chosen_is_called_and_ended() {
+    if lacks_parts() {
+        return;
+    }
+    let found = Command::new("sh").args(["-c", "command -v docker"]).output().expect("start sh");
+    let docker = String::from_utf8_lossy(&found.stdout).trim().to_owned();
+    let scene = Scene::with(&[("Shiparr_DOCKER_BIN", docker.clone())]);
+    let printed = said(&scene.compose(&["--print"]));
+    assert!(printed.contains(&format!("{docker} compose -p")), "{printed}");
+    // The client runs Compose as a process of its own.
+    let somebody = scene.somebody();
+    let children = wait_until(SHORT, "both to run", || Some(somebody.children()).filter(|all| all.len() > 1));
+    assert!(scene.daemon.cli(&["cancel", "web"]).status.success());
+    assert_eq!(somebody.end().0, Some(1));
+    wait_until(SHORT, "both to end", || (!children.iter().any(is_alive)).then_some(()));
+    sees_what_a_deployment_sees(&scene);
+}
+
+fn sees_what_a_deployment_sees(scene: &Scene) {
     let ids = || {
         let mut ids: Vec<String> = scene.stack.containers().iter().map(|one| one.id().to_owned()).collect();
         ids.sort();
@@ -270,10 +312,6 @@ fn a_client_that_is_killed_lets_go() {
     somebody.signal(Signal::KILL);
     scene.wait_until_free();
     drop(somebody);
-    let is_alive = |pid: &u32| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
-    };
     wait_until(SHORT, "Compose to end", || (!children.iter().any(is_alive)).then_some(()));
     scene.assert_nothing_left();
 }

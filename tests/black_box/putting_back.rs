@@ -307,7 +307,9 @@ fn a_kill_before_up_is_made_good_at_the_start_before_docker_answers() {
     scene.daemon.kill_9();
     scene.daemon.env("DOCKER_HOST", "unix:///nowhere/docker.sock");
     scene.daemon.start();
-    wait_until(MINUTE, "the files to be put back", || (!scene.tree().join("new").exists()).then_some(()));
+    wait_until(MINUTE, "the files to be put back", || {
+        scene.daemon.log_of(held).contains("were put back").then_some(())
+    });
     wait_until(MINUTE, "the next try to wait for Docker", || {
         (scene.daemon.repository("web")["status"] == "pending").then_some(())
     });
@@ -324,6 +326,44 @@ fn a_kill_before_up_is_made_good_at_the_start_before_docker_answers() {
     scene.daemon.wait_for_commit("web", &scene.repo.tip());
     assert_eq!(scene.stack.version().as_deref(), Some("bad"), "it was held, and is not bad");
     scene.next_good();
+}
+
+#[test]
+fn a_kill_while_files_are_written_is_made_good_at_the_start_before_docker_answers() {
+    if missing(&[parts::DOCKER, parts::GIT]) {
+        return;
+    }
+    const FILES: usize = 3000;
+    let (stack, repo) = (Stack::new(), Repo::new());
+    let commit = |version: &str| {
+        repo.write("compose.yaml", Stack::compose("1"));
+        (0..FILES).for_each(|number| repo.write(&format!("files/{number}"), format!("{version} {number}\n")));
+        repo.commit_all(version)
+    };
+    let first = commit("first");
+    let mut daemon = Daemon::with(&[Entry::new("web", &repo.url(), &stack)]);
+    daemon.wait_for_commit("web", &first);
+    let tree = daemon.tree("home", "web");
+    let before = Tree::of(&tree);
+    commit("second");
+    wait_until(MINUTE, "files to be written", || {
+        fs::read_to_string(tree.join("files/0")).is_ok_and(|text| text.starts_with("second")).then_some(())
+    });
+    daemon.kill_9();
+    let docker = std::env::var("DOCKER_HOST").unwrap_or_else(|_| "unix:///var/run/docker.sock".to_owned());
+    daemon.env("DOCKER_HOST", "unix:///nowhere/docker.sock");
+    daemon.start();
+    wait_until(MINUTE, "the files to be put back", || {
+        let is_back = |number| {
+            fs::read_to_string(tree.join(format!("files/{number}"))).is_ok_and(|text| text.starts_with("first"))
+        };
+        (0..FILES).all(is_back).then_some(())
+    });
+    before.assert_same(&Tree::of(&tree), &[], "killed while files were written");
+    daemon.stop();
+    daemon.env("DOCKER_HOST", &docker);
+    daemon.start();
+    daemon.wait_for_commit("web", &repo.tip());
 }
 
 #[test]

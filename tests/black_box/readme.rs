@@ -236,6 +236,14 @@ impl Reader {
                 assert!(self.run(text).contains("waits for you: `shiparr deploy stacks/"));
             }
             ("sh", first) if first.starts_with("docker ps --filter") => self.take_over(text),
+            ("sh", "sudo shiparr compose media ps") => {
+                self.run(text);
+                wait_until(SHORT, "the stack to run again", || self.stack.container("web")?.is_running().then_some(()));
+            }
+            ("sh", "sudo shiparr compose media --print") => {
+                let told = self.run(text);
+                assert!(told.contains("DB_PASSWORD (from .env.enc)") && !told.contains("a-long-random"), "{told}");
+            }
             ("sh", "sudo mv /srv/stacks/notes/.env /srv/stacks/notes/.env.before") => self.encrypt_notes(text),
             ("sh", "cd /srv/stacks") => self.leave_working_tree(text),
             ("sh", "cd /srv/stacks/notes") => self.leave_variables(text),

@@ -92,6 +92,26 @@ impl Scene {
     fn restart_containers(&self) {
         docker(&["restart", &self.id("web"), &self.id("api")]);
     }
+
+    /// What a reboot leaves: no daemon, an empty runtime folder, and containers that Docker could not start.
+    fn reboot(&mut self) {
+        self.daemon.kill_9();
+        for entry in fs::read_dir(self.daemon.runtime()).expect("list the runtime folder") {
+            let path = entry.expect("list the runtime folder").path();
+            let _ = fs::remove_dir_all(&path).or_else(|_| fs::remove_file(&path));
+        }
+        // Docker starts them again by itself, as it does at its own start, and finds nothing to mount.
+        for service in ["web", "api"] {
+            let pid = docker(&["inspect", "--format", "{{.State.Pid}}", &self.id(service)]);
+            let pid = pid.trim().parse().ok().and_then(Pid::from_raw).expect("it has a process");
+            kill_process(pid, Signal::KILL).expect("kill the container's process");
+        }
+        let is_down = |service: &str| {
+            let state = docker(&["inspect", "--format", "{{.State.Status}} {{.State.Error}}", &self.id(service)]);
+            state.starts_with("exited") && state.contains("mount")
+        };
+        wait_until(MINUTE, "Docker to give up", || (is_down("web") && is_down("api")).then_some(()));
+    }
 }
 
 #[test]
@@ -187,22 +207,7 @@ fn after_a_reboot_they_are_made_again_and_what_could_not_start_is_started() {
     for compose in composes() {
         let mut scene = Scene::new(&compose);
         let other = scene.id("other");
-        scene.daemon.kill_9();
-        for entry in fs::read_dir(scene.daemon.runtime()).expect("list the runtime folder") {
-            let path = entry.expect("list the runtime folder").path();
-            let _ = fs::remove_dir_all(&path).or_else(|_| fs::remove_file(&path));
-        }
-        // Docker starts them again by itself, as it does at its own start, and finds nothing to mount.
-        for service in ["web", "api"] {
-            let pid = docker(&["inspect", "--format", "{{.State.Pid}}", &scene.id(service)]);
-            let pid = pid.trim().parse().ok().and_then(Pid::from_raw).expect("it has a process");
-            kill_process(pid, Signal::KILL).expect("kill the container's process");
-        }
-        let is_down = |service: &str| {
-            let state = docker(&["inspect", "--format", "{{.State.Status}} {{.State.Error}}", &scene.id(service)]);
-            state.starts_with("exited") && state.contains("mount")
-        };
-        wait_until(MINUTE, "Docker to give up", || (is_down("web") && is_down("api")).then_some(()));
+        scene.reboot();
         assert!(fs::symlink_metadata(scene.link("tls.key")).expect("it is there").is_symlink());
         scene.daemon.start();
         wait_until(MINUTE, "the containers to be started", || {
@@ -214,6 +219,18 @@ fn after_a_reboot_they_are_made_again_and_what_could_not_start_is_started() {
         assert_eq!(scene.daemon.deployments_of("web").len(), 1, "no deployment was needed");
         scene.daemon.succeeded(scene.daemon.deploy("web"));
     }
+}
+
+#[test]
+fn run_once_starts_what_could_not_start_after_a_reboot() {
+    if cannot_run() || missing(&[parts::ROOT]) {
+        return;
+    }
+    let mut scene = Scene::new(&composes()[0]);
+    scene.reboot();
+    let output = scene.daemon.cli(&["run", "--once"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    scene.assert_mounted(KEY, "after a reboot");
 }
 
 #[test]

@@ -23,6 +23,11 @@ const PING_LIMIT: Duration = Duration::from_secs(5);
 const MAX_ANSWER_BYTES: usize = 32 << 20;
 /// Where Docker listens unless somebody says otherwise.
 const DEFAULT_SOCKET: &str = "/var/run/docker.sock";
+/// What a stack's `.env` may say of orphans is not for Compose to follow: which of them are removed is decided before,
+/// and with the first of the two set, Compose refuses `--remove-orphans`. Its environment wins over every file.
+const ORPHANS: [(&str, &str); 2] = [("COMPOSE_IGNORE_ORPHANS", "false"), ("COMPOSE_REMOVE_ORPHANS", "false")];
+/// The home folder of a process that is told of none.
+const ROOTS_HOME: &str = "/root";
 /// What the docker client is called unless somebody says otherwise.
 const DEFAULT_CLIENT: &str = "docker";
 
@@ -40,10 +45,17 @@ impl Client {
         Client { docker: docker.to_owned(), environment, plugin: Mutex::new(None) }
     }
 
-    /// A call of Compose, without arguments so far; `hidden` names variables that it must not see.
-    pub fn compose(&self, hidden: &dyn Fn(&str) -> bool, limit: &Limit) -> Command {
-        let environment: Vec<_> =
-            self.environment.iter().filter(|(name, _)| !hidden(&name.to_string_lossy())).cloned().collect();
+    /// A call of Compose, without arguments so far; `hidden` names variables that it must not see. `home` is what `~`
+    /// stands for in the compose files, where that is not this process's own home folder; Docker's configuration is.
+    pub fn compose(&self, hidden: &dyn Fn(&str) -> bool, home: Option<&str>, limit: &Limit) -> Command {
+        let orphans = ORPHANS.map(|(name, value)| (OsString::from(name), OsString::from(value)));
+        let seen = self.environment.iter().filter(|(name, _)| !hidden(&name.to_string_lossy())).cloned();
+        let mut environment: Vec<_> = seen.chain(orphans).collect();
+        if let Some(home) = home {
+            environment.retain(|(name, _)| !matches!(name.to_str(), Some("HOME" | "DOCKER_CONFIG")));
+            environment.push(("HOME".into(), home.into()));
+            environment.push(("DOCKER_CONFIG".into(), self.config_folder().into()));
+        }
         match self.plugin(limit) {
             Some(plugin) => Command::new(plugin, &environment),
             None => Command::new(&self.docker, &environment).arg("compose"),
@@ -157,13 +169,18 @@ impl Client {
         context.is_none_or(|context| context == "default").then(|| PathBuf::from(DEFAULT_SOCKET))
     }
 
-    fn current_context(&self) -> Option<String> {
-        let folder = match self.variable("DOCKER_CONFIG") {
+    /// Where the client has its configuration and the logins to registries.
+    fn config_folder(&self) -> PathBuf {
+        match self.variable("DOCKER_CONFIG") {
             Some(folder) => PathBuf::from(folder),
-            None => Path::new(self.variable("HOME")?).join(".docker"),
-        };
+            // systemd gives root's services no HOME, and the client looks the home folder up then.
+            None => Path::new(self.variable("HOME").unwrap_or(OsStr::new(ROOTS_HOME))).join(".docker"),
+        }
+    }
+
+    fn current_context(&self) -> Option<String> {
         let config: serde_json::Value =
-            serde_json::from_slice(&std::fs::read(folder.join("config.json")).ok()?).ok()?;
+            serde_json::from_slice(&std::fs::read(self.config_folder().join("config.json")).ok()?).ok()?;
         config.get("currentContext")?.as_str().filter(|context| !context.is_empty()).map(str::to_owned)
     }
 

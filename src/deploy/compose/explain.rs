@@ -61,6 +61,12 @@ const KNOWN: &[(&str, Chance, &str)] = &[
     ("tls handshake timeout", Chance::CanPass, "check the network"),
     ("client.timeout exceeded", Chance::CanPass, "check the network"),
     ("request canceled while waiting for connection", Chance::CanPass, "check the network"),
+    (
+        "has active endpoints",
+        Chance::Final,
+        "Compose changes a network by making it anew, and containers of others are in it (`docker network inspect`): take its change back and \
+         push, and make it again once they are out of it",
+    ),
     ("context deadline exceeded", Chance::CanPass, ""),
     ("connection reset by peer", Chance::CanPass, ""),
     ("unexpected eof", Chance::CanPass, ""),

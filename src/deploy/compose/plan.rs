@@ -94,6 +94,10 @@ pub fn warnings(stderr: &str) -> (BTreeSet<String>, BTreeSet<String>) {
 }
 
 fn unset_variable(message: &str) -> Option<&str> {
+    if message.starts_with("cannot expand '~'") {
+        // It would be taken for the name of a folder in the stack's.
+        return Some("HOME");
+    }
     message.strip_prefix("The \"")?.split_once("\" variable is not set.").map(|(name, _)| name)
 }
 
@@ -296,11 +300,15 @@ mod tests {
             "time=\"2026-01-01T00:00:00Z\" level=warning msg=\"The \\\"FOO\\\" variable is not set. Defaulting to a blank string.\"\n",
             "time=\"2026-01-01T00:00:00Z\" level=warning msg=\"The \\\"FOO\\\" variable is not set. Defaulting to a blank string.\"\n",
             "time=\"2026-01-01T00:00:00Z\" level=warning msg=\"/x/compose.yaml: `version` is obsolete\"\n",
+            "time=\"2026-01-01T00:00:00Z\" level=warning msg=\"cannot expand '~', because the environment lacks HOME\"\n",
             "something else\n",
         );
         assert_eq!(
             warnings(stderr),
-            (BTreeSet::from(["FOO".to_owned()]), BTreeSet::from(["/x/compose.yaml: `version` is obsolete".to_owned()]))
+            (
+                BTreeSet::from(["FOO".to_owned(), "HOME".to_owned()]),
+                BTreeSet::from(["/x/compose.yaml: `version` is obsolete".to_owned()])
+            )
         );
     }
 }

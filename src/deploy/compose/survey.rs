@@ -16,9 +16,10 @@ const CONTAINER_FORMAT: &str = concat!(
     r#"{"id":{{json .ID}},"names":{{json .Names}},"state":{{json .State}},"#,
     r#""project":{{json (.Label "com.docker.compose.project")}},"#,
     r#""folder":{{json (.Label "com.docker.compose.project.working_dir")}},"#,
+    r#""files":{{json (.Label "com.docker.compose.project.config_files")}},"#,
     r#""service":{{json (.Label "com.docker.compose.service")}},"#,
     r#""one_off":{{json (.Label "com.docker.compose.oneoff")}},"#,
-    r#""config_hash":{{json (.Label "com.docker.compose.config-hash")}}}"#
+    r#""config_hash":{{json (.Label "com.docker.compose.config-hash")}},"mounts":{{json .Mounts}}}"#
 );
 const VOLUME_FORMAT: &str = r#"{"name":{{json .Name}},"labels":{{json .Labels}}}"#;
 /// The label of a volume that names the compose project that it was made for.
@@ -74,9 +75,13 @@ struct Listed {
     state: String,
     project: String,
     folder: String,
+    /// With commas between them.
+    files: String,
     service: String,
     one_off: String,
     config_hash: String,
+    /// With commas between them.
+    mounts: String,
 }
 
 impl Listed {
@@ -91,11 +96,18 @@ impl Listed {
             name,
             project: some(self.project).filter(|_| is_composes),
             folder: some(self.folder).map(PathBuf::from),
+            files: paths(&self.files),
             service: some(self.service),
             is_one_off: self.one_off == "True",
             has_ended: matches!(self.state.as_str(), "exited" | "dead"),
+            mounts: paths(&self.mounts),
         }
     }
+}
+
+/// A list with commas in between.
+fn paths<C: FromIterator<PathBuf>>(listed: &str) -> C {
+    listed.split(',').filter(|path| !path.is_empty()).map(PathBuf::from).collect()
 }
 
 #[derive(Deserialize)]
@@ -117,10 +129,10 @@ mod tests {
     #[test]
     fn labels_may_hold_anything_and_a_container_several_names() {
         let text = concat!(
-            r#"{"id":"aa","names":"web/db,db,b/db","state":"exited","project":"p","folder":"/a \"b\"\n, c","service":"db","#,
-            r#""one_off":"True","config_hash":"x"}"#,
+            r#"{"id":"aa","names":"web/db,db,b/db","state":"exited","project":"p","folder":"/a \"b\"\n, c","files":"/a/x.yaml,/a/y.yaml","service":"db","#,
+            r#""one_off":"True","config_hash":"x","mounts":"web_data,/srv/web"}"#,
             "\n\n",
-            r#"{"id":"bb","names":"own","state":"running","project":"p","folder":"","service":"","one_off":"","config_hash":""}"#,
+            r#"{"id":"bb","names":"own","state":"running","project":"p","folder":"","files":"","service":"","one_off":"","config_hash":"","mounts":""}"#,
             "\n"
         );
         let listed: Vec<Listed> = lines_of_json("docker ps", text.as_bytes()).unwrap();
@@ -130,18 +142,22 @@ mod tests {
             name: "db".to_owned(),
             project: Some("p".to_owned()),
             folder: Some("/a \"b\"\n, c".into()),
+            files: vec!["/a/x.yaml".into(), "/a/y.yaml".into()],
             service: Some("db".to_owned()),
             is_one_off: true,
             has_ended: true,
+            mounts: BTreeSet::from(["web_data".into(), "/srv/web".into()]),
         };
         let second = Resident {
             id: "bb".to_owned(),
             name: "own".to_owned(),
             project: None,
             folder: None,
+            files: Vec::new(),
             service: None,
             is_one_off: false,
             has_ended: false,
+            mounts: BTreeSet::new(),
         };
         assert_eq!(found, [first, second]);
         let error = lines_of_json::<Listed>("docker ps", b"usage: docker").err().unwrap();

@@ -1,10 +1,10 @@
 //! What can stand in a stack's way on a host, each with its words.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::folders::Folder;
-use super::{Facts, claims};
+use super::{Facts, Situation, claims};
 use crate::deploy::{Resident, StepError};
 
 /// How many things of a kind a message names.
@@ -35,7 +35,14 @@ impl Finding {
 pub fn overridable(facts: &Facts<'_>) -> Vec<Finding> {
     let changed = changed_project(facts);
     let told = changed.is_some();
-    let one_each = [changed, other_projects(facts, told), other_folders(facts), strangers(facts)];
+    let one_each = [
+        changed,
+        other_projects(facts, told),
+        other_folders(facts),
+        further_files(facts),
+        strangers(facts),
+        other_home(facts),
+    ];
     one_each.into_iter().flatten().chain(volumes_of_others(facts)).collect()
 }
 
@@ -97,6 +104,11 @@ fn changed_project(facts: &Facts<'_>) -> Option<Finding> {
         .filter(|(_, names)| !names.is_empty())
         .map(|(what, names)| format!("{what} {names}"))
         .collect();
+    // Volumes stay when containers are taken down.
+    let down = match containers.is_empty() {
+        true => String::new(),
+        false => format!("remove its containers by hand (`docker compose -p {old} down`), "),
+    };
     (!left.is_empty()).then(|| Finding {
         keys: beside(old),
         what: format!(
@@ -106,7 +118,7 @@ fn changed_project(facts: &Facts<'_>) -> Option<Finding> {
             left.join("; ")
         ),
         way_out: format!(
-            "write `compose_project: {old}` for {name}, remove it by hand (`docker compose -p {old} down`), or leave it there with {}",
+            "write `compose_project: {old}` for {name}, {down}or leave it there with {}",
             adopt(facts)
         ),
     })
@@ -221,6 +233,45 @@ fn shared_way_out(facts: &Facts<'_>, from_here: &[&Resident], foreign: &[&Reside
     }
 }
 
+/// Containers that somebody started with these files and others on top (`docker compose -f … -f …`): without them the
+/// services would lose what those say.
+fn further_files(facts: &Facts<'_>) -> Option<Finding> {
+    let Situation { plan, own, stack, .. } = facts.situation;
+    if own.compose_project.is_some() {
+        return None;
+    }
+    let is_among = |files: &[PathBuf], file: &Path| {
+        files
+            .iter()
+            .any(|other| other == file || file.canonicalize().is_ok_and(|real| other.canonicalize().ok() == Some(real)))
+    };
+    let from_here = lasting_of(facts, &plan.project).into_iter().filter(|resident| facts.is_from_here(resident));
+    from_here.into_iter().find_map(|resident| {
+        let further: Vec<_> =
+            resident.files.iter().filter(|file| file.is_file() && !is_among(&plan.files, file)).collect();
+        let has_ours = plan.files.iter().all(|file| is_among(&resident.files, file));
+        if further.is_empty() || !has_ours {
+            return None;
+        }
+        let named = |file: &PathBuf| shown(&file.strip_prefix(&stack.folder).unwrap_or(file).to_string_lossy());
+        Some(Finding {
+            keys: BTreeSet::from([format!("files:{}", plan.project)]),
+            what: format!(
+                "containers of compose project `{}` ({}) were started with {} too",
+                plan.project,
+                resident.name,
+                several(&further.into_iter().map(named).collect::<Vec<_>>())
+            ),
+            way_out: format!(
+                "write `compose_files: [{}]` for {}, or go on without with {}",
+                resident.files.iter().map(named).collect::<Vec<_>>().join(", "),
+                own.name,
+                adopt(facts)
+            ),
+        })
+    })
+}
+
 /// Containers of this stack that `--remove-orphans` would remove, and that no deployment of this repository made.
 fn strangers(facts: &Facts<'_>) -> Option<Finding> {
     let situation = facts.situation;
@@ -243,6 +294,45 @@ fn strangers(facts: &Facts<'_>) -> Option<Finding> {
             found[0].name,
             adopt(facts)
         ),
+    })
+}
+
+/// A container that was started by somebody with another home folder: `~` and `${HOME}` would lead it to other data.
+fn other_home(facts: &Facts<'_>) -> Option<Finding> {
+    let Situation { plan, home: Some(home), own, .. } = facts.situation else { return None };
+    if own.compose_project.is_some() {
+        return None;
+    }
+    let residents = lasting_of(facts, &plan.project);
+    plan.mounts.iter().find_map(|mount| {
+        let below_home = mount.source.strip_prefix(home).ok().filter(|rest| !rest.as_os_str().is_empty())?;
+        let is_its_own = |source: &Path| {
+            plan.mounts.iter().any(|other| other.service == mount.service && other.source == *source)
+        };
+        let of_service = residents.iter().filter(|resident| resident.service.as_ref() == Some(&mount.service));
+        let mut others = of_service
+            .filter(|resident| !resident.mounts.contains(&mount.source))
+            .flat_map(|resident| &resident.mounts)
+            .filter(|source| source.is_absolute() && !is_its_own(source));
+        let (theirs, their_home) = others.find_map(|source| {
+            let levels = below_home.components().count();
+            Some((source, source.ancestors().nth(levels).filter(|_| source.ends_with(below_home))?))
+        })?;
+        Some(Finding {
+            keys: BTreeSet::from([format!("home:{}", plan.project)]),
+            what: format!(
+                "service {} mounts {}, and would mount {}: who started it has another home folder",
+                mount.service,
+                shown(&theirs.to_string_lossy()),
+                mount.source.display()
+            ),
+            way_out: format!(
+                "write `environment: {{HOME: {}}}` for {}, or whole paths into the compose files, or have it so with {}",
+                shown(&their_home.to_string_lossy()),
+                own.name,
+                adopt(facts)
+            ),
+        })
     })
 }
 

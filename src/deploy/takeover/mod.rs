@@ -6,6 +6,7 @@ mod findings;
 mod folders;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use self::findings::Finding;
 use self::folders::Folder;
@@ -31,6 +32,8 @@ pub struct Situation<'a> {
     pub records: &'a [RepositoryRecord],
     /// What is configured now.
     pub catalog: &'a Catalog,
+    /// What `~` is in the compose files; none where Compose cannot tell.
+    pub home: Option<&'a Path>,
 }
 
 /// What a repository remembers of its earlier deployments.

@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use super::*;
 use crate::config::project::{Build, Pull, UnsetVariables};
 use crate::config::{Accepted, Basis, Environment, Settings, Severity};
+use crate::deploy::Mount;
 use crate::model::{Asked, Chance, RepositoryName};
 
 /// Neither is there, so they are compared by their text.
@@ -78,9 +79,11 @@ fn container(project: &str, service: &str, folder: &str) -> Resident {
         name: format!("{project}-{service}-1"),
         project: Some(project.to_owned()),
         folder: Some(folder.into()),
+        files: Vec::new(),
         service: Some(service.to_owned()),
         is_one_off: false,
         has_ended: false,
+        mounts: BTreeSet::new(),
     }
 }
 
@@ -156,6 +159,7 @@ impl Lab {
             memory: Memory { services: &self.services, volumes: &self.volumes, accepted: &self.accepted },
             records: &records,
             catalog: &self.catalog,
+            home: Some(Path::new("/var/lib/daemon")),
         })
     }
 
@@ -277,6 +281,62 @@ fn containers_of_another_folder_are_not_taken_over_unless_that_is_meant() {
 }
 
 #[test]
+fn further_files_that_a_stack_was_started_with_are_not_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path().to_str().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    for name in ["compose.yaml", "compose.prod.yaml"] {
+        std::fs::write(path(name), "").unwrap();
+    }
+    let mut lab = Lab::new();
+    lab.stack.folder = here.into();
+    lab.plan.files = vec![path("compose.yaml")];
+    let mut app = container("web", "app", here);
+    app.files = vec![path("compose.yaml"), path("compose.prod.yaml")];
+    lab.survey = vec![app.clone(), container("web", "db", here)];
+    lab.refused(&[
+        "were started with compose.prod.yaml too",
+        "write `compose_files: [compose.yaml, compose.prod.yaml]` for home/web",
+    ]);
+    lab.adopt();
+    lab.accepted.clear();
+    lab.plan.files.push(path("compose.prod.yaml"));
+    lab.goes_on();
+    // One that is gone cannot be named, and a file in place of another is what the commit says.
+    lab.plan.files.pop();
+    std::fs::rename(path("compose.prod.yaml"), path("other.yaml")).unwrap();
+    lab.goes_on();
+    lab.plan.files = vec![path("other.yaml")];
+    lab.goes_on();
+}
+
+#[test]
+fn a_stack_of_somebody_with_another_home_folder_keeps_its_data() {
+    let mut lab = Lab::new();
+    let mount = |source: &str| Mount { service: "app".to_owned(), source: source.into() };
+    lab.plan.mounts = vec![mount("/srv/config"), mount("/var/lib/daemon/media/films")];
+    let mut app = container("web", "app", HERE);
+    app.mounts = ["/srv/config", "/home/ada/media/films", "web_data"].map(PathBuf::from).into();
+    lab.survey = vec![app, container("web", "db", HERE)];
+    lab.refused(&[
+        "mounts /home/ada/media/films, and would mount /var/lib/daemon/media/films",
+        "write `environment: {HOME: /home/ada}` for home/web",
+    ]);
+    lab.adopt();
+    // A service that has moved its data is no such case, and one that has both neither.
+    lab.accepted.clear();
+    lab.plan.mounts[1] = mount("/var/lib/daemon/movies");
+    assert_eq!(lab.goes_on().notes, Vec::<String>::new());
+    lab.plan.mounts = vec![mount("/home/ada/media/films"), mount("/var/lib/daemon/media/films")];
+    lab.goes_on();
+    // What Shiparr brought up follows its commits.
+    lab.plan.mounts.remove(0);
+    lab.own = deployed("web", "web", HERE);
+    lab.services = set(&["app", "db"]);
+    lab.goes_on();
+}
+
+#[test]
 fn two_stacks_in_one_project_are_not_for_us_to_part() {
     let mut lab = Lab::new();
     lab.survey = vec![container("web", "app", HERE), container("web", "cron", ELSEWHERE)];
@@ -369,7 +429,8 @@ fn a_changed_project_leaves_nothing_behind() {
     ]);
     // The data alone is reason enough.
     lab.survey.clear();
-    lab.refused(&["(volumes web_data)"]);
+    let message = lab.refused(&["(volumes web_data)"]);
+    assert!(!message.contains("down"), "it would not help: {message}");
     lab.answers.volumes.clear();
     lab.goes_on();
     lab.survey = vec![container("web", "app", HERE), container("web", "app", ELSEWHERE)];

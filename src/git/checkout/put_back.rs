@@ -52,6 +52,7 @@ pub(super) fn put_back(
         notes.push(format!("the clone's .git stays in {}, for another .git lies in its place", folder.display()));
     }
     back.note_failure(moved.transpose().map(|_| ()).map_err(|error| io_failed("put back", adopt::DOT_GIT, error)));
+    let is_clone_back = !matches!(moved, Some(Ok(false)));
     let durable = back.make_durable();
     back.note_failure(durable);
     let Back { stays, failed, .. } = back;
@@ -61,6 +62,14 @@ pub(super) fn put_back(
     for (why, paths) in &stays {
         let shown: Vec<String> = paths.iter().map(|path| show(path)).collect();
         notes.push(format!("not put back in {}, {why}: {}", tree.path.display(), some_of(&shown)));
+    }
+    if let Some(folder) = undo.saved.as_deref().filter(|_| stays.is_empty() && is_clone_back) {
+        // All of it lies in its place again, and each further try would leave another copy.
+        match std::fs::remove_dir_all(folder) {
+            Ok(()) => notes.push(format!("what was kept in {} lies in its place again", folder.display())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => notes.push(format!("{} is not needed any more: {error}", folder.display())),
+        }
     }
     Ok(stays.into_values().flatten().collect())
 }

@@ -79,8 +79,9 @@ pub(super) fn is_mix<R>(begun: &Likeness<R>, old: &Likeness<R>) -> bool {
 /// where `before` ends to be the same.
 pub(super) fn is_between<R>(before: &Likeness<R>, after: &Likeness<R>) -> bool {
     if after.same_until >= after.file_bytes {
-        // It has all of the one's length, or was still growing.
-        return after.file_bytes == after.content_bytes || after.file_bytes >= before.content_bytes;
+        // It has all of the one's length, or was still growing: from the first to the second, or back.
+        let grows_back = before.same_until == before.file_bytes && before.file_bytes > after.content_bytes;
+        return after.file_bytes == after.content_bytes || after.file_bytes >= before.content_bytes || grows_back;
     }
     before.content_bytes == before.file_bytes && before.same_from <= after.same_until
 }
@@ -130,11 +131,16 @@ mod tests {
                 let mut torn = before.to_vec();
                 torn.resize(before.len().max(forth), 0);
                 torn[..forth].copy_from_slice(&after[..forth]);
-                for back in 0..=before.len() {
-                    let mut twice = torn.clone();
-                    twice.resize(torn.len().max(back), 0);
-                    twice[..back].copy_from_slice(&before[..back]);
-                    assert!(is_between(&twice, before, after), "{forth} {back} {}", String::from_utf8_lossy(&twice));
+                // The first one may have come to cut the file at its new length.
+                let cut = (forth == after.len()).then(|| torn[..forth].to_vec());
+                for torn in [Some(torn), cut].into_iter().flatten() {
+                    for back in 0..=before.len() {
+                        let mut twice = torn.clone();
+                        twice.resize(torn.len().max(back), 0);
+                        twice[..back].copy_from_slice(&before[..back]);
+                        let shown = String::from_utf8_lossy(&twice);
+                        assert!(is_between(&twice, before, after), "{forth} {back} {shown}");
+                    }
                 }
             }
             assert!(is_between(before, before, after) && is_between(after, before, after));

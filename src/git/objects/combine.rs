@@ -12,6 +12,8 @@ use std::time::Instant;
 
 use git2::Oid;
 
+use super::content::MAX_HELD_BYTES;
+use super::delta::find_delta;
 use super::entry::{Form, Header};
 use super::index::{Index, Record};
 use super::pack::{Pack, PackWriter, install};
@@ -19,6 +21,8 @@ use super::{Objects, damaged};
 
 /// How many deltas may follow each other; as git has it.
 const MAX_DEPTH: usize = 50;
+/// As much of it as for large objects: each delta costs writing one out when the last is read.
+const MAX_LARGE_DEPTH: usize = 8;
 
 /// An object that the new pack will have.
 struct Chosen {
@@ -31,10 +35,13 @@ struct Chosen {
     depth: Option<usize>,
     /// Whether it is a delta here and must not be one there.
     is_made_whole: bool,
+    /// A large object that it may be made a delta of.
+    relative: Option<Oid>,
 }
 
 /// Makes one pack of those at `packs`, which lie in the folder `objects` of a store, and removes them. An object that
-/// several have is taken from the first one. With `wanted`, the objects that it does not name are left out.
+/// several have is taken from the first one. With `wanted`, the objects that it does not name are left out. Of
+/// `relatives`, pairs of large objects that may be alike, each first one becomes a delta of the second where it is none.
 ///
 /// Each pack must be complete in itself, so that the bases of deltas that come from one pack are found in it, or in one
 /// before it: no circle comes together.
@@ -45,6 +52,7 @@ pub(in crate::git) fn combine(
     objects: &Path,
     packs: &[PathBuf],
     wanted: Option<&HashSet<Oid>>,
+    relatives: &[(Oid, Oid)],
     deadline: Instant,
 ) -> io::Result<()> {
     let scratch = objects.join("pack");
@@ -60,6 +68,7 @@ pub(in crate::git) fn combine(
         return Err(damaged("objects are missing"));
     }
     plan.shorten_chains(&picked)?;
+    plan.relate(relatives);
     let temporary = scratch.join(format!("combined-{}.new", std::process::id()));
     let written = write(&store, &picked, &plan.chosen, &temporary, deadline);
     let new = written.inspect_err(|_| drop(fs::remove_file(&temporary)))?;
@@ -108,7 +117,15 @@ impl Plan {
             let header = pack.header(record.offset)?;
             let base = pack.base_of(record.offset, &header)?;
             self.places.insert(record.oid, self.chosen.len());
-            self.chosen.push(Chosen { pack: number, record, header, base, depth: None, is_made_whole: false });
+            self.chosen.push(Chosen {
+                pack: number,
+                record,
+                header,
+                base,
+                depth: None,
+                is_made_whole: false,
+                relative: None,
+            });
         }
         Ok(())
     }
@@ -145,6 +162,25 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// Notes which large objects may become deltas; none of what they are deltas of themselves.
+    fn relate(&mut self, relatives: &[(Oid, Oid)]) {
+        for (oid, relative) in relatives {
+            let (Some(place), Some(of)) = (self.places.get(oid), self.places.get(relative)) else { continue };
+            let next = |place: usize| {
+                let Chosen { base, relative, .. } = &self.chosen[place];
+                base.or(*relative).and_then(|base| self.places.get(&base).copied())
+            };
+            let chain: Vec<usize> = std::iter::successors(Some(*of), |place| next(*place)).collect();
+            // Where the chain has its length, it is what all of it is made of.
+            let relative = if chain.len() > MAX_LARGE_DEPTH { chain[chain.len() - 1] } else { *of };
+            if !chain.contains(place) && self.chosen[*place].base.is_none() {
+                self.chosen[*place].relative = Some(self.chosen[relative].record.oid);
+            }
+        }
+    }
+}
+
 impl Chosen {
     /// Takes a whole copy, where one of the packs has one.
     fn make_whole(&mut self, picked: &[&Pack]) -> io::Result<Option<usize>> {
@@ -174,7 +210,10 @@ fn write(
     let mut writer = PackWriter::begin(BufWriter::new(file), chosen.len())?;
     for object in chosen {
         check_time(deadline)?;
-        if object.is_made_whole {
+        let delta = object.relative.map(|relative| delta_of(store, object.record.oid, relative)).transpose()?.flatten();
+        if let (Some(relative), Some(delta)) = (object.relative, delta) {
+            writer.add_delta(object.record.oid, relative, &delta)?;
+        } else if object.is_made_whole {
             let (kind, content) = store.read(object.record.oid)?;
             writer.add(object.record.oid, kind, &content)?;
         } else {
@@ -184,6 +223,13 @@ fn write(
     let (mut file, mut records, sum) = writer.finish()?;
     file.flush()?;
     install(temporary, file.get_ref(), &mut records, &sum, true)
+}
+
+/// The delta of an object of another one, where it saves most of it.
+fn delta_of(store: &Objects, oid: Oid, relative: Oid) -> io::Result<Option<Vec<u8>>> {
+    let (target, base) = (store.read(oid)?.1, store.read(relative)?.1);
+    let max_bytes = (target.size() / 4).min(MAX_HELD_BYTES);
+    find_delta(&base, &target, usize::try_from(max_bytes).unwrap_or(usize::MAX))
 }
 
 fn check_time(deadline: Instant) -> io::Result<()> {

@@ -8,6 +8,7 @@
 
 mod combine;
 mod content;
+mod delta;
 mod entry;
 mod index;
 mod local;

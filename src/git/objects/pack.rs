@@ -181,6 +181,19 @@ impl<W: Write> PackWriter<W> {
         Ok(())
     }
 
+    /// An object as a delta of another one.
+    pub fn add_delta(&mut self, oid: Oid, base: Oid, delta: &[u8]) -> io::Result<()> {
+        let begin = self.at;
+        let mut out = Summing { from: &mut *self, crc: Crc::new() };
+        out.write_all(&Header::of_delta(base, delta.len() as u64))?;
+        let mut deflated = ZlibEncoder::new(&mut out, Compression::default());
+        deflated.write_all(delta)?;
+        deflated.finish()?;
+        let crc = out.crc.sum();
+        self.records.push(Record { oid, offset: begin, crc });
+        Ok(())
+    }
+
     /// Ends the pack; its entries and its checksum.
     pub fn finish(mut self) -> io::Result<(W, Vec<Record>, [u8; NAME_BYTES])> {
         let sum: [u8; NAME_BYTES] = self.sum.finalize().into();
@@ -252,7 +265,8 @@ pub(super) fn install(
     let name: String = sum.iter().map(|byte| format!("{byte:02x}")).collect();
     let pack = folder.join(format!("pack-{name}.pack"));
     let new_index = temporary.with_extension("new-idx");
-    let index = index::write(&new_index, records, sum)?;
+    let index = index::write(&new_index, records, sum);
+    let index = index.inspect_err(|_| drop(fs::remove_file(&new_index)))?;
     if durable {
         file.sync_all()?;
         index.sync_all()?;

@@ -128,7 +128,7 @@ impl Store {
     }
 
     fn combine(&self, wanted: Option<&HashSet<Oid>>) -> io::Result<()> {
-        combine(&self.objects(), &self.packs(), wanted, Instant::now() + Duration::from_secs(60))
+        combine(&self.objects(), &self.packs(), wanted, &[], Instant::now() + Duration::from_secs(60))
     }
 
     /// Git finds everything that the commit is made of, and every content is read here as git reads it.
@@ -285,7 +285,7 @@ fn packs_are_combined_without_what_nobody_wants() {
     }
     let size = || store.packs().iter().map(|pack| fs::metadata(pack).unwrap().len()).sum::<u64>();
     let before = size();
-    assert!(combine(&store.objects(), &store.packs(), None, Instant::now()).is_err());
+    assert!(combine(&store.objects(), &store.packs(), None, &[], Instant::now()).is_err());
     assert_eq!((store.packs().len(), size()), (12, before));
     store.combine(None).unwrap();
     store.must_hold(&history, last(&history));
@@ -367,4 +367,25 @@ fn what_cannot_be_opened_is_named() {
     fs::write(pack.with_extension("idx"), "old").unwrap();
     let error = Objects::open(&store.objects(), Path::new("/none")).err().unwrap();
     assert!(error.to_string().contains("pack-x.idx is no index of version 2"), "{error}");
+}
+
+#[test]
+fn large_files_that_came_whole_become_deltas_of_newer_versions() {
+    let history = History::new(true);
+    let store = Store::new();
+    store.receive(&history.pack(&["--window=0"], last(&history), None), 65536).unwrap();
+    let version = |tip: &Oid| Oid::from_str(&git(&history.clone(), &["rev-parse", &format!("{tip}:big")])).unwrap();
+    let newest_first: Vec<Oid> = history.tips.iter().rev().map(version).collect();
+    let relatives: Vec<(Oid, Oid)> = newest_first.windows(2).map(|pair| (pair[1], pair[0])).collect();
+    let size = || fs::metadata(&store.packs()[0]).unwrap().len();
+    assert!(size() > 12 * LARGE_BYTES as u64);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    combine(&store.objects(), &store.packs(), None, &relatives, deadline).unwrap();
+    store.must_hold(&history, last(&history));
+    // One version is whole, and what else there is comes to less than another.
+    assert!(size() < 3 * LARGE_BYTES as u64, "{}", size());
+    // A circle of wishes is none of deltas.
+    let circle: Vec<(Oid, Oid)> = relatives.iter().map(|(one, other)| (*other, *one)).collect();
+    combine(&store.objects(), &store.packs(), None, &circle, deadline).unwrap();
+    store.must_hold(&history, last(&history));
 }

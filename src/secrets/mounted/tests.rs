@@ -221,6 +221,24 @@ fn a_switch_that_fails_changes_nothing() {
 }
 
 #[test]
+fn a_switch_is_undone_whole() {
+    let lab = Lab::new();
+    let paths = ["tree/stack/a.enc", "tree/stack/b.enc"];
+    paths.iter().for_each(|path| lab.encrypt(path, b"old"));
+    lab.deploy("web", paths[0]);
+    let (plaintexts, recorded) = (lab.plaintexts(), lab.files().files(&named("web")).unwrap());
+    paths.iter().for_each(|path| lab.encrypt(path, b"new"));
+    let decrypted = paths.map(|path| lab.decrypt(path).unwrap());
+    let before = lab.files().before(&named("web"), &decrypted).unwrap();
+    assert_eq!(lab.files().switch(&named("web"), &decrypted).unwrap().len(), 2);
+    lab.files().switch_back(&named("web"), &before).unwrap();
+    assert_eq!(std::fs::read(lab.path("tree/stack/a")).unwrap(), b"old");
+    assert!(!is_there(&lab.path("tree/stack/b")));
+    assert_eq!(lab.plaintexts(), plaintexts);
+    assert_eq!(lab.files().files(&named("web")).unwrap(), recorded);
+}
+
+#[test]
 fn what_is_not_named_any_more_goes_and_what_is_not_ours_stays() {
     let lab = Lab::new();
     let paths = ["tree/stack/a.enc", "tree/stack/b.enc", "tree/stack/c.enc"];

@@ -26,7 +26,7 @@ impl Lab {
 
     fn by_hand(&self, folder: &Path, args: &[&str]) {
         let limit = Limit::after(LIMIT);
-        let command = self.compose.client.compose(&|_| false, &limit).args(args).folder(folder);
+        let command = self.compose.client.compose(&|_| false, None, &limit).args(args).folder(folder);
         let captured = command.capture(&limit, 1 << 20).unwrap();
         assert!(captured.status.success(), "{args:?}: {}", captured.stderr);
     }
@@ -48,6 +48,7 @@ impl Lab {
             memory: Memory { services: &services, volumes: &volumes, accepted },
             records: std::slice::from_ref(&own),
             catalog: &Catalog::default(),
+            home: Some(Path::new("/nowhere/daemon")),
         };
         let judgement = takeover::check(&situation, &self.compose, &limit)?;
         Ok((plan, judgement))
@@ -218,6 +219,39 @@ fn what_nobody_of_us_made_is_not_removed() {
         lab.bring_up_as(&plan, &judgement);
         assert_eq!((before.len(), lab.ids()), (3, before));
     });
+}
+
+#[test]
+fn what_an_env_file_says_of_orphans_is_not_followed() {
+    let yaml = format!("services: {{a: {{{LONG}}}, extra: {{{LONG}}}}}");
+    Lab::run(&yaml, |lab| {
+        lab.in_folder_of_its_name();
+        lab.by_hand(&lab.stack.folder, &["up", "-d"]);
+        let before = lab.ids();
+        lab.put("compose.yaml", &format!("services: {{a: {{{LONG}}}}}"));
+        let plan = lab.plan().unwrap();
+        for (name, remove_orphans, left) in [("COMPOSE_REMOVE_ORPHANS", false, 2), ("COMPOSE_IGNORE_ORPHANS", true, 1)]
+        {
+            lab.set(&[(name, "true")]);
+            lab.bring_up_as(&plan, &Judgement { remove_orphans, ..Judgement::default() });
+            let after = lab.ids();
+            assert!(after.len() == left && after.is_subset(&before), "{name}: {}", lab.log.text());
+        }
+    });
+}
+
+#[test]
+fn a_home_folder_may_be_named_for_the_stack() {
+    let yaml = format!("services: {{a: {{{LONG}, volumes: ['~/one:/one', '${{HOME}}/two:/two']}}}}");
+    for mut environment in Lab::environments() {
+        environment.retain(|(name, _)| name != "HOME");
+        let mut lab = Lab::new(environment, &yaml);
+        let error = lab.plan().unwrap_err().message;
+        assert!(error.contains("variables that nobody sets: HOME;"), "{error}");
+        lab.set(&[("HOME", "/nowhere/ada")]);
+        let sources: Vec<PathBuf> = lab.plan().unwrap().mounts.into_iter().map(|mount| mount.source).collect();
+        assert_eq!(sources, ["/nowhere/ada/one", "/nowhere/ada/two"].map(PathBuf::from));
+    }
 }
 
 #[test]
