@@ -87,6 +87,7 @@ impl Lab {
             shares_local_path: false,
             siblings: Vec::new(),
             skip_if_unchanged_since: None,
+            linked_secrets: None,
             adopt: false,
         }
     }

@@ -9,6 +9,7 @@ use crate::command::Limit;
 use crate::config::Repository;
 use crate::git;
 use crate::model::{CommitHash, RepositoryName, RepositoryRecord};
+use crate::secrets::mounted;
 use crate::store::StoreError;
 
 /// What a checkout of the branch's tip is told. `record` is the repository as the database knows it.
@@ -27,6 +28,7 @@ pub fn of(host: &Host, repository: &Repository, record: &RepositoryRecord) -> Re
         shares_local_path: repository.shares_local_path,
         siblings: siblings(host, repository)?,
         skip_if_unchanged_since: None,
+        linked_secrets: mounted::folder(&host.settings.runtime_path),
         adopt: false,
     })
 }

@@ -167,6 +167,8 @@ pub struct Checkout {
     pub siblings: Vec<PathBuf>,
     /// Nothing is checked out where nothing under `watch_paths` differs from this commit.
     pub skip_if_unchanged_since: Option<CommitHash>,
+    /// Links that lead below this folder are ours: where a commit has a file of such a name, it takes the link's place.
+    pub linked_secrets: Option<PathBuf>,
     /// A `.git` of somebody's own in `local_path` is moved to `saved`, and the files of its HEAD count as ours.
     pub adopt: bool,
 }

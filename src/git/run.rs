@@ -233,7 +233,8 @@ impl Run<'_> {
         }
         let siblings = self.checkout.siblings.iter();
         let siblings = siblings.filter_map(|store| self.files_of_sibling(&mut sources, store)).collect();
-        Ok(Trees { sources, new, base: files, perhaps, siblings })
+        let linked_secrets = self.checkout.linked_secrets.clone();
+        Ok(Trees { sources, new, base: files, perhaps, siblings, linked_secrets })
     }
 
     /// The files of our part of the tree that a repository put there which shares it. Of its commit that is only what

@@ -47,8 +47,12 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Whether a path is a link to a secret file's plaintext below this runtime folder.
 pub fn is_link(path: &Path, runtime: &Path) -> bool {
-    let folder = runtime.canonicalize().map(|runtime| runtime.join(MOUNTED_FOLDER));
-    folder.is_ok_and(|folder| std::fs::read_link(path).is_ok_and(|target| target.starts_with(folder)))
+    folder(runtime).is_some_and(|folder| std::fs::read_link(path).is_ok_and(|target| target.starts_with(folder)))
+}
+
+/// Where the links of secret files lead; none without a runtime folder.
+pub fn folder(runtime: &Path) -> Option<PathBuf> {
+    runtime.canonicalize().ok().map(|runtime| runtime.join(MOUNTED_FOLDER))
 }
 
 /// The secret files of this host.

@@ -27,6 +27,7 @@ mod undo;
 mod worktree;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use git2::Oid;
 
@@ -77,6 +78,8 @@ pub(super) struct Trees {
     pub perhaps: Vec<Files>,
     /// What other repositories may have put there.
     pub siblings: Vec<Files>,
+    /// Links that lead below this folder are ours.
+    pub linked_secrets: Option<PathBuf>,
 }
 
 /// A checkout as the working tree sees it.
@@ -174,7 +177,8 @@ pub(super) fn put_back(
     notes: &mut Vec<String>,
 ) -> Result<(), GitError> {
     let none = Vec::new;
-    let trees = Trees { sources, new: Files::new(), base: Files::new(), perhaps: none(), siblings: none() };
+    let (new, base) = (Files::new(), Files::new());
+    let trees = Trees { sources, new, base, perhaps: none(), siblings: none(), linked_secrets: None };
     let path = &undo.local_path;
     let stays = match WorkTree::open_existing(path) {
         Ok(tree) => {

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 use git2::Oid;
 use rustix::fs::OFlags;
@@ -184,12 +186,12 @@ impl Planner<'_> {
     fn replace(&mut self, path: &[u8], entry: &Entry, found: &Found) -> Result<(), Failed> {
         let Some(standing) = self.standing(path, found)? else { return Ok(()) };
         match standing {
-            Standing::Foreign => {
+            Standing::Foreign if !self.is_linked_secret(found) => {
                 self.collide(path, found);
                 return Ok(());
             }
             Standing::Changed(tracked) => self.save(path, found, tracked),
-            Standing::Ours(_) | Standing::Torn => {}
+            Standing::Ours(_) | Standing::Torn | Standing::Foreign => {}
         }
         self.remember(path, found, standing);
         match found {
@@ -200,6 +202,12 @@ impl Planner<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Whether it is a link that a deployment has made to a file of `secret_files`.
+    fn is_linked_secret(&self, found: &Found) -> bool {
+        let (Found::Link(target), Some(folder)) = (found, &self.trees.linked_secrets) else { return false };
+        Path::new(std::ffi::OsStr::from_bytes(target)).starts_with(folder)
     }
 
     /// A file that comes where a folder lies: only where all of the folder goes.

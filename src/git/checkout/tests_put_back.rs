@@ -221,6 +221,33 @@ fn an_empty_file_that_was_taken_for_a_cut_off_one_comes_back() {
 }
 
 #[test]
+fn a_file_takes_the_place_of_a_link_to_a_secret_one_and_gives_it_back() {
+    let lab = Lab::new();
+    lab.put("tls.key.enc", "one");
+    lab.push("one");
+    lab.deploy().unwrap();
+    let secrets = lab.root().join("run/secret-files");
+    symlink(secrets.join("x"), lab.tree("tls.key")).unwrap();
+    symlink(lab.root().join("run/other"), lab.tree("mine")).unwrap();
+    fs::remove_file(lab.clone().join("tls.key.enc")).unwrap();
+    for path in ["tls.key", "mine"] {
+        lab.put(path, "two");
+    }
+    lab.push("two");
+    let checkout = crate::git::Checkout { linked_secrets: Some(secrets), ..lab.checkout_request() };
+    let before = look(&lab).0;
+    let error = lab.deploy_as(&checkout).unwrap_err();
+    assert!(error.message.contains("own files: mine (a link); nothing"), "{error}");
+    assert_eq!(look(&lab).0, before);
+    fs::remove_file(lab.tree("mine")).unwrap();
+    let before = look(&lab).0;
+    lab.deploy_as(&checkout).unwrap();
+    assert_eq!(lab.read("tls.key"), "two");
+    lab.put_back();
+    assert_eq!(look(&lab).0, before);
+}
+
+#[test]
 fn only_what_stays_of_a_commit_that_was_taken_back_is_still_ours() {
     let lab = Lab::new();
     lab.put("file", "one");
