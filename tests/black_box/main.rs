@@ -10,6 +10,7 @@ mod by_hand;
 mod cancelling;
 mod checkout;
 mod cli;
+mod cloned;
 mod deploying;
 mod faults;
 mod hostile;
