@@ -15,7 +15,7 @@ use super::compose::env_files;
 use super::control::{Cause, Control};
 use super::journal::{Journal, known_secrets};
 use super::secret_files::{self, SecretFiles, Switched};
-use super::takeover::{self, Judgement, Memory, Situation};
+use super::takeover::{self, Judgement, Situation};
 use super::variables::Plaintext;
 use super::{
     Containers, Driver, Log, Plan, Resident, Stack, StepError, Timing, Up, UpError, checkout, probe, remote, settle,
@@ -475,13 +475,11 @@ fn judge(
 ) -> Result<Judgement, StepError> {
     let records = host.store.repositories(None).map_err(not_recorded)?;
     let own = records.iter().find(|record| record.id == job.record.id).unwrap_or(&job.record);
-    let memory =
-        Memory { services: &own.brought_up_services, volumes: &own.brought_up_volumes, accepted: &own.accepted };
     let home = match stack.variables.get("HOME") {
         Some(home) => Some(Path::new(home.expose())),
         None => host.settings.environment.get("HOME").map(Path::new),
     };
-    let situation = Situation { stack, plan, survey, own, memory, records: &records, catalog: &job.catalog, home };
+    let situation = Situation { stack, plan, survey, own, records: &records, catalog: &job.catalog, home };
     takeover::check(&situation, host.driver.as_ref(), limit)
 }
 

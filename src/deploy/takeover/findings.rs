@@ -137,7 +137,7 @@ fn other_projects(facts: &Facts<'_>, change_is_told: bool) -> Option<Finding> {
         }
     }
     let keys: BTreeSet<String> = found.keys().flat_map(|project| beside(project)).collect();
-    found.retain(|project, _| !beside(project).is_subset(situation.memory.accepted));
+    found.retain(|project, _| !beside(project).is_subset(&situation.own.accepted));
     let (first, _) = found.first_key_value()?;
     let way_out = match own.compose_project.as_ref() == Some(&plan.project) {
         // What this repository deployed is its stack; the other one is a copy.
@@ -167,7 +167,7 @@ fn other_folders(facts: &Facts<'_>) -> Option<Finding> {
     let (from_here, mut foreign): (Vec<&Resident>, Vec<&Resident>) =
         all.into_iter().partition(|resident| facts.is_from_here(resident));
     let key = |resident: &Resident| format!("folder:{}:{}", plan.project, folder_of(resident));
-    foreign.retain(|resident| !situation.memory.accepted.contains(&key(resident)));
+    foreign.retain(|resident| !situation.own.accepted.contains(&key(resident)));
     let keys: BTreeSet<String> = foreign.iter().map(|resident| key(resident)).collect();
     let folders: BTreeSet<String> = foreign.iter().map(|resident| folder_of(resident)).collect();
     if foreign.is_empty() {
@@ -281,7 +281,7 @@ fn strangers(facts: &Facts<'_>) -> Option<Finding> {
     };
     let mut found = foreign_orphans(facts);
     // Those of other folders are refused as such.
-    found.retain(|resident| facts.is_from_here(resident) && !situation.memory.accepted.contains(&key(resident)));
+    found.retain(|resident| facts.is_from_here(resident) && !situation.own.accepted.contains(&key(resident)));
     (!found.is_empty()).then(|| Finding {
         keys: found.iter().map(|resident| key(resident)).collect(),
         what: format!(

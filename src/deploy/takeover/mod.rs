@@ -24,27 +24,14 @@ pub struct Situation<'a> {
     pub plan: &'a Plan,
     /// All containers of this host.
     pub survey: &'a [Resident],
-    /// The repository itself.
+    /// The repository itself, with what it remembers of its earlier deployments.
     pub own: &'a RepositoryRecord,
-    /// What it remembers of its earlier deployments.
-    pub memory: Memory<'a>,
     /// All repositories, orphans and the repository itself among them.
     pub records: &'a [RepositoryRecord],
     /// What is configured now.
     pub catalog: &'a Catalog,
     /// What `~` is in the compose files; none where Compose cannot tell.
     pub home: Option<&'a Path>,
-}
-
-/// What a repository remembers of its earlier deployments.
-#[derive(Clone, Copy, Debug)]
-pub struct Memory<'a> {
-    /// The services that it brought up under the compose project of its record.
-    pub services: &'a BTreeSet<String>,
-    /// The volumes that it brought up under that project, as Docker names them.
-    pub volumes: &'a BTreeSet<String>,
-    /// What somebody accepted with `--adopt`.
-    pub accepted: &'a BTreeSet<String>,
 }
 
 /// That the stack may be brought up, and how.
@@ -57,7 +44,7 @@ pub struct Judgement {
     pub recreate: BTreeSet<String>,
     /// What the deployment's log should say, one line each.
     pub notes: Vec<String>,
-    /// What is accepted with this deployment, to be added to [`Memory::accepted`] once its `up` begins.
+    /// What is accepted with this deployment, to be added to [`RepositoryRecord::accepted`] once its `up` begins.
     pub accepted: BTreeSet<String>,
 }
 
@@ -86,7 +73,7 @@ struct Answers {
 fn judge(situation: &Situation<'_>, answers: &Answers) -> Result<Judgement, StepError> {
     let here = Folder::new(&situation.stack.folder);
     let facts = Facts { situation, answers, here: &here };
-    let is_new = |finding: &Finding| !finding.keys.is_subset(situation.memory.accepted);
+    let is_new = |finding: &Finding| !finding.keys.is_subset(&situation.own.accepted);
     let refuse = |finding: &Finding| match situation.stack.asked.adopt {
         true => Ok(()),
         false => Err(finding.refusal()),
@@ -116,8 +103,8 @@ impl Situation<'_> {
     /// of them when its compose project has changed.
     fn unknown_volumes(&self) -> BTreeSet<String> {
         match self.earlier_project() {
-            Some(_) => self.plan.volumes.union(self.memory.volumes).cloned().collect(),
-            None => self.plan.volumes.difference(self.memory.volumes).cloned().collect(),
+            Some(_) => self.plan.volumes.union(&self.own.brought_up_volumes).cloned().collect(),
+            None => self.plan.volumes.difference(&self.own.brought_up_volumes).cloned().collect(),
         }
     }
 
@@ -145,7 +132,7 @@ impl Situation<'_> {
     fn is_remembered(&self, resident: &Resident) -> bool {
         self.own.compose_project.as_ref() == Some(&self.plan.project)
             && !resident.is_one_off
-            && resident.service.as_ref().is_some_and(|service| self.memory.services.contains(service))
+            && resident.service.as_ref().is_some_and(|service| self.own.brought_up_services.contains(service))
     }
 }
 

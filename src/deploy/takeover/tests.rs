@@ -150,13 +150,18 @@ impl Lab {
     }
 
     fn with_situation<T>(&self, act: impl FnOnce(&Situation<'_>) -> T) -> T {
-        let records: Vec<_> = std::iter::once(&self.own).chain(&self.others).cloned().collect();
+        let own = RepositoryRecord {
+            brought_up_services: self.services.clone(),
+            brought_up_volumes: self.volumes.clone(),
+            accepted: self.accepted.clone(),
+            ..self.own.clone()
+        };
+        let records: Vec<_> = std::iter::once(&own).chain(&self.others).cloned().collect();
         act(&Situation {
             stack: &self.stack,
             plan: &self.plan,
             survey: &self.survey,
-            own: &self.own,
-            memory: Memory { services: &self.services, volumes: &self.volumes, accepted: &self.accepted },
+            own: &own,
             records: &records,
             catalog: &self.catalog,
             home: Some(Path::new("/var/lib/daemon")),

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::*;
 use crate::config::Catalog;
 use crate::deploy::takeover::tests::record;
-use crate::deploy::takeover::{self, Judgement, Memory, Situation};
+use crate::deploy::takeover::{self, Judgement, Situation};
 
 const LONG: &str = "image: 'shiparr-test/busybox:1', command: sleep 1000, init: true, stop_grace_period: 1s";
 
@@ -38,14 +38,14 @@ impl Lab {
         let mut own = record("web");
         own.compose_project = memory.map(|plan| plan.project.clone());
         own.up_folder = memory.map(|_| self.stack.folder.display().to_string());
-        let services = memory.map(|plan| plan.services.keys().cloned().collect()).unwrap_or_default();
-        let volumes = memory.map(|plan| plan.volumes.clone()).unwrap_or_default();
+        own.brought_up_services = memory.map(|plan| plan.services.keys().cloned().collect()).unwrap_or_default();
+        own.brought_up_volumes = memory.map(|plan| plan.volumes.clone()).unwrap_or_default();
+        own.accepted.clone_from(accepted);
         let situation = Situation {
             stack: &self.stack,
             plan: &plan,
             survey: &survey,
             own: &own,
-            memory: Memory { services: &services, volumes: &volumes, accepted },
             records: std::slice::from_ref(&own),
             catalog: &Catalog::default(),
             home: Some(Path::new("/nowhere/daemon")),
