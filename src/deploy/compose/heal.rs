@@ -26,8 +26,9 @@ const HEAL_LIMIT: Duration = Duration::from_secs(120);
 const MOST_ROUNDS: u32 = 3;
 /// How far back Docker is asked what it told containers: longer than nearly every grace period.
 const TOLD_SECONDS: u32 = 120;
-/// How many events Docker itself remembers; a host with many health checks makes as many in seconds.
-const EVENTS_REMEMBERED: usize = 256;
+/// Half of the events that Docker itself remembers, for those that come while it is asked are not in the answer. From
+/// as many on, what was before the oldest one may be forgotten; a host with many health checks makes them in seconds.
+const MANY_EVENTS: usize = 128;
 /// How much longer than its grace period a stop may take on a host that is busy. Whoever is stopped before is not waited
 /// for any longer.
 const STOP_SLACK: Duration = Duration::from_secs(10);
@@ -158,13 +159,15 @@ impl Compose {
 
     /// Asks Docker what it told containers lately.
     fn told(&self, limit: &Limit) -> Result<Told, StepError> {
-        let asked = Timestamp::now();
-        let since = format!("{TOLD_SECONDS}s");
+        let until = Timestamp::now();
+        let since = until.checked_sub(Duration::from_secs(TOLD_SECONDS.into())).unwrap_or(until);
+        // Not in the client's words for "now": they mean the last whole second, and the latest events would be missing.
+        let [since_text, until_text] =
+            [since, until].map(|time| format!("{}.{:09}", time.as_second(), time.subsec_nanosecond()));
         // An action's name may have line breaks: that of a health check has the command in it.
         let format = "{{.TimeNano}} {{.Actor.ID}} {{json .Action}}";
-        let args = ["events", "--since", &since, "--until", "0s", "--format", format];
+        let args = ["events", "--since", &since_text, "--until", &until_text, "--format", format];
         let events = self.client.ask("docker events", args, limit)?;
-        let since = asked.checked_sub(Duration::from_secs(TOLD_SECONDS.into())).unwrap_or(Timestamp::MIN);
         Ok(Told::read(&String::from_utf8_lossy(&events.stdout), since))
     }
 
@@ -204,7 +207,7 @@ impl Told {
                 Some((Timestamp::from_nanosecond(time.parse().ok()?).ok()?, id, action))
             })
             .collect();
-        let oldest = events.iter().map(|(time, ..)| *time).min().filter(|_| events.len() >= EVENTS_REMEMBERED);
+        let oldest = events.iter().map(|(time, ..)| *time).min().filter(|_| events.len() >= MANY_EVENTS);
         let mut last = HashMap::new();
         for (time, id, _) in events.into_iter().filter(|(.., action)| *action == "\"kill\"") {
             let latest = last.entry(id.to_owned()).or_insert(time);

@@ -27,6 +27,12 @@ impl Random {
     }
 }
 
+/// Now, for `docker events`, which has no words for it that are exact to less than a second.
+fn now() -> String {
+    let now = Timestamp::now();
+    format!("{}.{:09}", now.as_second(), now.subsec_nanosecond())
+}
+
 fn from_environment(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().expect("a number"))
 }
@@ -140,9 +146,9 @@ impl Lab {
             self.of_project(),
             "{{.TimeNano}} {{.Action}} {{.Actor.ID}} {{.Actor.Attributes.name}} {{.Actor.Attributes.signal}}",
         );
-        let events = ["events", "--since", "300s", "--until", "0s", "--filter", &filter, "--format", format];
+        let events = ["events", "--since", "300s", "--until", &now(), "--filter", &filter, "--format", format];
         let events = self.docker(&events);
-        let all = self.docker(&["events", "--since", "300s", "--until", "0s", "--format", "{{.TimeNano}}"]);
+        let all = self.docker(&["events", "--since", "300s", "--until", &now(), "--format", "{{.TimeNano}}"]);
         let oldest = all.lines().next().unwrap_or_default();
         format!(
             "now: {}\ncontainers:\n{shown}log:\n{}Docker's events ({} of all stacks, from {oldest} on):\n{events}\n",
@@ -341,7 +347,7 @@ fn what_is_being_stopped_runs_afterwards_also_when_docker_has_forgotten_that_it_
             assert_eq!(response.status, 204, "{}", String::from_utf8_lossy(&response.body));
         }
         let filter = lab.of_project();
-        let told = ["events", "--since", "60s", "--until", "0s", "--filter", "event=kill", "--filter", &filter];
+        let told = ["events", "--since", "60s", "--until", &now(), "--filter", "event=kill", "--filter", &filter];
         let signals = lab.docker(&[&told[..], &["--format", "{{.Actor.Attributes.signal}}"]].concat());
         assert!(!signals.contains("15"), "Docker still knows that it was told: {}", lab.story());
     });
