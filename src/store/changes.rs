@@ -224,10 +224,10 @@ mod tests {
         assert_eq!(lock(&store.changes.state).by_number.len(), REMEMBERED);
         assert_eq!(store.changes_since(before, 9), None);
         let last = store.last_change();
-        assert_eq!(store.changes_since(last - 2, 9).unwrap(), [
-            (last - 1, Change::Deployment(REMEMBERED as i64)),
-            (last, Change::Repository(1))
-        ]);
+        assert_eq!(
+            store.changes_since(last - 2, 9).unwrap(),
+            [(last - 1, Change::Deployment(REMEMBERED as i64)), (last, Change::Repository(1))]
+        );
         assert_eq!(store.changes_since(last - 2, 1).unwrap().len(), 1);
         assert_eq!(store.changes_since(last, 9), Some(Vec::new()));
         assert_eq!(store.changes_since(last + 1, 9), None, "a number that was never given");

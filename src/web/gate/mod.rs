@@ -6,9 +6,10 @@
 //! time over a unix socket in a private folder. It passes the answer back as it comes, and knows when the client hung
 //! up.
 //!
-//! A connection's life is `connection::Phase`; the moves between phases are in `flow.rs`, the loop around them is
-//! here.
+//! A connection's life is `connection::Phase`; the moves between phases are in `flow.rs`, those of listeners in
+//! `broadcast.rs`, the loop around them is here.
 
+mod broadcast;
 mod chunked;
 mod connection;
 mod flow;
@@ -37,6 +38,8 @@ use rustix::net::{SocketAddrAny, SocketFlags};
 
 use super::ListenerKind;
 use super::presence::Presence;
+pub use broadcast::Broadcast;
+use broadcast::Listeners;
 use connection::{Client, Phase};
 pub use limits::Limits;
 use limits::{ACCEPT_PAUSE, IDLE_LIMIT, SWEEP_PAUSE, UPSTREAM_IDLE_LIMIT, UPSTREAMS_KEPT};
@@ -53,6 +56,7 @@ const READ_BYTES: usize = 64 * 1024;
 
 /// What the upper two bits of an epoll token say.
 const TOKEN_STOP: u64 = 0;
+const TOKEN_NEWS: u64 = 1;
 const TOKEN_LISTENER: u64 = 1 << 62;
 const TOKEN_CLIENT: u64 = 2 << 62;
 const TOKEN_UPSTREAM: u64 = 3 << 62;
@@ -114,10 +118,13 @@ impl Stop {
 pub struct Gate {
     epoll: OwnedFd,
     bell: Arc<OwnedFd>,
+    news: Arc<OwnedFd>,
+    broadcast: Arc<Broadcast>,
+    listeners: Listeners,
     presence: Arc<Presence>,
     limits: Limits,
     upstream_path: PathBuf,
-    listeners: Vec<Listening>,
+    sockets: Vec<Listening>,
     clients: Slots<Client>,
     upstreams: Slots<Upstream>,
     /// Connections to tiny_http that carry nothing.
@@ -154,11 +161,15 @@ impl Gate {
         upstream_path: PathBuf,
         limits: Limits,
         presence: Arc<Presence>,
+        broadcast: Arc<Broadcast>,
     ) -> io::Result<Gate> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let flags = rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK;
         let bell = Arc::new(rustix::event::eventfd(0, flags)?);
         epoll::add(&epoll, &*bell, epoll::EventData::new_u64(TOKEN_STOP), epoll::EventFlags::IN)?;
+        let news = Arc::new(rustix::event::eventfd(0, flags)?);
+        epoll::add(&epoll, &*news, epoll::EventData::new_u64(TOKEN_NEWS), epoll::EventFlags::IN)?;
+        broadcast.open(limits.listeners, Arc::clone(&news));
         let mut listening = Vec::new();
         for (index, socket) in listeners.into_iter().enumerate() {
             socket.set_nonblocking()?;
@@ -168,10 +179,13 @@ impl Gate {
         Ok(Gate {
             epoll,
             bell,
+            news,
+            broadcast,
+            listeners: Listeners::default(),
             presence,
             limits,
             upstream_path,
-            listeners: listening,
+            sockets: listening,
             clients: Slots::new(),
             upstreams: Slots::new(),
             idle: Vec::new(),
@@ -224,6 +238,7 @@ impl Gate {
             TOKEN_CLIENT => self.on_client(Key::from_bits(token & !TOKEN_KINDS), flags),
             TOKEN_UPSTREAM => self.on_upstream(Key::from_bits(token & !TOKEN_KINDS), flags),
             TOKEN_LISTENER => self.accept((token & !TOKEN_KINDS) as usize),
+            _ if token == TOKEN_NEWS => self.tell_listeners(),
             _ => self.begin_to_stop(),
         }
     }
@@ -237,7 +252,7 @@ impl Gate {
         let mut count = [0; 8];
         // Whatever was in the counter: it rang.
         let _ = rustix::io::read(&*self.bell, &mut count);
-        self.listeners.clear();
+        self.sockets.clear();
         self.stop_at = Some(self.now + self.limits.stop);
         self.wake_at(self.now + self.limits.stop);
         let idle = |client: &Client| matches!(client.phase, Phase::Head) && client.input.is_empty();
@@ -245,6 +260,7 @@ impl Gate {
         for key in keys {
             self.drop_client(key);
         }
+        self.end_listeners();
     }
 
     fn timeout(&self) -> Option<Timespec> {
@@ -273,7 +289,7 @@ impl Gate {
         for key in expired {
             self.on_deadline(key);
         }
-        self.resume_listeners();
+        self.resume_sockets();
         self.close_idle_upstreams();
         self.give_up_greeting();
     }
@@ -295,7 +311,7 @@ impl Gate {
     fn accept(&mut self, index: usize) {
         let mut may_make_room = true;
         for _ in 0..ACCEPTS_AT_ONCE {
-            let Some(listening) = self.listeners.get(index) else { return };
+            let Some(listening) = self.sockets.get(index) else { return };
             let kind = listening.socket.kind();
             let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
             match rustix::net::acceptfrom_with(&listening.socket, flags) {
@@ -318,7 +334,7 @@ impl Gate {
                     may_make_room = false;
                 }
                 Err(error) => {
-                    self.pause_listener(index, error);
+                    self.pause_socket(index, error);
                     return;
                 }
             }
@@ -326,7 +342,7 @@ impl Gate {
     }
 
     fn on_accepted(&mut self, socket: OwnedFd, kind: ListenerKind, address: Option<SocketAddrAny>) {
-        if self.clients.len() >= self.limits.connections && !self.drop_longest_waiting() {
+        if self.clients.len() - self.listeners.len() >= self.limits.connections && !self.drop_longest_waiting() {
             let refusal = Refusal::unavailable("there are too many requests at once");
             // It is as good as closed; what the socket takes at once is what the client gets.
             let _ = rustix::net::send(&socket, &refusal.to_bytes(false), rustix::net::SendFlags::NOSIGNAL);
@@ -388,9 +404,9 @@ impl Gate {
         self.drop_stalled_reader()
     }
 
-    fn pause_listener(&mut self, index: usize, error: Errno) {
+    fn pause_socket(&mut self, index: usize, error: Errno) {
         let until = self.now + ACCEPT_PAUSE;
-        let Some(listening) = self.listeners.get_mut(index) else { return };
+        let Some(listening) = self.sockets.get_mut(index) else { return };
         if listening.paused_until.is_none() {
             log::warn!("cannot accept connections for now: {error}");
         }
@@ -400,9 +416,9 @@ impl Gate {
         self.wake_at(until);
     }
 
-    fn resume_listeners(&mut self) {
+    fn resume_sockets(&mut self) {
         let mut next = None;
-        for (index, listening) in self.listeners.iter_mut().enumerate() {
+        for (index, listening) in self.sockets.iter_mut().enumerate() {
             match listening.paused_until {
                 Some(until) if until <= self.now => {
                     let token = listener_token(index);
