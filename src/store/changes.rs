@@ -257,11 +257,30 @@ mod tests {
         assert_eq!(told(&|| assert!(!store.cancel_pending(again, at(6)).unwrap())), []);
         let checked = [Change::Repository(media)];
         scene.check_found(media, &hash(1), at(7)).unwrap();
-        assert_eq!(told(&|| drop(scene.check_found(media, &hash(1), at(8)).unwrap())), checked, "in memory only");
+        assert_eq!(
+            told(&|| {
+                let _ = scene.check_found(media, &hash(1), at(8)).unwrap();
+            }),
+            checked,
+            "in memory only"
+        );
         assert_eq!(told(&|| store.check_scheduled(media, at(9))), checked);
-        assert_eq!(told(&|| drop(store.check_failed(media, "away", at(10)).unwrap())), checked);
-        assert_eq!(told(&|| drop(store.check_failed(media, "away", at(11)).unwrap())), checked, "in memory only");
-        let queued = told(&|| drop(scene.check_found(media, &hash(2), at(12)).unwrap()));
+        assert_eq!(
+            told(&|| {
+                let _ = store.check_failed(media, "away", at(10)).unwrap();
+            }),
+            checked
+        );
+        assert_eq!(
+            told(&|| {
+                let _ = store.check_failed(media, "away", at(11)).unwrap();
+            }),
+            checked,
+            "in memory only"
+        );
+        let queued = told(&|| {
+            let _ = scene.check_found(media, &hash(2), at(12)).unwrap();
+        });
         let pending = store.pending().unwrap()[0].id;
         assert_eq!(queued, both(pending));
         assert_eq!(told(&|| store.projects_loaded()), [Change::Projects]);

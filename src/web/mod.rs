@@ -3,6 +3,7 @@
 //! ```text
 //! client ─▶ gate (one thread) ─▶ tiny_http ─▶ handler threads ─▶ rules ▸ auth ▸ route
 //!                                                  └─▶ a thread of a pool, for what streams or takes its time
+//! store ─▶ events (one thread) ─▶ gate ─▶ all who listen
 //! ```
 //!
 //! The web never runs a deployment: it reads the store, or writes a pending row and wakes the worker. It spawns
