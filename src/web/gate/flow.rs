@@ -6,12 +6,11 @@ use rustix::event::epoll::{self, EventFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType};
 
-use super::connection::{Client, Exchange, Incoming, Phase};
+use super::connection::{Client, Exchange, Incoming, Output, Phase};
 use super::head::{self, HEAD_MAX_BYTES, Origin};
 use super::limits::{
     ANSWER_LIMIT, BODIES_MAX_BYTES, BODY_LIMIT, CONNECT_PAUSE, DESCRIPTORS_PER_UPSTREAM, GREETING_LIMIT,
-    GREETING_PAUSE, HEAD_LIMIT, LINGER_LIMIT, OUTPUT_MAX_BYTES, OUTPUTS_MAX_BYTES, UPSTREAM_IDLE_LIMIT, UPSTREAMS_KEPT,
-    WRITE_LIMIT,
+    GREETING_PAUSE, HEAD_LIMIT, LINGER_LIMIT, OUTPUT_MAX_BYTES, UPSTREAM_IDLE_LIMIT, UPSTREAMS_KEPT, WRITE_LIMIT,
 };
 use super::refusal::Refusal;
 use super::slots::Key;
@@ -433,6 +432,10 @@ impl Gate {
             if answering.is_some() || is_listening {
                 client.deadline = None;
             }
+            if is_listening {
+                // It will want no buffer for long.
+                client.output = Output::default();
+            }
             self.watch_client(key, interest.difference(EventFlags::OUT));
             if let Some(upstream) = answering {
                 self.let_upstream_talk(upstream, true);
@@ -556,24 +559,6 @@ impl Gate {
             | Phase::Closing
             | Phase::Lingering => self.drop_client(key),
         }
-    }
-
-    /// Answers that nobody reads are in memory up to a bound; past it the client that has not read for longest goes.
-    fn drop_stalled_readers(&mut self) {
-        while self.output_bytes > OUTPUTS_MAX_BYTES && self.drop_stalled(|client| client.counted_bytes > 0) {}
-    }
-
-    /// The client that has not read for longest goes. `false` if all of them read.
-    pub(super) fn drop_stalled_reader(&mut self) -> bool {
-        self.drop_stalled(|_| true)
-    }
-
-    fn drop_stalled(&mut self, may_go: impl Fn(&Client) -> bool) -> bool {
-        let clients = self.clients.iter().filter(|(_, client)| may_go(client));
-        let stalled = clients.filter_map(|(key, client)| Some((client.stalled_since?, key)));
-        let Some((_, key)) = stalled.min_by_key(|(since, _)| *since) else { return false };
-        self.drop_client(key);
-        true
     }
 }
 

@@ -42,7 +42,7 @@ pub use broadcast::Broadcast;
 use broadcast::Listeners;
 use connection::{Client, Phase};
 pub use limits::Limits;
-use limits::{ACCEPT_PAUSE, IDLE_LIMIT, SWEEP_PAUSE, UPSTREAM_IDLE_LIMIT, UPSTREAMS_KEPT};
+use limits::{ACCEPT_PAUSE, IDLE_LIMIT, OUTPUTS_MAX_BYTES, SWEEP_PAUSE, UPSTREAM_IDLE_LIMIT, UPSTREAMS_KEPT};
 use refusal::Refusal;
 use slots::{Key, Slots};
 use upstream::Upstream;
@@ -402,6 +402,24 @@ impl Gate {
             return true;
         }
         self.drop_stalled_reader()
+    }
+
+    /// Answers that nobody reads are in memory up to a bound; past it the client that has not read for longest goes.
+    fn drop_stalled_readers(&mut self) {
+        while self.output_bytes > OUTPUTS_MAX_BYTES && self.drop_stalled(|client| client.counted_bytes > 0) {}
+    }
+
+    /// The client that has not read for longest goes. `false` if all of them read.
+    fn drop_stalled_reader(&mut self) -> bool {
+        self.drop_stalled(|_| true)
+    }
+
+    fn drop_stalled(&mut self, may_go: impl Fn(&Client) -> bool) -> bool {
+        let clients = self.clients.iter().filter(|(_, client)| may_go(client));
+        let stalled = clients.filter_map(|(key, client)| Some((client.stalled_since?, key)));
+        let Some((_, key)) = stalled.min_by_key(|(since, _)| *since) else { return false };
+        self.drop_client(key);
+        true
     }
 
     fn pause_socket(&mut self, index: usize, error: Errno) {

@@ -4,7 +4,7 @@ use super::*;
 
 /// A client of `/api/events`, as a browser is one.
 struct Listener {
-    stream: BufReader<Box<dyn Read>>,
+    stream: BufReader<Box<dyn Read + Send>>,
     text: String,
     /// What it would ask for when it comes back.
     last_id: String,
@@ -35,9 +35,9 @@ impl Listener {
     }
 
     /// Reads the head and what comes without waiting for a change.
-    fn with(mut stream: impl Read + Write + 'static, request: &str) -> Listener {
+    fn with(mut stream: impl Read + Write + Send + 'static, request: &str) -> Listener {
         stream.write_all(request.as_bytes()).unwrap();
-        let mut reader = BufReader::new(Box::new(stream) as Box<dyn Read>);
+        let mut reader = BufReader::new(Box::new(stream) as Box<dyn Read + Send>);
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
             assert!(reader.read_line(&mut head).unwrap() > 0, "closed after {head:?}");
@@ -104,8 +104,12 @@ impl Listener {
         std::iter::from_fn(|| self.event_or_id()).collect()
     }
 
-    /// The statuses of a deployment, up to its end.
+    /// The statuses of a deployment, up to a success.
     fn statuses_of(&mut self, id: DeploymentId) -> Vec<String> {
+        self.statuses_until(id, "success")
+    }
+
+    fn statuses_until(&mut self, id: DeploymentId, end: &str) -> Vec<String> {
         let mut statuses: Vec<String> = Vec::new();
         loop {
             let event = self.event();
@@ -116,7 +120,7 @@ impl Listener {
             if statuses.last().is_none_or(|last| last != status) {
                 statuses.push(status.to_owned());
             }
-            if !matches!(status, "pending" | "running") {
+            if status == end {
                 return statuses;
             }
         }
@@ -291,4 +295,66 @@ fn a_stop_ends_the_stream_at_once() {
     assert_eq!(listener.block(), "");
     drop(scene);
     assert!(since.elapsed() < Duration::from_secs(2), "{:?}", since.elapsed());
+}
+
+#[test]
+fn who_is_told_too_late_of_too_much_loads_everything_anew() {
+    let scene = Scene::new();
+    let mut listener = Listener::new(&scene, None);
+    listener.missed();
+    // More than is remembered, between two rounds.
+    for id in 1000..6000 {
+        scene.store.check_scheduled(id, Timestamp::now());
+    }
+    assert_eq!(listener.event().name, "reset");
+    let id = scene.queue("web");
+    assert_eq!(listener.statuses_until(id, "pending"), ["pending"]);
+}
+
+#[test]
+fn whoever_comes_and_goes_sees_every_deployment_go_forward_and_end() {
+    const DEPLOYMENTS: usize = 40;
+    let scene = Scene::new();
+    std::thread::scope(|threads| {
+        let listeners: Vec<_> = (1..=4)
+            .map(|stay| {
+                let mut listener = Listener::new(&scene, None);
+                assert!(listener.missed().is_empty());
+                let scene = &scene;
+                // It goes after a few events each time, and comes back.
+                threads.spawn(move || {
+                    let (mut last_id, mut stands, mut ended) = (listener.last_id.clone(), HashMap::new(), 0);
+                    drop(listener);
+                    while ended < DEPLOYMENTS {
+                        let mut listener = Listener::new(scene, Some(&last_id));
+                        for _ in 0..stay {
+                            let event = listener.event();
+                            let rank = match event.summary() {
+                                ("deployment", _, "pending") => 1,
+                                ("deployment", _, "running") => 2,
+                                ("deployment", _, "success") => 3,
+                                (name, ..) => {
+                                    assert_eq!(name, "repository");
+                                    continue;
+                                }
+                            };
+                            let before = stands.insert(event.data["id"].as_i64().unwrap(), rank);
+                            assert!(before.is_none_or(|before| before <= rank), "{before:?}, then {rank}");
+                            ended += usize::from(rank == 3 && before != Some(3));
+                        }
+                        assert!(number_of(&listener.last_id) > number_of(&last_id), "an event was told twice");
+                        last_id = listener.last_id;
+                    }
+                })
+            })
+            .collect();
+        for _ in 0..DEPLOYMENTS {
+            scene.succeed("web");
+        }
+        // Whoever waits for one more event than there are gets it.
+        while !listeners.iter().all(std::thread::ScopedJoinHandle::is_finished) {
+            scene.store.check_scheduled(scene.id("media"), Timestamp::now());
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+    });
 }
