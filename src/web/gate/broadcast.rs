@@ -162,9 +162,9 @@ impl Broadcast {
     }
 }
 
-/// The listeners, as the gate has them.
+/// Those who listen, as the gate has them.
 #[derive(Default)]
-pub(super) struct Listeners {
+pub(super) struct Audience {
     keys: Vec<Key>,
     recent: VecDeque<Message>,
     recent_bytes: usize,
@@ -172,7 +172,7 @@ pub(super) struct Listeners {
     forgotten: u64,
 }
 
-impl Listeners {
+impl Audience {
     /// How many there are.
     pub(super) fn len(&self) -> usize {
         self.keys.len()
@@ -196,16 +196,13 @@ impl Gate {
         let Phase::Listening { is_http_1_0 } = client.phase else { return self.broadcast.give_back(request) };
         let has_place = self.broadcast.listens(request);
         if has_place {
-            self.listeners.keys.push(key);
-        } else {
-            // Dropping it must not give back what it does not have.
-            client.phase = Phase::Closing;
+            self.audience.keys.push(key);
         }
         // It was too long on its way to know all that was told meanwhile.
-        if !has_place || number < self.listeners.forgotten {
+        if !has_place || number < self.audience.forgotten {
             return self.drop_client(key);
         }
-        for message in self.listeners.recent.iter().filter(|message| message.number > number) {
+        for message in self.audience.recent.iter().filter(|message| message.number > number) {
             client.output.buffer().extend_from_slice(message.bytes(is_http_1_0));
         }
         // What it sends after its request stays with its kernel; that it hangs up is noticed.
@@ -225,10 +222,10 @@ impl Gate {
         // Whatever was in the counter: it rang.
         let _ = rustix::io::read(&*self.news, &mut count);
         for message in self.broadcast.take() {
-            for key in self.listeners.keys.clone() {
+            for key in self.audience.keys.clone() {
                 self.tell_listener(key, &message);
             }
-            self.listeners.remember(message);
+            self.audience.remember(message);
         }
     }
 
@@ -246,7 +243,7 @@ impl Gate {
 
     /// The streams end as every answer does, so that clients can tell it from a broken connection.
     pub(super) fn end_listeners(&mut self) {
-        for key in self.listeners.keys.clone() {
+        for key in self.audience.keys.clone() {
             self.end_listener(key);
         }
     }
@@ -264,8 +261,11 @@ impl Gate {
 
     /// A listener is none any more.
     pub(super) fn stop_listening(&mut self, key: Key) {
-        self.listeners.keys.retain(|listener| *listener != key);
-        self.broadcast.stopped_listening();
+        let before = self.audience.len();
+        self.audience.keys.retain(|listener| *listener != key);
+        if self.audience.len() < before {
+            self.broadcast.stopped_listening();
+        }
     }
 }
 
@@ -308,13 +308,13 @@ mod tests {
 
     #[test]
     fn what_was_told_lately_is_bounded() {
-        let mut listeners = Listeners::default();
+        let mut audience = Audience::default();
         for number in 1..=10 {
-            listeners.remember(Message::new(number, &[b'x'; 10_000]));
+            audience.remember(Message::new(number, &[b'x'; 10_000]));
         }
-        assert!(listeners.recent_bytes <= RECENT_MAX_BYTES);
-        assert_eq!(listeners.recent.front().map(|message| message.number), Some(listeners.forgotten + 1));
-        assert_eq!(listeners.forgotten, 4);
-        assert_eq!(listeners.recent_bytes, listeners.recent.iter().map(|message| message.chunk.len()).sum::<usize>());
+        assert!(audience.recent_bytes <= RECENT_MAX_BYTES);
+        assert_eq!(audience.recent.front().map(|message| message.number), Some(audience.forgotten + 1));
+        assert_eq!(audience.forgotten, 4);
+        assert_eq!(audience.recent_bytes, audience.recent.iter().map(|message| message.chunk.len()).sum::<usize>());
     }
 }

@@ -6,11 +6,12 @@ use rustix::event::epoll::{self, EventFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType};
 
-use super::connection::{Client, Exchange, Incoming, Output, Phase};
+use super::connection::{Client, Exchange, Incoming, Phase};
 use super::head::{self, HEAD_MAX_BYTES, Origin};
 use super::limits::{
     ANSWER_LIMIT, BODIES_MAX_BYTES, BODY_LIMIT, CONNECT_PAUSE, DESCRIPTORS_PER_UPSTREAM, GREETING_LIMIT,
-    GREETING_PAUSE, HEAD_LIMIT, LINGER_LIMIT, OUTPUT_MAX_BYTES, UPSTREAM_IDLE_LIMIT, UPSTREAMS_KEPT, WRITE_LIMIT,
+    GREETING_PAUSE, HEAD_LIMIT, LINGER_LIMIT, OUTPUT_MAX_BYTES, OUTPUTS_MAX_BYTES, UPSTREAM_IDLE_LIMIT, UPSTREAMS_KEPT,
+    WRITE_LIMIT,
 };
 use super::refusal::Refusal;
 use super::slots::Key;
@@ -434,7 +435,7 @@ impl Gate {
             }
             if is_listening {
                 // It will want no buffer for long.
-                client.output = Output::default();
+                std::mem::take(&mut client.output);
             }
             self.watch_client(key, interest.difference(EventFlags::OUT));
             if let Some(upstream) = answering {
@@ -559,6 +560,11 @@ impl Gate {
             | Phase::Closing
             | Phase::Lingering => self.drop_client(key),
         }
+    }
+
+    /// Answers that nobody reads are in memory up to a bound; past it the client that has not read for longest goes.
+    fn drop_stalled_readers(&mut self) {
+        while self.output_bytes > OUTPUTS_MAX_BYTES && self.drop_stalled(|client| client.counted_bytes > 0) {}
     }
 }
 

@@ -59,12 +59,12 @@ const STOP_LIMIT: Duration = Duration::from_secs(3);
 pub struct Limits {
     /// Connections of clients at once, without those that listen.
     pub connections: usize,
+    /// Clients that listen at once.
+    pub listeners: usize,
     /// Connections to tiny_http that carry something other than a stream.
     pub short: usize,
     /// Connections to tiny_http in all.
     pub upstreams: usize,
-    /// Clients that listen at once.
-    pub listeners: usize,
     /// A complete request waits this long for a connection to tiny_http.
     pub queue: Duration,
     /// Requests in flight when the gate is stopped have this long.
@@ -85,10 +85,10 @@ impl Limits {
             (left / 2 / DESCRIPTORS_PER_UPSTREAM).clamp(UPSTREAMS_KEPT, SHORT_MAX + crate::web::STREAMS_MAX);
         Limits {
             connections: (descriptors - left).max(8),
-            short: upstreams.min(SHORT_MAX),
-            upstreams,
             // They are taken from the half that is not the clients'.
             listeners: (left / 4).min(LISTENERS_MAX),
+            short: upstreams.min(SHORT_MAX),
+            upstreams,
             queue: QUEUE_LIMIT,
             stop: STOP_LIMIT,
         }

@@ -38,11 +38,11 @@ use rustix::net::{SocketAddrAny, SocketFlags};
 
 use super::ListenerKind;
 use super::presence::Presence;
+use broadcast::Audience;
 pub use broadcast::Broadcast;
-use broadcast::Listeners;
 use connection::{Client, Phase};
 pub use limits::Limits;
-use limits::{ACCEPT_PAUSE, IDLE_LIMIT, OUTPUTS_MAX_BYTES, SWEEP_PAUSE, UPSTREAM_IDLE_LIMIT, UPSTREAMS_KEPT};
+use limits::{ACCEPT_PAUSE, IDLE_LIMIT, SWEEP_PAUSE, UPSTREAM_IDLE_LIMIT, UPSTREAMS_KEPT};
 use refusal::Refusal;
 use slots::{Key, Slots};
 use upstream::Upstream;
@@ -120,11 +120,11 @@ pub struct Gate {
     bell: Arc<OwnedFd>,
     news: Arc<OwnedFd>,
     broadcast: Arc<Broadcast>,
-    listeners: Listeners,
+    audience: Audience,
     presence: Arc<Presence>,
     limits: Limits,
     upstream_path: PathBuf,
-    sockets: Vec<Listening>,
+    listeners: Vec<Listening>,
     clients: Slots<Client>,
     upstreams: Slots<Upstream>,
     /// Connections to tiny_http that carry nothing.
@@ -181,11 +181,11 @@ impl Gate {
             bell,
             news,
             broadcast,
-            listeners: Listeners::default(),
+            audience: Audience::default(),
             presence,
             limits,
             upstream_path,
-            sockets: listening,
+            listeners: listening,
             clients: Slots::new(),
             upstreams: Slots::new(),
             idle: Vec::new(),
@@ -252,7 +252,7 @@ impl Gate {
         let mut count = [0; 8];
         // Whatever was in the counter: it rang.
         let _ = rustix::io::read(&*self.bell, &mut count);
-        self.sockets.clear();
+        self.listeners.clear();
         self.stop_at = Some(self.now + self.limits.stop);
         self.wake_at(self.now + self.limits.stop);
         let idle = |client: &Client| matches!(client.phase, Phase::Head) && client.input.is_empty();
@@ -289,7 +289,7 @@ impl Gate {
         for key in expired {
             self.on_deadline(key);
         }
-        self.resume_sockets();
+        self.resume_listeners();
         self.close_idle_upstreams();
         self.give_up_greeting();
     }
@@ -311,7 +311,7 @@ impl Gate {
     fn accept(&mut self, index: usize) {
         let mut may_make_room = true;
         for _ in 0..ACCEPTS_AT_ONCE {
-            let Some(listening) = self.sockets.get(index) else { return };
+            let Some(listening) = self.listeners.get(index) else { return };
             let kind = listening.socket.kind();
             let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
             match rustix::net::acceptfrom_with(&listening.socket, flags) {
@@ -334,7 +334,7 @@ impl Gate {
                     may_make_room = false;
                 }
                 Err(error) => {
-                    self.pause_socket(index, error);
+                    self.pause_listener(index, error);
                     return;
                 }
             }
@@ -342,7 +342,7 @@ impl Gate {
     }
 
     fn on_accepted(&mut self, socket: OwnedFd, kind: ListenerKind, address: Option<SocketAddrAny>) {
-        if self.clients.len() - self.listeners.len() >= self.limits.connections && !self.drop_longest_waiting() {
+        if self.clients.len() - self.audience.len() >= self.limits.connections && !self.drop_longest_waiting() {
             let refusal = Refusal::unavailable("there are too many requests at once");
             // It is as good as closed; what the socket takes at once is what the client gets.
             let _ = rustix::net::send(&socket, &refusal.to_bytes(false), rustix::net::SendFlags::NOSIGNAL);
@@ -387,6 +387,19 @@ impl Gate {
         }
     }
 
+    /// The client that has not read for longest goes. `false` if all of them read.
+    fn drop_stalled_reader(&mut self) -> bool {
+        self.drop_stalled(|_| true)
+    }
+
+    fn drop_stalled(&mut self, may_go: impl Fn(&Client) -> bool) -> bool {
+        let clients = self.clients.iter().filter(|(_, client)| may_go(client));
+        let stalled = clients.filter_map(|(key, client)| Some((client.stalled_since?, key)));
+        let Some((_, key)) = stalled.min_by_key(|(since, _)| *since) else { return false };
+        self.drop_client(key);
+        true
+    }
+
     /// Makes room: the client that has waited longest for its request goes, or, where none owes one, the one that has
     /// not read for longest. `false` if all are served.
     fn drop_longest_waiting(&mut self) -> bool {
@@ -404,27 +417,9 @@ impl Gate {
         self.drop_stalled_reader()
     }
 
-    /// Answers that nobody reads are in memory up to a bound; past it the client that has not read for longest goes.
-    fn drop_stalled_readers(&mut self) {
-        while self.output_bytes > OUTPUTS_MAX_BYTES && self.drop_stalled(|client| client.counted_bytes > 0) {}
-    }
-
-    /// The client that has not read for longest goes. `false` if all of them read.
-    fn drop_stalled_reader(&mut self) -> bool {
-        self.drop_stalled(|_| true)
-    }
-
-    fn drop_stalled(&mut self, may_go: impl Fn(&Client) -> bool) -> bool {
-        let clients = self.clients.iter().filter(|(_, client)| may_go(client));
-        let stalled = clients.filter_map(|(key, client)| Some((client.stalled_since?, key)));
-        let Some((_, key)) = stalled.min_by_key(|(since, _)| *since) else { return false };
-        self.drop_client(key);
-        true
-    }
-
-    fn pause_socket(&mut self, index: usize, error: Errno) {
+    fn pause_listener(&mut self, index: usize, error: Errno) {
         let until = self.now + ACCEPT_PAUSE;
-        let Some(listening) = self.sockets.get_mut(index) else { return };
+        let Some(listening) = self.listeners.get_mut(index) else { return };
         if listening.paused_until.is_none() {
             log::warn!("cannot accept connections for now: {error}");
         }
@@ -434,9 +429,9 @@ impl Gate {
         self.wake_at(until);
     }
 
-    fn resume_sockets(&mut self) {
+    fn resume_listeners(&mut self) {
         let mut next = None;
-        for (index, listening) in self.sockets.iter_mut().enumerate() {
+        for (index, listening) in self.listeners.iter_mut().enumerate() {
             match listening.paused_until {
                 Some(until) if until <= self.now => {
                     let token = listener_token(index);
