@@ -3,6 +3,7 @@
 //! ```text
 //! client ─▶ gate (one thread) ─▶ tiny_http ─▶ handler threads ─▶ rules ▸ auth ▸ route
 //!                                                  └─▶ a thread of a pool, for what streams or takes its time
+//! store ─▶ events (one thread) ─▶ gate ─▶ all who listen
 //! ```
 //!
 //! The web never runs a deployment: it reads the store, or writes a pending row and wakes the worker. It spawns
@@ -12,6 +13,7 @@
 mod answer;
 mod api;
 mod auth;
+mod events;
 pub mod gate;
 mod health;
 mod lending;
@@ -50,6 +52,9 @@ const HEADER_LISTENER: &str = "X-Shiparr-Listener";
 const HEADER_PEER: &str = "X-Shiparr-Peer";
 /// The request's number in this process; set by the gate, never by a client.
 const HEADER_REQUEST: &str = "X-Shiparr-Request";
+
+/// In an answer: its client listens from now on to what is told after this number; never passed on to a client.
+const HEADER_LISTENS: &str = "X-Shiparr-Listens";
 
 /// How a request came in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,11 +150,12 @@ pub struct Context {
     /// The daemon around the web.
     pub daemon: Arc<dyn Daemon>,
     health: health::Health,
+    events: events::Events,
 }
 
 impl Context {
     /// What the daemon gives to the web.
     pub fn new(settings: Arc<Settings>, store: Arc<Store>, daemon: Arc<dyn Daemon>) -> Context {
-        Context { settings, store, daemon, health: health::Health::default() }
+        Context { settings, store, daemon, health: health::Health::default(), events: events::Events::new() }
     }
 }

@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use super::answer::{Answer, Failure, Reply};
 use super::request::{Method, Request};
-use super::{Context, ListenerKind, api, health, widget};
+use super::{Context, ListenerKind, api, events, health, widget};
 
 /// A request with everything that a route may need.
 pub struct Call<'a> {
@@ -61,6 +61,7 @@ const ROUTES: &[(Method, &str, Handler)] = &[
     (Method::Get, "/api/deployments/{id}", now!(api::deployments::deployment)),
     (Method::Get, "/api/deployments/{id}/logs", api::deployments::logs),
     (Method::Post, "/api/deployments/{id}/cancel", now!(api::cancel::cancel)),
+    (Method::Get, "/api/events", now!(events::events)),
     (Method::Get, "/containers/{id}/logs", api::containers::container_logs),
     (Method::Get, "/widget/dashy", now!(widget::dashy)),
     (Method::Options, "/widget/dashy", now!(widget::preflight)),
