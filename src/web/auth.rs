@@ -13,6 +13,7 @@ use hmac::{Hmac, Mac};
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
+use super::access::{Access, Caller};
 use super::answer::Failure;
 use super::request::Request;
 use crate::config::Settings;
@@ -52,8 +53,8 @@ struct Failures {
 
 /// What the credentials of a request are worth, as far as it is known without hashing.
 pub enum Verdict {
-    /// They are right, or none are needed.
-    Right,
+    /// They are right, and this is whose they are.
+    Right(Caller),
     /// They are not; this is the answer.
     Wrong(Failure),
     /// A hash has to tell: [`Guard::verify`].
@@ -62,6 +63,8 @@ pub enum Verdict {
 
 /// A password that has to be compared with a hash. It counts as wrong until it was found right.
 pub struct Attempt {
+    /// Who it is, if it is right.
+    caller: Caller,
     username_is_right: bool,
     stored: Secret,
     given: String,
@@ -92,7 +95,7 @@ impl Guard {
 
     /// Looks at a request's credentials.
     pub fn look(&self, request: &Request, settings: &Settings, now: Instant) -> Verdict {
-        let Some(auth) = &settings.auth else { return Verdict::Right };
+        let Some(auth) = &settings.auth else { return Verdict::Right(Caller::nameless(Access::Full)) };
         let Some((username, password)) = request.header("Authorization").and_then(credentials) else {
             return Verdict::Wrong(unauthorized("a user name and a password are needed"));
         };
@@ -103,7 +106,7 @@ impl Guard {
         };
         let mark = self.mark(&[stored.expose().as_bytes(), username.as_bytes(), password.as_bytes()]);
         if lock(&self.remembered).is_some_and(|remembered| bool::from(remembered.ct_eq(&mark))) {
-            return Verdict::Right;
+            return Verdict::Right(Caller::named(Access::Full, username));
         }
         // The control socket has no address and is not asked; a TCP client without one is everybody.
         let address = group(request.peer.unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED)));
@@ -114,7 +117,9 @@ impl Guard {
         let username_is_right =
             bool::from(self.mark(&[username.as_bytes()]).ct_eq(&self.mark(&[auth.username.as_bytes()])));
         let given = password;
-        let attempt = Attempt { username_is_right, stored, given, mark, address, began: now, outcome, is_counted };
+        let caller = Caller::named(Access::Full, username);
+        let attempt =
+            Attempt { caller, username_is_right, stored, given, mark, address, began: now, outcome, is_counted };
         if is_hash(attempt.stored.expose()) {
             return Verdict::Unknown(Box::new(attempt));
         }
@@ -122,7 +127,7 @@ impl Guard {
         let is_right =
             *attempt.outcome.get_or_init(|| bool::from(marks[0].ct_eq(&marks[1])) && attempt.username_is_right);
         match self.conclude(&attempt, is_right) {
-            Ok(()) => Verdict::Right,
+            Ok(caller) => Verdict::Right(caller),
             Err(failure) => Verdict::Wrong(failure),
         }
     }
@@ -131,7 +136,7 @@ impl Guard {
     ///
     /// # Errors
     /// 401.
-    pub fn verify(&self, attempt: &Attempt) -> Result<(), Failure> {
+    pub fn verify(&self, attempt: &Attempt) -> Result<Caller, Failure> {
         let is_right = *attempt.outcome.get_or_init(|| {
             let _one_at_a_time = lock(&self.hashing);
             matches_hash(attempt.stored.expose(), &attempt.given) && attempt.username_is_right
@@ -154,7 +159,7 @@ impl Guard {
         Ok((outcome, true))
     }
 
-    fn conclude(&self, attempt: &Attempt, is_right: bool) -> Result<(), Failure> {
+    fn conclude(&self, attempt: &Attempt, is_right: bool) -> Result<Caller, Failure> {
         if is_right {
             *lock(&self.remembered) = Some(attempt.mark);
             if let Some(failures) = lock(&self.failures).get_mut(&attempt.address).filter(|_| attempt.is_counted) {
@@ -162,7 +167,7 @@ impl Guard {
                     failures.at.remove(index);
                 }
             }
-            return Ok(());
+            return Ok(attempt.caller.clone());
         }
         log::warn!("a login from {} failed", attempt.address);
         Err(unauthorized("the user name or the password is wrong"))
@@ -280,7 +285,8 @@ mod tests {
         let mark = guard.mark(&[stored.as_bytes(), b"admin", given.as_bytes()]);
         let stored = Secret::new(stored);
         let (given, outcome, began) = (given.to_owned(), Arc::default(), Instant::now());
-        Attempt { username_is_right, stored, given, mark, address: ADDRESS, began, outcome, is_counted: true }
+        let caller = Caller::nameless(Access::Full);
+        Attempt { caller, username_is_right, stored, given, mark, address: ADDRESS, began, outcome, is_counted: true }
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! nothing: [`start`] hands its long-lived threads to the daemon as functions, and asks it ([`Daemon::spawn`]) for a
 //! thread where an answer streams or takes its time.
 
+mod access;
 mod answer;
 mod api;
 mod auth;

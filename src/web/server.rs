@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use super::access::{Access, Caller};
 use super::answer::{Answer, Failure, Opening, Reply};
 use super::auth::{Attempt, Guard, Verdict};
 use super::gate::{Gate, Limits, Listener, Stop};
@@ -134,7 +135,7 @@ impl Server {
     fn admit(self: &Arc<Server>, request: Request) {
         let settings = &self.context.settings;
         if request.listener == ListenerKind::Control {
-            return self.dispatch(request, true);
+            return self.dispatch(request, &Caller::nameless(Access::Full));
         }
         if settings.auth.is_none() {
             if let Err(failure) = origin::check_host(&request, &settings.allowed_hosts) {
@@ -146,11 +147,12 @@ impl Server {
                 return finish(request, failure.into());
             }
         }
-        if settings.auth.is_some() && routes::is_open(&request) && request.header("Authorization").is_none() {
-            return self.dispatch(request, false);
+        let nameless = self.nameless();
+        if routes::needed(&request) <= nameless.access && request.header("Authorization").is_none() {
+            return self.dispatch(request, &nameless);
         }
         match self.guard.look(&request, settings, Instant::now()) {
-            Verdict::Right => self.dispatch(request, true),
+            Verdict::Right(caller) => self.dispatch(request, &caller),
             Verdict::Wrong(failure) => self.turn_away(request, failure),
             Verdict::Unknown(attempt) => self.admit_slowly(request, attempt),
         }
@@ -161,7 +163,7 @@ impl Server {
         let server = Arc::clone(self);
         self.in_own_thread("web-password", &self.passwords, request, move |request, _place| {
             match server.guard.verify(&attempt) {
-                Ok(()) => server.dispatch(request, true),
+                Ok(caller) => server.dispatch(request, &caller),
                 Err(failure) => server.turn_away(request, failure),
             }
         });
@@ -169,11 +171,26 @@ impl Server {
 
     /// What is open to everybody is so for those with a wrong password too.
     fn turn_away(self: &Arc<Server>, request: Request, failure: Failure) {
-        if routes::is_open(&request) { self.dispatch(request, false) } else { finish(request, failure.into()) }
+        let nameless = self.nameless();
+        if routes::needed(&request) <= nameless.access {
+            self.dispatch(request, &nameless);
+        } else {
+            finish(request, failure.into());
+        }
     }
 
-    fn dispatch(self: &Arc<Server>, mut request: Request, is_trusted: bool) {
-        let reply = request.body().and_then(|body| routes::route(&self.context, &request, &body, is_trusted));
+    /// What everybody may do.
+    fn nameless(&self) -> Caller {
+        let settings = &self.context.settings;
+        Caller::nameless(match settings.auth {
+            None => Access::Full,
+            Some(_) if settings.widget_public => Access::Widget,
+            Some(_) => Access::Open,
+        })
+    }
+
+    fn dispatch(self: &Arc<Server>, mut request: Request, caller: &Caller) {
+        let reply = request.body().and_then(|body| routes::route(&self.context, &request, &body, caller));
         match reply {
             Ok(Reply::Now(answer)) => finish(request, answer),
             Err(failure) => finish(request, failure.into()),
