@@ -9,6 +9,9 @@ use crate::secrets::Secret;
 /// Characters that an API key has at least: nobody can be slowed down enough for shorter ones.
 const KEY_CHARS_MIN: usize = 16;
 
+/// How the paths of routes begin.
+const ROUTES_BEGIN: [&str; 6] = ["api", "containers", "control", "metrics", "webhook", "widget"];
+
 /// Basic Auth, where it is enabled. The passwords are looked up at each use:
 /// [`Settings::password`](super::Settings::password), [`Settings::viewer_password`](super::Settings::viewer_password).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +34,11 @@ impl PublicUrl {
     /// The host as a `Host` header names it: lower case, with its port if it has one.
     pub fn authority(&self) -> &str {
         &self.authority
+    }
+
+    /// Whether its path begins as routes do: a proxy that strips it could not be told from one that does not.
+    fn hides_a_route(&self) -> bool {
+        self.path.split('/').nth(1).is_some_and(|first| ROUTES_BEGIN.contains(&first))
     }
 
     /// What stands before every path: empty, or as in `/shiparr`, never with a slash at its end.
@@ -181,12 +189,13 @@ impl Reading<'_> {
 
     pub(super) fn public_url(&mut self) -> Option<PublicUrl> {
         let (name, text) = self.text("PUBLIC_URL")?;
-        let found = text.parse().ok();
-        if found.is_none() {
-            let expected = "expected the address that people open, as in `https://host.example.com/shiparr`";
-            self.problems.push(format!("{name}: `{text}` is not valid; {expected}"));
-        }
-        found
+        let expected = match text.parse::<PublicUrl>() {
+            Ok(url) if !url.hides_a_route() => return Some(url),
+            Ok(_) => "its path begins like a route; expected another one, as in `https://host.example.com/shiparr`",
+            Err(()) => "expected the address that people open, as in `https://host.example.com/shiparr`",
+        };
+        self.problems.push(format!("{name}: `{text}` is not valid; {expected}"));
+        None
     }
 
     pub(super) fn trusted_proxies(&mut self) -> Vec<Network> {
@@ -243,6 +252,11 @@ mod tests {
         ] {
             let url: PublicUrl = text.parse().expect(text);
             assert_eq!((url.authority(), url.path()), (authority, path), "{text}");
+        }
+        for (text, hides) in
+            [("http://a/api", true), ("http://a/widget/x", true), ("http://a/apis", false), ("http://a", false)]
+        {
+            assert_eq!(text.parse().map(|url: PublicUrl| url.hides_a_route()), Ok(hides), "{text}");
         }
         let url: PublicUrl = "https://host.example.com/shiparr/".parse().expect("a URL");
         assert_eq!(url.to_string(), "https://host.example.com/shiparr");

@@ -23,6 +23,7 @@ use super::access::{Access, Caller};
 use super::answer::{Answer, Failure, Reply};
 use super::request::{Method, Request};
 use super::{Context, ListenerKind, api, health, widget};
+use crate::config::PublicUrl;
 
 /// A request with everything that a route may need.
 pub struct Call<'a> {
@@ -41,6 +42,21 @@ impl Call<'_> {
     /// A part of the path that the route's pattern names; empty where it has none of that name.
     pub fn param(&self, name: &str) -> &str {
         self.params.iter().find(|(key, _)| *key == name).map_or("", |(_, value)| value)
+    }
+
+    /// A path of ours as clients reach it, with that of the public URL in front.
+    pub fn link(&self, path: &str) -> String {
+        format!("{}{path}", self.context.settings.public_url.as_ref().map_or("", PublicUrl::path))
+    }
+
+    /// Who asks, for the log: a name, an address, or both.
+    pub fn asked_by(&self) -> String {
+        match (&self.caller.actor, self.request.client) {
+            (Some(actor), Some(address)) => format!("{actor} from {address}"),
+            (Some(actor), None) => actor.clone(),
+            (None, Some(address)) => address.to_string(),
+            (None, None) => "somebody unknown".to_owned(),
+        }
     }
 }
 
@@ -95,6 +111,9 @@ pub fn route(context: &Arc<Context>, request: &Request, body: &[u8], caller: &Ca
     if caller.access < needed(request) {
         return Err(forbidden(request));
     }
+    if request.lacks_slash && request.method == Method::Get {
+        return Ok(Answer::empty(308).with_header("Location", request.with_slash()).into());
+    }
     let path: Vec<&str> = request.segments.iter().map(String::as_str).collect();
     let mut allowed: Vec<Method> = Vec::new();
     for route in table(request.listener) {
@@ -121,11 +140,20 @@ pub fn needed(request: &Request) -> Access {
         return Access::Open;
     }
     let answers = |route: &Route| route.method == request.method && matches(route.prefix, route.rest, &path).is_some();
+    if path == [""] && matches!(request.query_switch("embed"), Ok(true)) {
+        // The page in a dashboard's frame shows what widgets do.
+        return Access::Widget;
+    }
     match table(request.listener).find(answers) {
         Some(route) => route.access,
         None if request.method.writes() => Access::Full,
         None => Access::View,
     }
+}
+
+/// Whether somebody who is known gets more than everybody does.
+pub fn tells_more(request: &Request) -> bool {
+    request.segments.iter().map(String::as_str).eq(["api", "health"])
 }
 
 fn forbidden(request: &Request) -> Failure {

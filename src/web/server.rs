@@ -14,7 +14,7 @@ use super::listen::{ListenError, private_socket};
 use super::presence::Presence;
 use super::request::Request;
 use super::stream::{Place, Places};
-use super::{Context, ListenerKind, STREAMS_MAX, origin, routes};
+use super::{Context, ListenerKind, Peer, STREAMS_MAX, auth, origin, routes};
 
 /// Threads that answer what is answered at once.
 const HANDLERS: usize = 4;
@@ -24,6 +24,9 @@ const SLOW_MAX: usize = 8;
 /// neither a Docker that hangs keeps people from logging in nor those who guess keep them from the logs; together they
 /// leave some of the gate's connections to those who are known.
 const PASSWORDS_MAX: usize = 6;
+/// Those at once of addresses that were wrong within the minute: they have places of their own, and take none from
+/// somebody who logs in.
+const GUESSES_MAX: usize = 4;
 
 /// A long-lived thread that the daemon runs; the web has ended when one of them has, and an error is a reason to start
 /// the process anew.
@@ -65,6 +68,7 @@ struct Server {
     streams: Arc<Places>,
     slow: Arc<Places>,
     passwords: Arc<Places>,
+    guesses: Arc<Places>,
     is_stopping: AtomicBool,
 }
 
@@ -87,6 +91,7 @@ pub fn start(context: Context, listeners: Vec<Listener>) -> Result<Web, ListenEr
         streams: Places::new(STREAMS_MAX),
         slow: Places::new(SLOW_MAX),
         passwords: Places::new(PASSWORDS_MAX),
+        guesses: Places::new(GUESSES_MAX),
         is_stopping: AtomicBool::new(false),
     });
     let stop = StopWeb { gate: gate.stop_handle(), server: Arc::clone(&server) };
@@ -124,7 +129,7 @@ impl Server {
     }
 
     fn answer(self: &Arc<Server>, request: tiny_http::Request) {
-        match Request::new(request) {
+        match Request::new(request, &self.context.settings) {
             Ok(request) if request.is_greeting() => respond(request.into_inner(), Answer::empty(204)),
             Ok(request) => self.admit(request),
             Err(refused) => respond(refused.0, refused.1.into()),
@@ -135,20 +140,25 @@ impl Server {
     fn admit(self: &Arc<Server>, request: Request) {
         let settings = &self.context.settings;
         if request.listener == ListenerKind::Control {
-            return self.dispatch(request, &Caller::nameless(Access::Full));
+            let caller = match request.peer {
+                Some(Peer::User(number)) if request.method.writes() => Caller::unix_user(number),
+                _ => Caller::nameless(Access::Full),
+            };
+            return self.dispatch(request, &caller);
         }
         if settings.auth.is_none() {
-            if let Err(failure) = origin::check_host(&request, &settings.allowed_hosts) {
+            if let Err(failure) = origin::check_host(&request, settings) {
                 return finish(request, failure.into());
             }
         }
         if request.method.writes() {
-            if let Err(failure) = origin::check_site(&request) {
+            if let Err(failure) = origin::check_site(&request, settings) {
                 return finish(request, failure.into());
             }
         }
         let nameless = self.nameless();
-        if routes::needed(&request) <= nameless.access && request.header("Authorization").is_none() {
+        let says_who = routes::tells_more(&request) && auth::has_credentials(&request);
+        if routes::needed(&request) <= nameless.access && !says_who {
             return self.dispatch(request, &nameless);
         }
         match self.guard.look(&request, settings, Instant::now()) {
@@ -161,7 +171,8 @@ impl Server {
     /// A hash takes its time: the handlers stay free for those who are known.
     fn admit_slowly(self: &Arc<Server>, request: Request, attempt: Box<Attempt>) {
         let server = Arc::clone(self);
-        self.in_own_thread("web-password", &self.passwords, request, move |request, _place| {
+        let places = if attempt.is_first { &self.passwords } else { &self.guesses };
+        self.in_own_thread("web-password", places, request, move |request, _place| {
             match server.guard.verify(&attempt) {
                 Ok(caller) => server.dispatch(request, &caller),
                 Err(failure) => server.turn_away(request, failure),
