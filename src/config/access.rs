@@ -204,12 +204,18 @@ impl Reading<'_> {
         };
         let listed = text.split(|character: char| character == ',' || character.is_whitespace());
         let mut networks = Vec::new();
-        for network in listed.filter(|network| !network.is_empty()) {
-            match network.parse() {
-                Ok(network) => networks.push(network),
+        for listed in listed.filter(|network| !network.is_empty()) {
+            match listed.parse::<Network>() {
+                Ok(network) => {
+                    if network.prefix_bits == 0 {
+                        let message = "every client may say that it is another one; name the proxies alone";
+                        self.warnings.push(format!("{name}: with `{listed}` {message}"));
+                    }
+                    networks.push(network);
+                }
                 Err(()) => {
                     let expected = "expected addresses and networks as in `127.0.0.1, 172.16.0.0/12, fd00::/8`";
-                    self.problems.push(format!("{name}: `{network}` is not valid; {expected}"));
+                    self.problems.push(format!("{name}: `{listed}` is not valid; {expected}"));
                 }
             }
         }

@@ -463,6 +463,11 @@ mod tests {
                 "shiparr_port: no such setting; did you mean `Shiparr_PORT`?",
             ]
         );
+        let everybody = warnings(&[("Shiparr_TRUSTED_PROXIES", "127.0.0.1, ::/0")]);
+        assert!(
+            everybody.len() == 1 && everybody[0].starts_with("Shiparr_TRUSTED_PROXIES: with `::/0`"),
+            "{everybody:?}"
+        );
         let client = [("SHIPARR_URL", "http://x"), ("SHIPARR_USERNAME", "u"), ("SHIPARR_PASSWORD", "p")];
         assert!(warnings(&client).is_empty());
         assert_eq!(
