@@ -22,7 +22,7 @@ struct Proxy {
 
 impl Proxy {
     /// In front of a daemon, with the README's lines after `change` had them.
-    fn in_front_of(daemon: &Daemon, change: impl FnOnce(String) -> String) -> Proxy {
+    fn in_front_of(daemon: &Daemon, change: Change) -> Proxy {
         let (_, example) = README.split_once("\n```nginx\n").expect("the README shows nginx");
         let (example, _) = example.split_once("\n```\n").expect("a block is closed");
         assert!(example.contains(EXAMPLE_UPSTREAM));
@@ -51,6 +51,9 @@ fn basic(user: &str, password: &str) -> String {
     format!("Authorization: Basic {}", STANDARD.encode(format!("{user}:{password}")))
 }
 
+/// What is done to the README's lines.
+type Change = fn(String) -> String;
+
 /// A proxy that strips the path is told from one that does not by a slash.
 fn stripped(lines: String) -> String {
     let changed = lines.replacen(";", "/;", 1);
@@ -68,7 +71,7 @@ fn everything_works_below_a_path_that_is_stripped_or_not() {
     daemon.env("Shiparr_PUBLIC_URL", PUBLIC_URL).project("home", &[entry]);
     daemon.start();
     let rewrites_host = |lines: String| stripped(lines).replace("proxy_set_header Host $host;", "");
-    let changes: [(&str, fn(String) -> String); 3] =
+    let changes: [(&str, Change); 3] =
         [("not stripped", |lines| lines), ("stripped", stripped), ("another Host", rewrites_host)];
     for (what, change) in changes {
         let proxy = Proxy::in_front_of(&daemon, change);
