@@ -134,6 +134,13 @@ impl Guard {
         self.conclude(attempt, is_right)
     }
 
+    /// Nobody has the time to compare it: it was no failure.
+    pub fn forget(&self, attempt: &Attempt) {
+        if attempt.is_counted {
+            lock(&self.failures).take_back(attempt.address, attempt.began);
+        }
+    }
+
     /// Whom a request claims to be from, and what tells whether it is. A key goes before a user: a proxy that asks for a
     /// password of its own passes that on.
     fn claim(&self, request: &Request, settings: &Settings, auth: &Auth) -> Result<Claim, Failure> {
@@ -200,9 +207,7 @@ impl Guard {
     fn conclude(&self, attempt: &Attempt, is_right: bool) -> Result<Caller, Failure> {
         if is_right {
             lock(&self.remembered)[attempt.claim.account as usize] = Some(attempt.mark);
-            if attempt.is_counted {
-                lock(&self.failures).take_back(attempt.address, attempt.began);
-            }
+            self.forget(attempt);
             return Ok(attempt.claim.caller());
         }
         log::warn!("a login from {} failed", attempt.address);
@@ -322,6 +327,21 @@ mod tests {
             assert!(is_right(&guard, claim(account, "right", "right")), "{account:?}");
             assert!(!is_right(&guard, claim(account, "changed", "changed")), "{account:?}");
         }
+    }
+
+    #[test]
+    fn what_nobody_had_time_for_is_no_failure() {
+        let guard = Guard::new().unwrap();
+        let hash = bcrypt::hash("geheim", 4).unwrap();
+        for number in 0..20 {
+            let claim = claim(Account::Admin, &hash, &format!("geheim {number}"));
+            let Ok(Verdict::Unknown(attempt)) = guard.judge(claim, ADDRESS, Instant::now()) else {
+                panic!("{number} is refused");
+            };
+            assert!(attempt.is_first);
+            guard.forget(&attempt);
+        }
+        assert!(is_right(&guard, claim(Account::Admin, &hash, "geheim")));
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Which function answers which route.
 //!
 //! Everything of spec section 5 is in [`ROUTES`], with what a caller must be allowed to ask for it. A repository's
-//! routes exist twice, under its id and under project and
-//! name. HEAD is GET without a body; a wrong method is answered 405 with what the table has.
+//! routes exist twice, under its id and under project and name. HEAD is GET without a body; a wrong method is answered
+//! 405 with what the table has.
 //!
 //! # The control socket
 //!

@@ -172,7 +172,11 @@ impl Server {
     fn admit_slowly(self: &Arc<Server>, request: Request, attempt: Box<Attempt>) {
         let server = Arc::clone(self);
         let places = if attempt.is_first { &self.passwords } else { &self.guesses };
-        self.in_own_thread("web-password", places, request, move |request, _place| {
+        let place = places.take();
+        if place.is_none() {
+            self.guard.forget(&attempt);
+        }
+        self.in_own_thread("web-password", place, request, move |request, _place| {
             match server.guard.verify(&attempt) {
                 Ok(caller) => server.dispatch(request, &caller),
                 Err(failure) => server.turn_away(request, failure),
@@ -206,11 +210,11 @@ impl Server {
             Ok(Reply::Now(answer)) => finish(request, answer),
             Err(failure) => finish(request, failure.into()),
             Ok(Reply::Slow(work)) => {
-                self.in_own_thread("web-slow", &self.slow, request, |request, _place| finish(request, work()));
+                self.in_own_thread("web-slow", self.slow.take(), request, |request, _place| finish(request, work()));
             }
             Ok(Reply::Stream(opening)) => {
                 let server = Arc::clone(self);
-                self.in_own_thread("web-stream", &self.streams, request, move |request, _place| {
+                self.in_own_thread("web-stream", self.streams.take(), request, move |request, _place| {
                     server.write_stream(request, opening);
                 });
             }
@@ -236,15 +240,15 @@ impl Server {
         }
     }
 
-    /// Runs `work` in a thread of its own while one of `places` is free; answers 503 where none is.
+    /// Runs `work` in a thread of its own where there was a place for it; answers 503 where there was none.
     fn in_own_thread(
         &self,
         name: &str,
-        places: &Arc<Places>,
+        place: Option<Place>,
         request: Request,
         work: impl FnOnce(Request, Place) + Send + 'static,
     ) {
-        let Some(place) = places.take() else {
+        let Some(place) = place else {
             return finish(request, Failure::unavailable("too much of this is going on at once").into());
         };
         // Shared, so that it can be answered where no thread can be had for it.

@@ -94,6 +94,12 @@ fn everything_works_below_a_path_that_is_stripped_or_not() {
         let output = daemon.cli(&["history", "web", "--url", &url]);
         assert!(output.status.success(), "{what}: {}", String::from_utf8_lossy(&output.stderr));
     }
+    let deployed = daemon.cli(&["deploy", "web", "--json"]);
+    assert!(deployed.status.success(), "{}", String::from_utf8_lossy(&deployed.stderr));
+    let newest = daemon.get("/api/deployments?limit=1");
+    let actor = newest[0]["actor"].as_str().expect("the socket knows who asks").to_owned();
+    let shown = String::from_utf8(daemon.cli(&["history", "web"]).stdout).expect("a table is text");
+    assert!(shown.contains("  BY  ") && shown.contains(&format!("  {actor}  ")), "{shown}");
 }
 
 #[test]
@@ -120,6 +126,10 @@ fn the_address_of_a_client_is_what_a_trusted_proxy_says() {
         // Webhooks are not asked for a password, and without a secret there are none.
         assert_eq!(proxy.ask("POST", "/shiparr/webhook/github", &[]).status, 404);
         assert_eq!(proxy.ask("GET", path, &["X-Api-Key: 0123456789abcdef"]).status, 200);
+        let url = format!("http://127.0.0.1:{}/shiparr/", proxy.port);
+        let mut status = daemon.command(&["status", "--url", &url]);
+        let output = status.env("SHIPARR_API_KEY", "0123456789abcdef").output().expect("start shiparr");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let viewer = basic("viewer", "look around");
         assert_eq!(proxy.ask("GET", path, &[&viewer]).status, 200);
         assert_eq!(proxy.ask("DELETE", path, &[&viewer]).error(), "forbidden");
