@@ -216,6 +216,8 @@ impl Reader {
                 self.start();
             }
             ("dotenv", _) => self.change_settings(text),
+            // Run by tests/black_box/proxies.rs, in front of a daemon of its own.
+            ("nginx", first) => assert_eq!(first, "location /shiparr/ {"),
             ("sh", "cd media" | "mkdir proxy" | "mkdir notes" | "cp /srv/stacks/notes/.env notes/.env.enc") => {
                 self.publish(text);
             }
@@ -267,6 +269,10 @@ impl Reader {
                 self.deployed_twice_and_listed[1] = true;
             }
             ("sh", "curl -s -N http://127.0.0.1:8080/api/events") => self.listen(text),
+            ("sh", first) if first.starts_with("curl -s -H 'X-Api-Key: ") => {
+                let told = self.run(text);
+                assert!(told.starts_with("[{") && !told.contains("\"error\":\"unauthorized\""), "{told}");
+            }
             ("sh", first) if first.starts_with("curl -s -u ") => {
                 assert!(self.run(text).starts_with("[{"));
                 let without = self.run(&text.replace("-u admin:a-long-password-of-your-own", ""));
