@@ -4,6 +4,7 @@
 
 mod cancel;
 mod checks;
+mod deliveries;
 mod history;
 mod logs;
 mod manual;
@@ -35,6 +36,7 @@ use self::logs::Changes;
 use self::open::{Durability, Readers, Writers, lock};
 
 pub use self::checks::{CheckBegun, Found};
+pub use self::deliveries::{Delivered, Delivery, How};
 pub use self::logs::{GRAVE_LINES_KEPT, LINE_BYTES_KEPT, LOG_BYTES_KEPT, LOG_LINES_KEPT};
 pub use self::open::DATABASE_FILE;
 pub use self::outbox::MessageKind;

@@ -14,6 +14,7 @@ mod api;
 mod auth;
 pub mod gate;
 mod health;
+mod hooks;
 mod lending;
 mod listen;
 mod origin;
@@ -145,11 +146,13 @@ pub struct Context {
     /// The daemon around the web.
     pub daemon: Arc<dyn Daemon>,
     health: health::Health,
+    refused_webhooks: hooks::Refusals,
 }
 
 impl Context {
     /// What the daemon gives to the web.
     pub fn new(settings: Arc<Settings>, store: Arc<Store>, daemon: Arc<dyn Daemon>) -> Context {
-        Context { settings, store, daemon, health: health::Health::default() }
+        let (health, refused_webhooks) = Default::default();
+        Context { settings, store, daemon, health, refused_webhooks }
     }
 }

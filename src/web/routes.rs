@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use super::answer::{Answer, Failure, Reply};
 use super::request::{Method, Request};
-use super::{Context, ListenerKind, api, health, widget};
+use super::{Context, ListenerKind, api, health, hooks, widget};
 
 /// A request with everything that a route may need.
 pub struct Call<'a> {
@@ -62,6 +62,7 @@ const ROUTES: &[(Method, &str, Handler)] = &[
     (Method::Get, "/api/deployments/{id}/logs", api::deployments::logs),
     (Method::Post, "/api/deployments/{id}/cancel", now!(api::cancel::cancel)),
     (Method::Get, "/containers/{id}/logs", api::containers::container_logs),
+    (Method::Post, "/webhook/{provider}", now!(hooks::webhook)),
     (Method::Get, "/widget/dashy", now!(widget::dashy)),
     (Method::Options, "/widget/dashy", now!(widget::preflight)),
 ];
@@ -113,6 +114,11 @@ pub fn is_open(request: &Request) -> bool {
         ["api", "health"] | ["webhook", _] => true,
         _ => request.method == Method::Options && request.header("Access-Control-Request-Method").is_some(),
     }
+}
+
+/// Whether a request brings its authentication in its body: neither rules nor credentials are looked at before that.
+pub fn is_webhook(request: &Request) -> bool {
+    request.method == Method::Post && matches!(request.segments.as_slice(), [first, _] if first == "webhook")
 }
 
 /// Adds what a dashboard's browser needs to read any answer of the widget routes, errors too.

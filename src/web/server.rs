@@ -136,6 +136,9 @@ impl Server {
         if request.listener == ListenerKind::Control {
             return self.dispatch(request, true);
         }
+        if routes::is_webhook(&request) {
+            return self.dispatch(request, false);
+        }
         if settings.auth.is_none() {
             if let Err(failure) = origin::check_host(&request, &settings.allowed_hosts) {
                 return finish(request, failure.into());
