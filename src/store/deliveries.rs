@@ -87,7 +87,9 @@ impl Store {
             }
             Ok(all)
         })?;
-        self.changes.happened();
+        if delivered.iter().any(|delivered| delivered.how != How::SeenBefore) {
+            self.changes.happened();
+        }
         Ok(delivered)
     }
 }

@@ -33,3 +33,4 @@ mod secure_remotes;
 mod shutdown;
 mod support;
 mod taking_over;
+mod webhooks;

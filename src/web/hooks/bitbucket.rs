@@ -81,7 +81,7 @@ struct Repository {
     links: Links,
 }
 
-/// Cloud has `html`, Data Center `clone` since its version 7.
+/// Cloud has `html`, Data Center `clone`; its version 5 has neither.
 #[derive(Default, Deserialize)]
 struct Links {
     html: Option<Link>,

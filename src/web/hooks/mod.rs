@@ -110,7 +110,8 @@ pub fn webhook(call: &Call<'_>) -> Result<Answer, Failure> {
     };
     let done = receive(call, provider);
     // Every delivery to a known provider comes to its end here, once.
-    log::debug!("webhook of {}: {}: {}", provider.name, done.outcome.as_str(), done.about);
+    let level = if done.outcome == Outcome::Accepted { log::Level::Info } else { log::Level::Debug };
+    log::log!(level, "webhook of {}: {}: {}", provider.name, done.outcome.as_str(), done.about);
     done.answer
 }
 
@@ -232,11 +233,8 @@ fn answer(push: &Push, matches: &Matches<'_>, delivered: &[Delivered]) -> Done {
     let mut message = format!("{what}: {word} {}", names(&matches.automatic));
     message.extend(waits.map(|waits| format!("; {waits}")));
     let ids: Vec<DeploymentId> = delivered.iter().filter_map(|delivered| delivered.deployment_id).collect();
-    if is_new {
-        log::info!("{message} (deployments {ids:?})");
-    }
     let answer = Answer::json(&serde_json::json!({ "deployment_ids": ids, "message": message })).with_status(202);
-    Done { outcome, answer: Ok(answer), about: message }
+    Done { outcome, answer: Ok(answer), about: format!("{message} (deployments {ids:?})") }
 }
 
 fn nothing_to_do(why: String) -> Done {

@@ -49,16 +49,18 @@ pub fn signed_payload<'a>(
     body: &'a [u8],
 ) -> Option<Cow<'a, [u8]>> {
     let is_form = request.header("Content-Type").is_some_and(is_form);
-    let field = || if is_form { form_field(body, FORM_FIELD).map(Cow::Owned) } else { Some(Cow::Borrowed(body)) };
+    let field = || is_form.then(|| form_field(body, FORM_FIELD)).flatten().map(Cow::Owned);
+    // Some clients call everything a form: what has no such field is taken as it is.
+    let payload = || field().unwrap_or(Cow::Borrowed(body));
     match signature {
-        Signature::Token { header } => is_same(secret, request.header(header)?).then(field)?,
+        Signature::Token { header } => is_same(secret, request.header(header)?).then(payload),
         Signature::Hmac { header, prefix, form } => {
             let digits = request.header(header)?.trim().strip_prefix(prefix)?;
             if is_hmac(secret, body, digits) {
-                return field();
+                return Some(payload());
             }
-            let payload = (is_form && form == SignedForm::Payload).then(field)??;
-            is_hmac(secret, &payload, digits).then_some(payload)
+            let signed = field().filter(|_| form == SignedForm::Payload)?;
+            is_hmac(secret, &signed, digits).then_some(signed)
         }
     }
 }
