@@ -1,4 +1,4 @@
-//! The web: a gate that owns every client's socket, tiny_http behind it, routes, auth, the API and the widget.
+//! The web: a gate that owns every client's socket, tiny_http behind it, routes, auth, the API, webhooks and the widget.
 //!
 //! ```text
 //! client ─▶ gate (one thread) ─▶ tiny_http ─▶ handler threads ─▶ rules ▸ auth ▸ route

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use self::provider::Provider;
-use self::push::{Matches, Push, shown};
+use self::push::{Matches, Push, shown, shown_within};
 use super::answer::{Answer, Failure};
 use super::routes::Call;
 use super::{ListenerKind, origin};
@@ -31,6 +31,8 @@ use crate::store::{Delivered, Delivery, How};
 
 /// Lines of the log within [`REFUSALS_WINDOW`] about deliveries of people without the secret.
 const REFUSALS_LOGGED: u32 = 10;
+/// What is wrong with a payload is told with at most this many characters: the error may quote it.
+const PROBLEM_CHARACTERS_SHOWN: usize = 300;
 /// See [`REFUSALS_LOGGED`].
 const REFUSALS_WINDOW: Duration = Duration::from_secs(60);
 
@@ -164,7 +166,10 @@ fn receive(call: &Call<'_>, provider: &Provider) -> Done {
             about: push.describe(),
         }),
         Ok(None) => nothing_to_do(format!("the event `{}` is not a push", shown(event))),
-        Err(error) => bad_request(format!("the payload is no `{}` of {}: {error}", shown(event), provider.name)),
+        Err(error) => {
+            let problem = shown_within(&error.to_string(), PROBLEM_CHARACTERS_SHOWN);
+            bad_request(format!("the payload is no `{}` of {}: {problem}", shown(event), provider.name))
+        }
     }
 }
 

@@ -6,6 +6,8 @@ use crate::git::{RemoteUrl, Scheme, full_reference};
 
 /// A name is shown with at most this many characters.
 const NAME_CHARACTERS_SHOWN: usize = 100;
+/// A push is described with at most this many.
+const PUSH_CHARACTERS_SHOWN: usize = 300;
 /// The port of `git://`, which the URLs of project files do not have.
 const GIT_PORT: &str = ":9418";
 
@@ -68,9 +70,12 @@ impl Push {
     pub fn describe(&self) -> String {
         let place = self.urls.iter().find_map(|url| Place::of_text(url));
         let repository = place.map_or("a repository without a URL".to_owned(), |place| place.host + &place.path);
-        let references: Vec<String> = self.updates.iter().map(|update| shown(&update.reference)).collect();
-        let references = if references.is_empty() { "nothing".to_owned() } else { references.join(", ") };
-        shown(&format!("{} of {}", references, shown(&repository)))
+        let references: Vec<String> = match self.updates.as_slice() {
+            [] => vec!["nothing".to_owned()],
+            updates => updates.iter().map(|update| shown(&update.reference)).collect(),
+        };
+        let what = format!("{} of {}", references.join(", "), shown(&repository));
+        shown_within(&what, PUSH_CHARACTERS_SHOWN)
     }
 }
 
@@ -111,11 +116,16 @@ impl Place {
 /// A text of a payload, for a log line, an answer or the record of who asked: one line, nothing that a terminal or a
 /// page takes for more than a sign, and not too long.
 pub fn shown(text: &str) -> String {
+    shown_within(text, NAME_CHARACTERS_SHOWN)
+}
+
+/// As [`shown`], with another bound.
+pub fn shown_within(text: &str, characters: usize) -> String {
     let is_sign = |sign: &char| {
         let turns_text = matches!(*sign, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}');
         !sign.is_control() && !turns_text && *sign != '\u{feff}'
     };
-    text.trim().chars().filter(is_sign).take(NAME_CHARACTERS_SHOWN).collect()
+    text.trim().chars().filter(is_sign).take(characters).collect()
 }
 
 #[cfg(test)]

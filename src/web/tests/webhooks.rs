@@ -346,6 +346,10 @@ fn a_hostile_payload_is_shown_as_text() {
     assert_eq!(deployments(&scene)[0].actor.as_deref(), Some("[31mada<b>"));
     let long = fixture("github", "ping").with("X-GitHub-Event", &"x".repeat(5000)).to(&scene, "github");
     assert!(long.status == 200 && long.body.len() < 300, "{}", long.body);
+    let quoted =
+        fixture("github", "push").saying(&format!("{{\"ref\": \"\", \"repository\": \"{}\"}}", "x".repeat(5000)));
+    let quoted = quoted.to(&scene, "github");
+    assert!(quoted.status == 400 && quoted.body.len() < 500, "{}", quoted.body);
 }
 
 #[test]
