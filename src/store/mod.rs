@@ -5,6 +5,7 @@
 mod cancel;
 mod changes;
 mod checks;
+mod deliveries;
 mod history;
 mod logs;
 mod manual;
@@ -37,6 +38,7 @@ use self::open::{Durability, Readers, Writers, lock};
 
 pub use self::changes::{Change, Published};
 pub use self::checks::{CheckBegun, Found};
+pub use self::deliveries::{Delivered, Delivery, How};
 pub use self::logs::{GRAVE_LINES_KEPT, LINE_BYTES_KEPT, LOG_BYTES_KEPT, LOG_LINES_KEPT};
 pub use self::open::DATABASE_FILE;
 pub use self::outbox::MessageKind;

@@ -1,4 +1,4 @@
-//! The web: a gate that owns every client's socket, tiny_http behind it, routes, auth, the API and the widget.
+//! The web: a gate that owns every client's socket, tiny_http behind it, routes, auth, the API, webhooks and the widget.
 //!
 //! ```text
 //! client ─▶ gate (one thread) ─▶ tiny_http ─▶ handler threads ─▶ rules ▸ auth ▸ route
@@ -19,6 +19,7 @@ mod failures;
 mod forwarded;
 pub mod gate;
 mod health;
+mod hooks;
 mod lending;
 mod listen;
 mod origin;
@@ -190,11 +191,13 @@ pub struct Context {
     pub daemon: Arc<dyn Daemon>,
     health: health::Health,
     events: events::Events,
+    refused_webhooks: hooks::Refusals,
 }
 
 impl Context {
     /// What the daemon gives to the web.
     pub fn new(settings: Arc<Settings>, store: Arc<Store>, daemon: Arc<dyn Daemon>) -> Context {
-        Context { settings, store, daemon, health: health::Health::default(), events: events::Events::new() }
+        let (health, refused_webhooks) = Default::default();
+        Context { settings, store, daemon, health, events: events::Events::new(), refused_webhooks }
     }
 }

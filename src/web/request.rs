@@ -225,6 +225,12 @@ fn pairs(query: &str) -> Result<Vec<(String, String)>, Failure> {
         .collect()
 }
 
+/// A field of a form (`application/x-www-form-urlencoded`); the last one counts. None: there is none, or it is no form.
+pub fn form_field(body: &[u8], name: &str) -> Option<Vec<u8>> {
+    let fields = pairs(std::str::from_utf8(body).ok()?).ok()?;
+    fields.into_iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.into_bytes())
+}
+
 fn decode(text: &str, plus_is_space: bool) -> Result<String, Failure> {
     let bad = || Failure::bad_request(format!("`{text}` is not percent-encoded"));
     let mut decoded = Vec::with_capacity(text.len());

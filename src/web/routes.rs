@@ -22,7 +22,7 @@ use std::sync::Arc;
 use super::access::{Access, Caller};
 use super::answer::{Answer, Failure, Reply};
 use super::request::{Method, Request};
-use super::{Context, ListenerKind, api, events, health, widget};
+use super::{Context, ListenerKind, api, events, health, hooks, widget};
 use crate::config::PublicUrl;
 
 /// A request with everything that a route may need.
@@ -81,6 +81,7 @@ const ROUTES: &[(Method, &str, Access, Handler)] = &[
     (Method::Post, "/api/deployments/{id}/cancel", Access::Full, now!(api::cancel::cancel)),
     (Method::Get, "/api/events", Access::View, now!(events::events)),
     (Method::Get, "/containers/{id}/logs", Access::Full, api::containers::container_logs),
+    (Method::Post, "/webhook/{provider}", Access::Open, now!(hooks::webhook)),
     (Method::Get, "/widget/dashy", Access::Widget, now!(widget::dashy)),
     (Method::Options, "/widget/dashy", Access::Open, now!(widget::preflight)),
 ];
@@ -160,6 +161,11 @@ pub fn tells_more(request: &Request) -> bool {
 fn forbidden(request: &Request) -> Failure {
     let what = if request.method.writes() { "change anything" } else { "read the logs of containers" };
     Failure::forbidden("forbidden", format!("this user may look, and not {what}: it takes Shiparr_AUTH_USERNAME"))
+}
+
+/// Whether a request brings its authentication in its body: neither rules nor credentials are looked at before that.
+pub fn is_webhook(request: &Request) -> bool {
+    request.method == Method::Post && matches!(request.segments.as_slice(), [first, _] if first == "webhook")
 }
 
 /// Adds what a dashboard's browser needs to read any answer of the widget routes, errors too.

@@ -166,6 +166,9 @@ impl Server {
             };
             return self.dispatch(request, &caller);
         }
+        if routes::is_webhook(&request) {
+            return self.dispatch(request, &self.nameless());
+        }
         if settings.auth.is_none() {
             if let Err(failure) = origin::check_host(&request, settings) {
                 return finish(request, failure.into());

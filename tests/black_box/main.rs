@@ -35,3 +35,4 @@ mod secure_remotes;
 mod shutdown;
 mod support;
 mod taking_over;
+mod webhooks;

@@ -273,6 +273,10 @@ impl Reader {
                 let told = self.run(text);
                 assert!(told.starts_with("[{") && !told.contains("\"error\":\"unauthorized\""), "{told}");
             }
+            ("sh", first) if first.starts_with("push=") => {
+                let told = self.run(text);
+                assert!(told.contains("\"deployment_ids\":[") && told.contains("queued homelab/media"), "{told}");
+            }
             ("sh", first) if first.starts_with("curl -s -u ") => {
                 assert!(self.run(text).starts_with("[{"));
                 let without = self.run(&text.replace("-u admin:a-long-password-of-your-own", ""));
