@@ -149,6 +149,21 @@ impl Trigger {
     }
 }
 
+/// What makes a deployment, and who is behind it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct By {
+    /// What makes it.
+    pub trigger: Trigger,
+    /// Who asks for it, where that is known.
+    pub actor: Option<String>,
+}
+
+impl From<Trigger> for By {
+    fn from(trigger: Trigger) -> By {
+        By { trigger, actor: None }
+    }
+}
+
 /// How a failed deployment came to its end, which decides whether it is tried again, told, and compared with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Ending {
@@ -429,6 +444,8 @@ pub struct DeploymentRecord {
     pub status: Status,
     /// What made it; later triggers may have joined.
     pub trigger: Trigger,
+    /// Who asked for it, where that is known: a user, `api-key`, a unix user, the pusher of a webhook.
+    pub actor: Option<String>,
     /// Whether a trigger made or joined it that must not be skipped (spec section 4, step 1): see [`Trigger::forces`].
     pub forced: bool,
     /// 1 for the first try.

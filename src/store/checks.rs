@@ -103,7 +103,7 @@ impl Store {
             if known.is_manual || is_deployed {
                 return Ok(Found::Nothing);
             }
-            queue(transaction, id, &Try::first(Trigger::Poll, Asked::default()), now).map(Found::Queued)
+            queue(transaction, id, &Try::first(Trigger::Poll.into(), Asked::default()), now).map(Found::Queued)
         })?;
         self.changes.happened();
         Ok(found)

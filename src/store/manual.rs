@@ -37,7 +37,7 @@ pub(super) fn queue_configuration(
     id: RepositoryId,
     now: Timestamp,
 ) -> Result<Queued, StoreError> {
-    queue(transaction, id, &Try::first(Trigger::Config, Asked::default()), now)
+    queue(transaction, id, &Try::first(Trigger::Config.into(), Asked::default()), now)
 }
 
 /// Answers whether it was otherwise: only then it is written.

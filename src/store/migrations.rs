@@ -25,6 +25,7 @@ pub(super) struct Migration {
 pub(super) const MIGRATIONS: &[Migration] = &[
     Migration { name: "projects, repositories, deployments and their logs", sql: PROJECTS_TO_LOGS },
     Migration { name: "how deployments end, and what they leave", sql: ENDINGS },
+    Migration { name: "who asked for a deployment, and the deliveries of webhooks", sql: WEBHOOKS },
 ];
 
 const PROJECTS_TO_LOGS: &str = "
@@ -129,6 +130,23 @@ UPDATE repositories SET unsettled = (SELECT id FROM deployments WHERE ending = '
     AND id = (SELECT max(id) FROM deployments WHERE repository_id = repositories.id AND status IN ('success', 'failed')));
 
 CREATE INDEX deployments_skipped_polls ON deployments (repository_id) WHERE status = 'skipped' AND only_polled = 1;
+";
+
+/// A delivery stays known when the deployment that it made is too old to be kept.
+const WEBHOOKS: &str = "
+ALTER TABLE deployments ADD COLUMN actor TEXT;
+
+CREATE TABLE webhook_deliveries (
+    provider TEXT NOT NULL,
+    delivery TEXT NOT NULL,
+    repository_id INTEGER NOT NULL REFERENCES repositories (id) ON DELETE CASCADE,
+    deployment_id INTEGER REFERENCES deployments (id) ON DELETE SET NULL,
+    at INTEGER NOT NULL,
+    PRIMARY KEY (provider, delivery, repository_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX webhook_deliveries_by_time ON webhook_deliveries (at);
+CREATE INDEX webhook_deliveries_by_repository ON webhook_deliveries (repository_id);
+CREATE INDEX webhook_deliveries_by_deployment ON webhook_deliveries (deployment_id);
 ";
 
 /// Brings the database at `path` to the last of `migrations`, after a copy where it holds something.

@@ -93,6 +93,7 @@ struct Running {
     id: DeploymentId,
     repository_id: RepositoryId,
     status: Status,
+    actor: Option<String>,
     asked: Asked,
     attempt: u32,
     interruptions: u32,
@@ -118,7 +119,7 @@ impl Running {
         let mut statement = transaction.prepare_cached(
             "SELECT d.repository_id, d.status, d.asked, d.attempt, d.interruptions, d.only_polled, d.commit_hash, \
              r.is_manual, r.orphaned_at IS NOT NULL, \
-             EXISTS (SELECT 1 FROM deployments WHERE repository_id = r.id AND status = 'pending') \
+             EXISTS (SELECT 1 FROM deployments WHERE repository_id = r.id AND status = 'pending'), d.actor \
              FROM deployments d JOIN repositories r ON r.id = d.repository_id WHERE d.id = ?1",
         )?;
         let running = statement.query_row([id], |row| {
@@ -134,6 +135,7 @@ impl Running {
                 is_manual: row.get(7)?,
                 is_orphan: row.get(8)?,
                 has_pending: row.get(9)?,
+                actor: row.get(10)?,
             })
         });
         match running {
@@ -200,6 +202,7 @@ impl Running {
         let next = Running {
             interruptions: self.interruptions + 1,
             asked: self.asked.clone(),
+            actor: self.actor.clone(),
             commit: self.commit.clone(),
             ..*self
         };
@@ -219,6 +222,7 @@ impl Running {
                 let same = self.commit.as_ref().filter(|_| self.is_manual);
                 let next = Try {
                     trigger: Trigger::Retry,
+                    actor: self.actor.clone(),
                     asked: asked_again(self.asked.clone(), same),
                     attempt: self.attempt + 1,
                     interruptions: self.interruptions,

@@ -6,27 +6,30 @@ use rusqlite::{OptionalExtension, Transaction, params};
 use super::retries::{forget_retry, waiting_retry};
 use super::rows::{deployment, one_line, stored};
 use super::{Queued, Store, StoreError, rows};
-use crate::model::{Asked, DeploymentId, DeploymentRecord, RepositoryId, Trigger};
+use crate::model::{Asked, By, DeploymentId, DeploymentRecord, RepositoryId, Trigger};
 
 /// Bytes kept of an error, of a reason to wait, and of a commit's subject and author.
 pub(super) const TEXT_BYTES_KEPT: usize = 2000;
+/// Bytes kept of the name of who asked for a deployment.
+const ACTOR_BYTES_KEPT: usize = 200;
 
 impl Store {
     /// Accepts a trigger: makes the pending row, or joins the one that is there. Durable (fsync) when it returns.
-    /// Clears a retry that waits, and takes over what was asked of it.
+    /// Clears a retry that waits, and takes over what was asked of it. A row whose actor nobody knows gets this one.
     ///
     /// # Errors
     /// An orphan, or a repository that is not there, is [`StoreError::Refused`].
     pub fn enqueue(
         &self,
         id: RepositoryId,
-        trigger: Trigger,
+        by: impl Into<By>,
         asked: Asked,
         now: Timestamp,
     ) -> Result<Queued, StoreError> {
+        let by = by.into();
         let queued = self.promise(|transaction| {
             refuse_orphan(transaction, id)?;
-            queue(transaction, id, &Try::first(trigger, asked), now)
+            queue(transaction, id, &Try::first(by, asked), now)
         })?;
         self.changes.happened();
         Ok(queued)
@@ -100,6 +103,8 @@ impl Store {
 /// A row that is to be made.
 pub(super) struct Try {
     pub trigger: Trigger,
+    /// Who asks, or asked for what is tried again.
+    pub actor: Option<String>,
     pub asked: Asked,
     pub attempt: u32,
     /// How many of the tries that led to it were interrupted.
@@ -108,8 +113,9 @@ pub(super) struct Try {
 
 impl Try {
     /// What somebody or something asks for, rather than another try of what failed.
-    pub(super) fn first(trigger: Trigger, asked: Asked) -> Try {
-        Try { trigger, asked, attempt: 1, interruptions: 0 }
+    pub(super) fn first(by: By, asked: Asked) -> Try {
+        let actor = by.actor.map(|actor| one_line(&actor, ACTOR_BYTES_KEPT).to_owned());
+        Try { trigger: by.trigger, actor, asked, attempt: 1, interruptions: 0 }
     }
 }
 
@@ -131,9 +137,11 @@ pub(super) fn queue(
         Trigger::Poll | Trigger::Webhook => Asked { commit: None, ..had },
         _ => had,
     };
-    let asked = match waiting {
-        Some(waiting) => kept(waiting.asked).joined_by(new.trigger, new.asked.clone()),
-        None => new.asked.clone(),
+    let (asked, actor) = match waiting {
+        Some(waiting) => {
+            (kept(waiting.asked).joined_by(new.trigger, new.asked.clone()), new.actor.clone().or(waiting.actor))
+        }
+        None => (new.asked.clone(), new.actor.clone()),
     };
     if let Some(pending) = Pending::of(transaction, id)? {
         let had = if pending.tries_again { kept(pending.asked.clone()) } else { pending.asked.clone() };
@@ -142,6 +150,7 @@ pub(super) fn queue(
             forced: pending.forced || forced,
             only_polled: pending.only_polled && only_polled,
             interruptions: pending.interruptions.max(new.interruptions),
+            actor: pending.actor.clone().or(actor),
             ..pending
         };
         if joined != pending {
@@ -152,8 +161,8 @@ pub(super) fn queue(
     transaction
         .prepare_cached(
             "INSERT INTO deployments (repository_id, project_id, status, \"trigger\", forced, only_polled, attempt, \
-             interruptions, asked, created_at) \
-             SELECT id, project_id, 'pending', ?2, ?3, ?4, ?5, ?6, ?7, ?8 FROM repositories WHERE id = ?1",
+             interruptions, asked, created_at, actor) \
+             SELECT id, project_id, 'pending', ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9 FROM repositories WHERE id = ?1",
         )?
         .execute(params![
             id,
@@ -163,7 +172,8 @@ pub(super) fn queue(
             new.attempt,
             new.interruptions,
             rows::stored_json(&asked)?,
-            stored(now)
+            stored(now),
+            actor
         ])?;
     Ok(Queued { deployment_id: transaction.last_insert_rowid(), joined: false })
 }
@@ -178,12 +188,13 @@ struct Pending {
     forced: bool,
     only_polled: bool,
     interruptions: u32,
+    actor: Option<String>,
 }
 
 impl Pending {
     fn of(transaction: &Transaction, repository_id: RepositoryId) -> Result<Option<Pending>, StoreError> {
         let mut statement = transaction.prepare_cached(
-            "SELECT id, asked, forced, only_polled, interruptions, \"trigger\" = 'retry' FROM deployments \
+            "SELECT id, asked, forced, only_polled, interruptions, \"trigger\" = 'retry', actor FROM deployments \
              WHERE repository_id = ?1 AND status = 'pending'",
         )?;
         let pending = statement.query_row([repository_id], |row| {
@@ -194,6 +205,7 @@ impl Pending {
                 only_polled: row.get(3)?,
                 interruptions: row.get(4)?,
                 tries_again: row.get(5)?,
+                actor: row.get(6)?,
             })
         });
         Ok(pending.optional()?)
@@ -202,14 +214,16 @@ impl Pending {
     fn write(&self, transaction: &Transaction) -> Result<(), StoreError> {
         transaction
             .prepare_cached(
-                "UPDATE deployments SET asked = ?2, forced = ?3, only_polled = ?4, interruptions = ?5 WHERE id = ?1",
+                "UPDATE deployments SET asked = ?2, forced = ?3, only_polled = ?4, interruptions = ?5, actor = ?6 \
+                 WHERE id = ?1",
             )?
             .execute(params![
                 self.id,
                 rows::stored_json(&self.asked)?,
                 self.forced,
                 self.only_polled,
-                self.interruptions
+                self.interruptions,
+                self.actor
             ])?;
         Ok(())
     }
@@ -241,7 +255,7 @@ pub(super) fn running_only(id: DeploymentId, rows_written: usize) -> Result<(), 
 mod tests {
     use super::super::testing::{NOTHING, PULL, RECREATE, Scene, at, can_pass, commit, earlier, hash, home, scene};
     use super::super::{Outcome, StoreError};
-    use crate::model::{Asked, Status, Trigger};
+    use crate::model::{Asked, By, Status, Trigger};
 
     fn counts(scene: &Scene) -> (usize, usize) {
         let all = scene.store.deployments(&Default::default()).unwrap();
@@ -264,6 +278,27 @@ mod tests {
         assert_eq!(counts(&scene), (1, 1));
         assert!(scene.enqueue("web", Trigger::Webhook, NOTHING, 3) > first.deployment_id);
         assert_eq!(counts(&scene), (2, 2));
+    }
+
+    #[test]
+    fn the_first_who_is_known_to_have_asked_stays_so_also_when_it_is_tried_again() {
+        let scene = scene();
+        let id = scene.id("media");
+        let by = |actor: &str| By { trigger: Trigger::Api, actor: Some(actor.to_owned()) };
+        let row = scene.enqueue("media", Trigger::Poll, NOTHING, 1);
+        assert_eq!(scene.deployment(row).actor, None);
+        for actor in ["ada\nand more", "bob"] {
+            scene.store.enqueue(id, by(actor), NOTHING, at(2)).unwrap();
+            assert_eq!(scene.deployment(row).actor.as_deref(), Some("ada"));
+        }
+        scene.start(row, 1, 3);
+        scene.finish(row, &can_pass("network"), 4);
+        let again = scene.store.enqueue_due_retries(at(64)).unwrap()[0].deployment_id;
+        assert_eq!(scene.deployment(again).actor.as_deref(), Some("ada"));
+        scene.start(again, 1, 65);
+        scene.store.recover(at(66)).unwrap();
+        let interrupted = &scene.store.pending().unwrap()[0];
+        assert_eq!(interrupted.actor.as_deref(), Some("ada"));
     }
 
     #[test]

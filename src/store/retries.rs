@@ -71,13 +71,14 @@ pub(super) fn forget_retry(transaction: &Transaction, id: RepositoryId) -> Resul
 pub(super) fn waiting_retry(transaction: &Transaction, id: RepositoryId) -> Result<Option<Try>, StoreError> {
     let waiting = transaction
         .prepare_cached(
-            "SELECT d.asked, d.attempt, d.interruptions, iif(r.is_manual, d.commit_hash, NULL) \
+            "SELECT d.asked, d.attempt, d.interruptions, iif(r.is_manual, d.commit_hash, NULL), d.actor \
              FROM repositories r JOIN deployments d ON d.id = r.retry_of WHERE r.id = ?1",
         )?
         .query_row([id], |row| {
             let commit: Option<CommitHash> = rows::optional_word(row, 3)?;
             Ok(Try {
                 trigger: Trigger::Retry,
+                actor: row.get(4)?,
                 asked: asked_again(rows::json(row, 0)?, commit.as_ref()),
                 attempt: row.get::<_, u32>(1)? + 1,
                 interruptions: row.get(2)?,

@@ -14,7 +14,7 @@ use crate::model::{Commit, DeploymentRecord, RepositoryName, Status};
 /// What [`deployment`] reads, of `deployments d`, `repositories r` and `projects p`.
 pub(super) const DEPLOYMENT_COLUMNS: &str = "d.id, d.repository_id, p.name, r.name, d.commit_hash, d.commit_subject, \
      d.commit_author, d.status, d.\"trigger\", d.forced, d.attempt, d.asked, d.error, d.created_at, d.started_at, \
-     d.finished_at, d.up_began, d.ending";
+     d.finished_at, d.up_began, d.ending, d.actor";
 
 /// A deployment, from [`DEPLOYMENT_COLUMNS`] that begin at the column `first`.
 pub(super) fn deployment(row: &Row, first: usize) -> rusqlite::Result<DeploymentRecord> {
@@ -38,6 +38,7 @@ pub(super) fn deployment(row: &Row, first: usize) -> rusqlite::Result<Deployment
         finished_at: optional_time(row, first + 15)?,
         up_began: row.get(first + 16)?,
         ending: optional_word(row, first + 17)?,
+        actor: row.get(first + 18)?,
     })
 }
 

@@ -63,7 +63,7 @@ const REPOSITORY_KEYS: [&str; 17] = [
     "created_at",
 ];
 
-const DEPLOYMENT_KEYS: [&str; 15] = [
+const DEPLOYMENT_KEYS: [&str; 16] = [
     "id",
     "repository_id",
     "project",
@@ -73,6 +73,7 @@ const DEPLOYMENT_KEYS: [&str; 15] = [
     "commit_author",
     "status",
     "trigger",
+    "actor",
     "attempt",
     "error",
     "created_at",
