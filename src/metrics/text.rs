@@ -75,7 +75,9 @@ impl Metric<'_> {
         for (bound, within) in histogram.buckets() {
             count += within;
             match bound {
-                Some(bound) => push(self.text, format_args!("{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {count}\n")),
+                Some(bound) => {
+                    push(self.text, format_args!("{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {count}\n"))
+                }
                 None => push(self.text, format_args!("{name}_bucket{{{labels}{comma}le=\"+Inf\"}} {count}\n")),
             }
         }

@@ -4,9 +4,9 @@ use jiff::Timestamp;
 use rusqlite::{OptionalExtension, params};
 
 use super::retries::forget_retry;
-use super::rows::stored;
+use super::rows::{stored, word};
 use super::{Store, StoreError};
-use crate::model::{DeploymentId, Ending, RepositoryId};
+use crate::model::{DeploymentId, Ending, RepositoryId, Status, Trigger};
 
 /// The error of a pending row that was cancelled.
 const CANCELLED_PENDING: &str = "cancelled before it began";
@@ -17,18 +17,19 @@ impl Store {
     /// # Errors
     /// SQLite's.
     pub fn cancel_pending(&self, id: DeploymentId, now: Timestamp) -> Result<bool, StoreError> {
-        let was_pending = self.promise(|transaction| {
-            let cancelled = transaction.execute(
+        let cancelled: Option<Trigger> = self.promise(|transaction| {
+            let mut statement = transaction.prepare_cached(
                 "UPDATE deployments SET status = 'failed', ending = ?3, error = ?4, finished_at = ?2, told_at = ?2 \
-                 WHERE id = ?1 AND status = 'pending'",
-                params![id, stored(now), Ending::Cancelled.as_str(), CANCELLED_PENDING],
+                 WHERE id = ?1 AND status = 'pending' RETURNING \"trigger\"",
             )?;
-            Ok(cancelled > 0)
+            let values = params![id, stored(now), Ending::Cancelled.as_str(), CANCELLED_PENDING];
+            Ok(statement.query_row(values, |row| word(row, 0)).optional()?)
         })?;
-        if was_pending {
+        if let Some(trigger) = cancelled {
+            self.metrics.deployment_ended(trigger, Status::Failed, None);
             self.changes.happened();
         }
-        Ok(was_pending)
+        Ok(cancelled.is_some())
     }
 
     /// A deployment that failed is not tried again. Answers whether another try of it was waiting. Durable when it

@@ -16,6 +16,7 @@ pub mod gate;
 mod health;
 mod lending;
 mod listen;
+mod metrics;
 mod origin;
 mod presence;
 mod request;
@@ -34,6 +35,7 @@ use std::time::Instant;
 use crate::command::Limit;
 use crate::config::{Catalog, Settings};
 use crate::deploy::by_hand::Tools;
+use crate::metrics::Metrics;
 use crate::model::{DeploymentId, RepositoryId, RepositoryName};
 use crate::store::Store;
 
@@ -144,12 +146,14 @@ pub struct Context {
     pub store: Arc<Store>,
     /// The daemon around the web.
     pub daemon: Arc<dyn Daemon>,
+    /// What the process counts.
+    pub metrics: Arc<Metrics>,
     health: health::Health,
 }
 
 impl Context {
     /// What the daemon gives to the web.
-    pub fn new(settings: Arc<Settings>, store: Arc<Store>, daemon: Arc<dyn Daemon>) -> Context {
-        Context { settings, store, daemon, health: health::Health::default() }
+    pub fn new(settings: Arc<Settings>, store: Arc<Store>, daemon: Arc<dyn Daemon>, metrics: Arc<Metrics>) -> Context {
+        Context { settings, store, daemon, metrics, health: health::Health::default() }
     }
 }

@@ -2,9 +2,12 @@
 
 use std::io::Read;
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
 
 use super::answer::Failure;
-use super::{HEADER_LISTENER, HEADER_PEER, HEADER_REQUEST, ListenerKind};
+use super::{HEADER_LISTENER, HEADER_PEER, HEADER_REQUEST, ListenerKind, routes};
+use crate::metrics::{Answered, Metrics};
 
 /// More bytes than this never come through the gate.
 const BODY_MAX_BYTES: u64 = 1024 * 1024;
@@ -43,14 +46,20 @@ pub struct Request {
     /// Its number in this process.
     pub id: u64,
     query: Vec<(String, String)>,
+    began: Instant,
+    metrics: Arc<Metrics>,
 }
 
 impl Request {
-    /// Reads what the gate passed on.
+    /// Reads what the gate passed on. Its answer is counted in `metrics`.
     ///
     /// # Errors
     /// The request back, and why it is not understood: a path or query that is not percent-encoded.
-    pub fn new(inner: tiny_http::Request) -> Result<Request, Box<(tiny_http::Request, Failure)>> {
+    pub fn new(
+        inner: tiny_http::Request,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Request, Box<(tiny_http::Request, Failure)>> {
+        let began = Instant::now();
         let (path, query) = inner.url().split_once('?').unwrap_or((inner.url(), ""));
         let decoded = segments(path).and_then(|segments| Ok((segments, pairs(query)?)));
         let (segments, query) = match decoded {
@@ -73,8 +82,21 @@ impl Request {
             peer: value(HEADER_PEER).and_then(|address| address.parse().ok()),
             id: value(HEADER_REQUEST).and_then(|id| id.parse().ok()).unwrap_or(0),
             query,
+            began,
+            metrics: Arc::clone(metrics),
             inner,
         })
+    }
+
+    /// Its method's name; `other` for one that no route has.
+    fn verb(&self) -> &'static str {
+        match self.method {
+            Method::Get if self.is_head() => "HEAD",
+            Method::Get => "GET",
+            Method::Post => "POST",
+            Method::Options => "OPTIONS",
+            Method::Other => "other",
+        }
     }
 
     /// Whether the answer lacks its body.
@@ -135,6 +157,13 @@ impl Request {
     /// Whether the gate itself asks, to see that somebody answers: a client's request has a number.
     pub fn is_greeting(&self) -> bool {
         self.id == 0
+    }
+
+    /// Counts its answer, with the time until now. That is when its head is about to be sent: a stream that goes on
+    /// for hours is no slow answer.
+    pub fn answered(&self, status: u16) {
+        let what = Answered { route: routes::pattern(self), method: self.verb(), status };
+        self.metrics.request_answered(what, self.began.elapsed());
     }
 
     /// Gives tiny_http's request back, to be answered.

@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use super::answer::{Answer, Failure, Reply};
 use super::request::{Method, Request};
-use super::{Context, ListenerKind, api, health, widget};
+use super::{Context, ListenerKind, api, health, metrics, widget};
 
 /// A request with everything that a route may need.
 pub struct Call<'a> {
@@ -62,6 +62,7 @@ const ROUTES: &[(Method, &str, Handler)] = &[
     (Method::Get, "/api/deployments/{id}/logs", api::deployments::logs),
     (Method::Post, "/api/deployments/{id}/cancel", now!(api::cancel::cancel)),
     (Method::Get, "/containers/{id}/logs", api::containers::container_logs),
+    (Method::Get, "/metrics", now!(metrics::metrics)),
     (Method::Get, "/widget/dashy", now!(widget::dashy)),
     (Method::Options, "/widget/dashy", now!(widget::preflight)),
 ];
@@ -84,6 +85,9 @@ const CONTROL_ROUTES: &[(Method, &str, Handler)] = &[
     (Method::Post, "/control/release", now!(api::control::release)),
     (Method::Post, "/control/notify-test", api::control::notify_test),
 ];
+
+/// What stands for a route in the metrics where there is none.
+pub const NO_ROUTE: (&str, &str) = ("none", "");
 
 /// Answers a request that the rules let through.
 ///
@@ -113,6 +117,13 @@ pub fn is_open(request: &Request) -> bool {
         ["api", "health"] | ["webhook", _] => true,
         _ => request.method == Method::Options && request.header("Access-Control-Request-Method").is_some(),
     }
+}
+
+/// The pattern of a request's route, in two pieces that follow each other: for the metrics, which know no path.
+pub fn pattern(request: &Request) -> (&'static str, &'static str) {
+    let path: Vec<&str> = request.segments.iter().map(String::as_str).collect();
+    let route = table(request.listener).find(|(_, prefix, rest, _)| matches(prefix, rest, &path).is_some());
+    route.map_or(NO_ROUTE, |(_, prefix, rest, _)| (prefix, rest))
 }
 
 /// Adds what a dashboard's browser needs to read any answer of the widget routes, errors too.
