@@ -6,6 +6,7 @@ mod access;
 mod api;
 mod by_hand;
 mod hands_on;
+mod metrics;
 
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};

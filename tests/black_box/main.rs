@@ -18,6 +18,7 @@ mod killed;
 mod layouts;
 mod manual;
 mod messages;
+mod monitoring;
 mod monorepo;
 mod nobody_waits;
 mod one_shots;
