@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 use crate::support::*;
 
+const README: &str = include_str!("../../README.md");
 const RULES: &str = include_str!("../../packaging/monitoring/shiparr.rules.yml");
 const DASHBOARD: &str = include_str!("../../packaging/monitoring/grafana-dashboard.json");
 
@@ -159,6 +160,10 @@ fn a_scrape_tells_of_a_deployment_and_has_what_rules_and_dashboard_ask_for() {
     assert!(expressions.len() > 30, "{expressions:?}");
     for expression in &expressions {
         scrape.assert_has_all_of(expression);
+    }
+
+    for name in scrape.text.lines().filter_map(|line| line.strip_prefix("# HELP ")?.split(' ').next()) {
+        assert!(README.contains(&format!("`{name}`")), "README.md has no {name}");
     }
 
     server.fault(Requests::All, Fault::Status(503));
