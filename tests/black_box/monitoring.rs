@@ -138,12 +138,17 @@ fn a_scrape_tells_of_a_deployment_and_has_what_rules_and_dashboard_ask_for() {
     if missing(&[parts::DOCKER, parts::GIT, parts::PROMTOOL]) {
         return;
     }
-    let stack = Stack::new();
+    let (stack, receiver) = (Stack::new(), Receiver::start());
     let repo = Repo::with(&[("compose.yaml", &Stack::compose("1"))]);
     let server = GitServer::start(repo.root());
-    let mut daemon = Daemon::with(&[Entry::new("web", &server.url("stack"), &stack)]);
+    let told = format!("{{success: [\"{}\"]}}", receiver.url("/well"));
+    let entry = Entry::new("web", &server.url("stack"), &stack).field("notifications", &told);
+    let mut daemon = Daemon::with(&[entry]);
     daemon.wait_for_commit("web", &repo.tip());
-    let scrape = Scrape::of(&daemon);
+    let scrape = wait_until(SHORT, "the message about it to be counted", || {
+        let scrape = Scrape::of(&daemon);
+        (scrape.value("shiparr_notifications_total{result=\"sent\"}") == Some(1.0)).then_some(scrape)
+    });
     let web = "{project=\"home\",repository=\"web\"}";
     assert_eq!(scrape.value("shiparr_deployments_total{type=\"poll\",status=\"success\"}"), Some(1.0));
     assert_eq!(scrape.value("shiparr_deployment_duration_seconds_count{status=\"success\"}"), Some(1.0));
