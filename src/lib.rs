@@ -14,6 +14,7 @@
 //! | [`secrets`] | the type that does not print, decryption, env files, the scrubber |
 //! | [`notify`] | messages, and what carries them |
 //! | [`http`] | outgoing HTTP |
+//! | [`metrics`] | what the process counts, and Prometheus' text format |
 //! | [`command`] | the only place that starts a process |
 //! | [`model`] | plain types, statuses and their transitions |
 //!
@@ -69,6 +70,7 @@ pub mod daemon;
 pub mod deploy;
 pub mod git;
 pub mod http;
+pub mod metrics;
 pub mod model;
 pub mod notify;
 pub mod secrets;

@@ -22,6 +22,7 @@ mod health;
 mod hooks;
 mod lending;
 mod listen;
+mod metrics;
 mod origin;
 mod passwords;
 mod presence;
@@ -44,6 +45,7 @@ use std::time::Instant;
 use crate::command::Limit;
 use crate::config::{Catalog, Settings};
 use crate::deploy::by_hand::Tools;
+use crate::metrics::Metrics;
 use crate::model::{DeploymentId, RepositoryId, RepositoryName};
 use crate::store::Store;
 
@@ -189,6 +191,8 @@ pub struct Context {
     pub store: Arc<Store>,
     /// The daemon around the web.
     pub daemon: Arc<dyn Daemon>,
+    /// What the process counts.
+    pub metrics: Arc<Metrics>,
     health: health::Health,
     events: events::Events,
     refused_webhooks: hooks::Refusals,
@@ -196,8 +200,8 @@ pub struct Context {
 
 impl Context {
     /// What the daemon gives to the web.
-    pub fn new(settings: Arc<Settings>, store: Arc<Store>, daemon: Arc<dyn Daemon>) -> Context {
+    pub fn new(settings: Arc<Settings>, store: Arc<Store>, daemon: Arc<dyn Daemon>, metrics: Arc<Metrics>) -> Context {
         let (health, refused_webhooks) = Default::default();
-        Context { settings, store, daemon, health, events: events::Events::new(), refused_webhooks }
+        Context { settings, store, daemon, metrics, health, events: events::Events::new(), refused_webhooks }
     }
 }

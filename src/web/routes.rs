@@ -22,7 +22,7 @@ use std::sync::Arc;
 use super::access::{Access, Caller};
 use super::answer::{Answer, Failure, Reply};
 use super::request::{Method, Request};
-use super::{Context, ListenerKind, api, events, health, hooks, widget};
+use super::{Context, ListenerKind, api, events, health, hooks, metrics, widget};
 use crate::config::PublicUrl;
 
 /// A request with everything that a route may need.
@@ -81,6 +81,7 @@ const ROUTES: &[(Method, &str, Access, Handler)] = &[
     (Method::Post, "/api/deployments/{id}/cancel", Access::Full, now!(api::cancel::cancel)),
     (Method::Get, "/api/events", Access::View, now!(events::events)),
     (Method::Get, "/containers/{id}/logs", Access::Full, api::containers::container_logs),
+    (Method::Get, "/metrics", Access::View, now!(metrics::metrics)),
     (Method::Post, "/webhook/{provider}", Access::Open, now!(hooks::webhook)),
     (Method::Get, "/widget/dashy", Access::Widget, now!(widget::dashy)),
     (Method::Options, "/widget/dashy", Access::Open, now!(widget::preflight)),
@@ -104,6 +105,9 @@ const CONTROL_ROUTES: &[(Method, &str, Access, Handler)] = &[
     (Method::Post, "/control/release", Access::Full, now!(api::control::release)),
     (Method::Post, "/control/notify-test", Access::Full, api::control::notify_test),
 ];
+
+/// What stands for a route in the metrics where there is none.
+pub const NO_ROUTE: (&str, &str) = ("none", "");
 
 /// Answers a request that the rules let through.
 ///
@@ -166,6 +170,13 @@ fn forbidden(request: &Request) -> Failure {
 /// Whether a request brings its authentication in its body: neither rules nor credentials are looked at before that.
 pub fn is_webhook(request: &Request) -> bool {
     request.method == Method::Post && matches!(request.segments.as_slice(), [first, _] if first == "webhook")
+}
+
+/// The pattern of a request's route, in two pieces that follow each other: for the metrics, which know no path.
+pub fn pattern(request: &Request) -> (&'static str, &'static str) {
+    let path: Vec<&str> = request.segments.iter().map(String::as_str).collect();
+    let route = table(request.listener).find(|route| matches(route.prefix, route.rest, &path).is_some());
+    route.map_or(NO_ROUTE, |route| (route.prefix, route.rest))
 }
 
 /// Adds what a dashboard's browser needs to read any answer of the widget routes, errors too.

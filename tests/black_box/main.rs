@@ -19,6 +19,7 @@ mod killed;
 mod layouts;
 mod manual;
 mod messages;
+mod monitoring;
 mod monorepo;
 mod nobody_waits;
 mod one_shots;

@@ -26,6 +26,7 @@ use super::answer::{Answer, Failure};
 use super::routes::Call;
 use super::{ListenerKind, origin};
 use crate::config::Repository;
+use crate::metrics::WebhookResult;
 use crate::model::{DeploymentId, RepositoryId};
 use crate::store::{Delivered, Delivery, How};
 
@@ -36,43 +37,9 @@ const PROBLEM_CHARACTERS_SHOWN: usize = 300;
 /// See [`REFUSALS_LOGGED`].
 const REFUSALS_WINDOW: Duration = Duration::from_secs(60);
 
-/// What a delivery came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// A deployment was queued, or joined.
-    Accepted,
-    /// It was accepted before.
-    Duplicate,
-    /// It is no push to a branch that somebody follows, or only to those of `deploy: manual`.
-    NothingToDo,
-    /// Its signature is missing or wrong.
-    Unauthorized,
-    /// There is no secret for its provider.
-    NotConfigured,
-    /// It is signed, and not of its provider's form.
-    BadRequest,
-    /// The secret cannot be read, or the database not be written.
-    Unavailable,
-}
-
-impl Outcome {
-    /// The word in the log and in metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Outcome::Accepted => "accepted",
-            Outcome::Duplicate => "duplicate",
-            Outcome::NothingToDo => "nothing_to_do",
-            Outcome::Unauthorized => "unauthorized",
-            Outcome::NotConfigured => "not_configured",
-            Outcome::BadRequest => "bad_request",
-            Outcome::Unavailable => "unavailable",
-        }
-    }
-}
-
 /// What came of a delivery, and its answer.
 struct Done {
-    outcome: Outcome,
+    result: WebhookResult,
     answer: Result<Answer, Failure>,
     /// What it was about, once it is known who sent it.
     about: String,
@@ -112,8 +79,9 @@ pub fn webhook(call: &Call<'_>) -> Result<Answer, Failure> {
     };
     let done = receive(call, provider);
     // Every delivery to a known provider comes to its end here, once.
-    let level = if done.outcome == Outcome::Accepted { log::Level::Info } else { log::Level::Debug };
-    log::log!(level, "webhook of {}: {}: {}", provider.name, done.outcome.as_str(), done.about);
+    call.context.metrics.webhook_received(provider.name, done.result);
+    let level = if done.result == WebhookResult::Queued { log::Level::Info } else { log::Level::Debug };
+    log::log!(level, "webhook of {}: {}: {}", provider.name, done.result.as_str(), done.about);
     done.answer
 }
 
@@ -131,9 +99,9 @@ fn unauthenticated(call: &Call<'_>, failure: Failure) -> Failure {
 }
 
 fn receive(call: &Call<'_>, provider: &Provider) -> Done {
-    let refused = |outcome, failure| {
+    let refused = |result, failure| {
         let about = call.request.client.map_or("from the control socket".to_owned(), |peer| format!("from {peer}"));
-        Done { outcome, answer: Err(unauthenticated(call, failure)), about }
+        Done { result, answer: Err(unauthenticated(call, failure)), about }
     };
     let warn = |line: String| call.context.refused_webhooks.warn(&line, Instant::now());
     let secret = match call.context.settings.webhook_secret(provider.name) {
@@ -141,19 +109,19 @@ fn receive(call: &Call<'_>, provider: &Provider) -> Done {
         Ok(None) => {
             let way_out = "set Shiparr_WEBHOOK_SECRET";
             let message = format!("there is no secret for the webhooks of {}: {way_out}", provider.name);
-            return refused(Outcome::NotConfigured, Failure::not_found(message));
+            return refused(WebhookResult::NotConfigured, Failure::not_found(message));
         }
         Err(problem) => {
             warn(format!("webhooks of {} are not answered: {problem}", provider.name));
             let failure = Failure::unavailable("the secret of the webhooks cannot be read: see the log");
-            return refused(Outcome::Unavailable, failure);
+            return refused(WebhookResult::Failed, failure);
         }
     };
     let Some(payload) = signature::signed_payload(provider.signature, &secret, call.request, call.body) else {
         let peer = call.request.client.map_or("the control socket".to_owned(), |peer| peer.to_string());
         warn(format!("a webhook of {} from {peer} was refused: its signature is missing or wrong", provider.name));
         let message = "the signature is missing or wrong: the secret must be the same here and there";
-        return refused(Outcome::Unauthorized, Failure::new(401, "unauthorized", message));
+        return refused(WebhookResult::Unauthorized, Failure::new(401, "unauthorized", message));
     };
     let Some(event) = call.request.header(provider.event_header) else {
         let message = format!("the header {} is missing", provider.event_header);
@@ -161,7 +129,7 @@ fn receive(call: &Call<'_>, provider: &Provider) -> Done {
     };
     match (provider.read)(event, &payload) {
         Ok(Some(push)) => take(call, provider, &push).unwrap_or_else(|failure| Done {
-            outcome: Outcome::Unavailable,
+            result: WebhookResult::Failed,
             answer: Err(failure),
             about: push.describe(),
         }),
@@ -233,24 +201,27 @@ fn answer(push: &Push, matches: &Matches<'_>, delivered: &[Delivered]) -> Done {
         return nothing_to_do(format!("{what}: {why}"));
     }
     let is_new = delivered.iter().any(|delivered| delivered.how != How::SeenBefore);
-    let (outcome, word) =
-        if is_new { (Outcome::Accepted, "queued") } else { (Outcome::Duplicate, "this delivery was here before:") };
+    let (result, word) = if is_new {
+        (WebhookResult::Queued, "queued")
+    } else {
+        (WebhookResult::Duplicate, "this delivery was here before:")
+    };
     let mut message = format!("{what}: {word} {}", names(&matches.automatic));
     message.extend(waits.map(|waits| format!("; {waits}")));
     let ids: Vec<DeploymentId> = delivered.iter().filter_map(|delivered| delivered.deployment_id).collect();
     let answer = Answer::json(&serde_json::json!({ "deployment_ids": ids, "message": message })).with_status(202);
-    Done { outcome, answer: Ok(answer), about: format!("{message} (deployments {ids:?})") }
+    Done { result, answer: Ok(answer), about: format!("{message} (deployments {ids:?})") }
 }
 
 fn nothing_to_do(why: String) -> Done {
     let ids: [DeploymentId; 0] = [];
     let message = format!("nothing to do: {why}");
     let answer = Answer::json(&serde_json::json!({ "deployment_ids": ids, "message": message }));
-    Done { outcome: Outcome::NothingToDo, answer: Ok(answer), about: message }
+    Done { result: WebhookResult::Ignored, answer: Ok(answer), about: message }
 }
 
 fn bad_request(problem: String) -> Done {
-    Done { outcome: Outcome::BadRequest, answer: Err(Failure::bad_request(&problem)), about: problem }
+    Done { result: WebhookResult::Malformed, answer: Err(Failure::bad_request(&problem)), about: problem }
 }
 
 #[cfg(test)]

@@ -39,3 +39,14 @@ pub fn named(name: &str) -> Option<&'static Provider> {
 pub(super) fn is_none(hash: &str) -> bool {
     !hash.is_empty() && hash.bytes().all(|digit| digit == b'0')
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::WEBHOOK_PROVIDERS;
+
+    #[test]
+    fn every_provider_is_counted() {
+        assert!(WEBHOOK_PROVIDERS.iter().all(|name| named(name).is_some_and(|provider| provider.name == *name)));
+    }
+}
