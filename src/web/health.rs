@@ -1,6 +1,6 @@
 //! GET `/api/health`: what is well and what is not, looked at no more than once a second.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -18,6 +18,8 @@ const CHECKS_MAX_AGE: Duration = Duration::from_secs(1);
 #[derive(Default)]
 pub struct Health {
     last: Mutex<Option<(Instant, Arc<Checks>)>>,
+    /// Held while somebody looks: a database that another program holds makes that take seconds.
+    looking: Mutex<()>,
 }
 
 struct Checks {
@@ -47,14 +49,23 @@ pub fn health(call: &Call<'_>) -> Result<Answer, Failure> {
 
 impl Health {
     fn checks(&self, context: &Context) -> Arc<Checks> {
-        // A look that was cut short left the one before it.
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, checks)) = last.as_ref().filter(|(at, _)| at.elapsed() < CHECKS_MAX_AGE) {
-            return Arc::clone(checks);
-        }
+        let known = self.last();
+        let _one_looks = match (&known, self.looking.try_lock()) {
+            (Some((at, checks)), _) if at.elapsed() < CHECKS_MAX_AGE => return Arc::clone(checks),
+            // The threads that answer are few: they do not all wait for the one who looks.
+            (Some((_, checks)), Err(TryLockError::WouldBlock)) => return Arc::clone(checks),
+            (None, Err(TryLockError::WouldBlock)) => self.looking.lock().unwrap_or_else(PoisonError::into_inner),
+            (_, Ok(looking)) => looking,
+            (_, Err(TryLockError::Poisoned(cut_short))) => cut_short.into_inner(),
+        };
         let checks = Arc::new(look(context));
-        *last = Some((Instant::now(), Arc::clone(&checks)));
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), Arc::clone(&checks)));
         checks
+    }
+
+    fn last(&self) -> Option<(Instant, Arc<Checks>)> {
+        // It is whole whatever a thread that held it did.
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
