@@ -7,11 +7,11 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::connection::{Client, Exchange, Incoming, Phase};
-use super::head::{self, HEAD_MAX_BYTES, Origin};
+use super::head::{self, Origin};
 use super::limits::{
     ANSWER_LIMIT, BODIES_MAX_BYTES, BODY_LIMIT, CONNECT_PAUSE, DESCRIPTORS_PER_UPSTREAM, GREETING_LIMIT,
-    GREETING_PAUSE, HEAD_LIMIT, LINGER_LIMIT, OUTPUT_MAX_BYTES, OUTPUTS_MAX_BYTES, UPSTREAM_IDLE_LIMIT, UPSTREAMS_KEPT,
-    WRITE_LIMIT,
+    GREETING_PAUSE, HEAD_LIMIT, IDLE_LIMIT, LINGER_LIMIT, OUTPUT_MAX_BYTES, OUTPUTS_MAX_BYTES, UPSTREAM_IDLE_LIMIT,
+    UPSTREAMS_KEPT, WRITE_LIMIT,
 };
 use super::refusal::Refusal;
 use super::slots::Key;
@@ -110,21 +110,15 @@ impl Gate {
         if !matches!(client.phase, Phase::Head) {
             return Ok(());
         }
-        // RFC 9112, section 2.2: empty lines before a request are no part of it.
-        let empty = client.input.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+        let empty = head::empty_lines(&client.input);
         if empty > 0 {
             client.consume(empty);
         }
-        let Some(first) = client.input.first() else { return Ok(()) };
-        if !first.is_ascii_alphabetic() {
-            let message = if *first == 0x16 { "this port speaks http, not https" } else { "this is not HTTP" };
-            return Err(Refusal::bad_request(message));
+        if client.input.is_empty() {
+            return Ok(());
         }
         let had_begun = client.scanned > 0;
-        let Some(end) = head::end_of_head(&client.input, &mut client.scanned) else {
-            if client.input.len() > HEAD_MAX_BYTES {
-                return Err(Refusal::head_too_large());
-            }
+        let Some(end) = head::find(&client.input, &mut client.scanned)? else {
             if !had_begun {
                 let deadline = self.now + HEAD_LIMIT;
                 client.deadline = Some(deadline);
@@ -132,9 +126,6 @@ impl Gate {
             }
             return Ok(());
         };
-        if end > HEAD_MAX_BYTES {
-            return Err(Refusal::head_too_large());
-        }
         self.requests += 1;
         let origin = Origin { listener: client.listener, peer: client.peer, request: self.requests };
         let head = head::parse(&client.input[..end], origin)?;
@@ -463,7 +454,7 @@ impl Gate {
             Phase::Finishing if client.keep_alive && self.stop_at.is_none() => {
                 let interest = client.interest | READING;
                 let has_input = !client.input.is_empty();
-                self.wait_for_request(key);
+                self.wait_for_request(key, IDLE_LIMIT);
                 self.watch_client(key, interest);
                 if has_input {
                     self.advance(key);

@@ -25,7 +25,7 @@ impl Refusal {
 
     /// The head is too large.
     pub fn head_too_large() -> Refusal {
-        Refusal { status: 431, message: "a request head may have 16 KiB and 64 header lines" }
+        Refusal { status: 431, message: "a request head may have 16 KiB and 100 header lines" }
     }
 
     /// There is no room, or no answer.
