@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::connection::{Client, Exchange, Incoming, Phase};
-use super::head::{self, Origin};
+use super::head::{self, HEAD_MAX_BYTES, Origin};
 use super::limits::{
     ANSWER_LIMIT, BODIES_MAX_BYTES, BODY_LIMIT, CONNECT_PAUSE, DESCRIPTORS_PER_UPSTREAM, GREETING_LIMIT,
     GREETING_PAUSE, HEAD_LIMIT, IDLE_LIMIT, LINGER_LIMIT, OUTPUT_MAX_BYTES, OUTPUTS_MAX_BYTES, UPSTREAM_IDLE_LIMIT,
@@ -16,12 +16,13 @@ use super::limits::{
 use super::refusal::Refusal;
 use super::slots::Key;
 use super::upstream::{BadAnswer, Progress, Upstream};
-use super::{Gate, TOKEN_CLIENT, TOKEN_UPSTREAM};
+use super::{Gate, READ_BYTES, TOKEN_CLIENT, TOKEN_UPSTREAM};
 
 /// What is watched for while a client owes a request.
 const READING: EventFlags = EventFlags::IN.union(EventFlags::RDHUP);
 /// A request that no client sent: it has no number.
 const GREETING: &[u8] = b"GET / HTTP/1.1\r\nHost: gate\r\n\r\n";
+const TOO_MANY_BODIES: Refusal = Refusal::unavailable("there are too many request bodies at once");
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 impl Gate {
@@ -85,7 +86,12 @@ impl Gate {
 
     fn read_client(&mut self, key: Key) {
         let Some(client) = self.clients.get_mut(key) else { return };
-        match rustix::io::read(&client.socket, &mut self.scratch[..]) {
+        // Of what follows a head, no more is kept than a head may have: with pipelined requests it waits for its turn.
+        let room = match client.phase {
+            Phase::Head => (HEAD_MAX_BYTES + 1).saturating_sub(client.input.len()).max(1),
+            _ => READ_BYTES,
+        };
+        match rustix::io::read(&client.socket, &mut self.scratch[..room]) {
             // What is here is no complete request, and the rest will not come.
             Ok(0) => self.drop_client(key),
             Ok(_) if matches!(client.phase, Phase::Lingering) => {}
@@ -160,13 +166,26 @@ impl Gate {
         if used > 0 {
             client.consume(used);
         }
+        while self.body_bytes > BODIES_MAX_BYTES && self.drop_slowest_body(key) {}
         if self.body_bytes > BODIES_MAX_BYTES {
-            return Err(Refusal::unavailable("there are too many request bodies at once"));
+            return Err(TOO_MANY_BODIES);
         }
         if is_complete {
             self.enqueue(key);
         }
         Ok(())
+    }
+
+    /// Of the clients whose body is not complete, the one goes that has taken longest for it: whoever sends much and
+    /// does not end keeps nobody else from sending. `false` if there is none but `another`.
+    fn drop_slowest_body(&mut self, another: Key) -> bool {
+        let bodies = self.clients.iter().filter_map(|(key, client)| match &client.phase {
+            Phase::Body(incoming) if key != another && incoming.held_bytes() > 0 => Some((client.deadline?, key)),
+            _ => None,
+        });
+        let Some((_, key)) = bodies.min_by_key(|(deadline, _)| *deadline) else { return false };
+        self.refuse(key, TOO_MANY_BODIES);
+        true
     }
 
     /// The request is complete: it waits for a connection to tiny_http, mostly for no time at all.

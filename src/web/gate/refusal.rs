@@ -29,7 +29,7 @@ impl Refusal {
     }
 
     /// There is no room, or no answer.
-    pub fn unavailable(message: &'static str) -> Refusal {
+    pub const fn unavailable(message: &'static str) -> Refusal {
         Refusal { status: 503, message }
     }
 
