@@ -6,8 +6,6 @@
 //! - A request that is accepted is passed on as exactly one, which a strict reader, written here anew, understands as
 //!   the one that was sent: nothing can be smuggled in a body, in a header line or behind the end.
 
-use std::net::{IpAddr, Ipv4Addr};
-
 use crate::web::ListenerKind;
 use crate::web::gate::connection::{BODY_MAX_BYTES, Incoming};
 use crate::web::gate::head::{self, HEAD_MAX_BYTES, Origin};
@@ -142,8 +140,7 @@ impl Reader {
         }
         let Some(length) = head::find(&self.input, &mut self.scanned)? else { return Ok(false) };
         let request = self.outcome.passed.len() as u64 + 1;
-        let peer = Some(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7)));
-        let origin = Origin { listener: ListenerKind::Tcp, peer, request };
+        let origin = Origin { listener: ListenerKind::Tcp, peer: None, request };
         let head = head::parse(&self.input[..length], origin)?;
         let (begin, keep_alive) = (self.offset, head.keep_alive);
         self.consume(length);
@@ -284,7 +281,6 @@ impl Passed {
         }));
         expected.push(("X-Shiparr-Listener", b"tcp"));
         expected.push(("X-Shiparr-Request", number.as_bytes()));
-        expected.push(("X-Shiparr-Peer", b"192.0.2.7"));
         if !body.is_empty() {
             expected.push(("Content-Length", length.as_bytes()));
         }

@@ -48,13 +48,13 @@ pub const DESCRIPTORS_PER_UPSTREAM: usize = 3;
 const DESCRIPTORS_MAX: usize = 1024;
 /// Most connections to tiny_http that carry something other than a stream.
 const SHORT_MAX: usize = 16;
-/// From a connection's begin to the first byte of its first request. Browsers connect ahead of a request that may never
-/// come, but drop such a connection sooner, and connect anew where it was closed.
-const FIRST_REQUEST_LIMIT: Duration = Duration::from_secs(30);
 /// A complete request until a connection to tiny_http is free.
 const QUEUE_LIMIT: Duration = Duration::from_secs(30);
 /// Requests in flight when the gate is stopped.
 const STOP_LIMIT: Duration = Duration::from_secs(3);
+/// From a connection's begin to the first byte of its first request. Browsers connect ahead of a request that may never
+/// come, but drop such a connection sooner, and connect anew where it was closed.
+const FIRST_REQUEST_LIMIT: Duration = Duration::from_secs(30);
 
 /// Limits that depend on the process's own, and those that tests set.
 #[derive(Clone, Copy, Debug)]
