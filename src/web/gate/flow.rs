@@ -22,7 +22,6 @@ use super::{Gate, READ_BYTES, TOKEN_CLIENT, TOKEN_UPSTREAM};
 const READING: EventFlags = EventFlags::IN.union(EventFlags::RDHUP);
 /// A request that no client sent: it has no number.
 const GREETING: &[u8] = b"GET / HTTP/1.1\r\nHost: gate\r\n\r\n";
-const TOO_MANY_BODIES: Refusal = Refusal::unavailable("there are too many request bodies at once");
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 impl Gate {
@@ -168,24 +167,12 @@ impl Gate {
         }
         while self.body_bytes > BODIES_MAX_BYTES && self.drop_slowest_body(key) {}
         if self.body_bytes > BODIES_MAX_BYTES {
-            return Err(TOO_MANY_BODIES);
+            return Err(Refusal::TOO_MANY_BODIES);
         }
         if is_complete {
             self.enqueue(key);
         }
         Ok(())
-    }
-
-    /// Of the clients whose body is not complete, the one goes that has taken longest for it: whoever sends much and
-    /// does not end keeps nobody else from sending. `false` if there is none but `another`.
-    fn drop_slowest_body(&mut self, another: Key) -> bool {
-        let bodies = self.clients.iter().filter_map(|(key, client)| match &client.phase {
-            Phase::Body(incoming) if key != another && incoming.held_bytes() > 0 => Some((client.deadline?, key)),
-            _ => None,
-        });
-        let Some((_, key)) = bodies.min_by_key(|(deadline, _)| *deadline) else { return false };
-        self.refuse(key, TOO_MANY_BODIES);
-        true
     }
 
     /// The request is complete: it waits for a connection to tiny_http, mostly for no time at all.
@@ -493,7 +480,7 @@ impl Gate {
     }
 
     /// Answers for tiny_http, and closes.
-    fn refuse(&mut self, key: Key, refusal: Refusal) {
+    pub(super) fn refuse(&mut self, key: Key, refusal: Refusal) {
         let Some(client) = self.clients.get_mut(key) else { return };
         let is_head = match &client.phase {
             Phase::Head => client.input.starts_with(b"HEAD "),

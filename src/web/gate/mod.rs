@@ -400,6 +400,18 @@ impl Gate {
         self.drop_stalled_reader()
     }
 
+    /// Of the clients whose body is not complete, the one goes that has taken longest for it: whoever sends much and
+    /// does not end keeps nobody else from sending. `false` if there is none but `another`.
+    fn drop_slowest_body(&mut self, another: Key) -> bool {
+        let bodies = self.clients.iter().filter_map(|(key, client)| match &client.phase {
+            Phase::Body(incoming) if key != another && incoming.held_bytes() > 0 => Some((client.deadline?, key)),
+            _ => None,
+        });
+        let Some((_, key)) = bodies.min_by_key(|(deadline, _)| *deadline) else { return false };
+        self.refuse(key, Refusal::TOO_MANY_BODIES);
+        true
+    }
+
     fn pause_listener(&mut self, index: usize, error: Errno) {
         let until = self.now + ACCEPT_PAUSE;
         let Some(listening) = self.listeners.get_mut(index) else { return };

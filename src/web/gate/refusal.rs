@@ -8,6 +8,9 @@ pub struct Refusal {
 }
 
 impl Refusal {
+    /// The bodies of all requests together take the memory that there is for them.
+    pub const TOO_MANY_BODIES: Refusal = Refusal::unavailable("there are too many request bodies at once");
+
     /// It is not HTTP/1.1 as RFC 9112 has it.
     pub fn bad_request(message: &'static str) -> Refusal {
         Refusal { status: 400, message }
