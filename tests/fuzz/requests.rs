@@ -13,6 +13,9 @@ mod web {
     pub const HEADER_PEER: &str = "X-Shiparr-Peer";
     pub const HEADER_REQUEST: &str = "X-Shiparr-Request";
 
+    /// Only shown, never looked into.
+    pub type Peer = std::net::IpAddr;
+
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum ListenerKind {
         Tcp,
