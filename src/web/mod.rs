@@ -1,4 +1,4 @@
-//! The web: a gate that owns every client's socket, tiny_http behind it, routes, auth, the API and the widget.
+//! The web: a gate that owns every client's socket, tiny_http behind it, routes, auth, the API, the widget and the status page.
 //!
 //! ```text
 //! client ─▶ gate (one thread) ─▶ tiny_http ─▶ handler threads ─▶ rules ▸ auth ▸ route
@@ -17,6 +17,7 @@ mod health;
 mod lending;
 mod listen;
 mod origin;
+mod page;
 mod presence;
 mod request;
 mod routes;

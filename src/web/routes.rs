@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use super::answer::{Answer, Failure, Reply};
 use super::request::{Method, Request};
-use super::{Context, ListenerKind, api, health, widget};
+use super::{Context, ListenerKind, api, health, page, widget};
 
 /// A request with everything that a route may need.
 pub struct Call<'a> {
@@ -52,6 +52,8 @@ macro_rules! now {
 }
 
 const ROUTES: &[(Method, &str, Handler)] = &[
+    (Method::Get, "/", now!(page::page)),
+    (Method::Get, "/assets/{name}", now!(page::asset)),
     (Method::Get, "/api/health", now!(health::health)),
     (Method::Get, "/api/projects", now!(api::projects)),
     (Method::Get, "/api/projects/{project}", now!(api::project)),

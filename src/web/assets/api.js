@@ -1,0 +1,85 @@
+// Asks the API. Addresses are relative to the page's base, so that they hold below a path too.
+
+import { setClock } from "./text.js";
+
+const LIMIT_MILLISECONDS = 30_000;
+
+/** Why an answer is no answer, in the words of the API; `status` is 0 where nobody answered. */
+export class ApiError extends Error {
+  constructor(status, message) {
+    super(message);
+    this.status = status;
+  }
+}
+
+/** The JSON of a GET. */
+export async function get(path, signal) {
+  return (await ask(path, { signal })).json();
+}
+
+/** A page of a list: its items, and the address of the next one. */
+export async function getPage(path) {
+  const response = await ask(path, {});
+  const next = /[?&](before=\d+)[^>]*>; rel="next"/.exec(response.headers.get("Link") ?? "");
+  return { items: await response.json(), before: next ? next[1] : null };
+}
+
+/** The answer to a POST. */
+export async function post(path, body) {
+  const options = { method: "POST" };
+  if (body) {
+    options.body = JSON.stringify(body);
+    options.headers = { "Content-Type": "application/json" };
+  }
+  return (await ask(path, options)).json();
+}
+
+/** The lines of a text that may go on coming; `take` gets them in groups. Ends when the text does. */
+export async function stream(path, take, signal) {
+  const response = await refused(await reach(path, { headers: { Accept: "text/plain" }, signal }));
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read().catch((error) => {
+      throw signal.aborted ? error : new ApiError(0, "the log broke off");
+    });
+    const lines = (rest + (value ?? "")).split("\n");
+    rest = lines.pop();
+    if (done && rest) lines.push(rest);
+    if (lines.length) take(lines);
+    if (done) return;
+  }
+}
+
+/** Where the part of a path is a name. */
+export const repositoryPath = ({ project, name }) =>
+  `api/projects/${encodeURIComponent(project)}/repositories/${encodeURIComponent(name)}`;
+
+async function ask(path, options) {
+  const limit = AbortSignal.timeout(LIMIT_MILLISECONDS);
+  const signal = options.signal ? AbortSignal.any([options.signal, limit]) : limit;
+  return refused(await reach(path, { ...options, signal }));
+}
+
+async function reach(path, options) {
+  try {
+    const response = await fetch(path, { cache: "no-store", ...options });
+    setClock(response.headers.get("Date"));
+    return response;
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError(0, error.name === "TimeoutError" ? "Shiparr takes too long to answer" : "Shiparr does not answer");
+  }
+}
+
+async function refused(response) {
+  if (response.ok) return response;
+  const text = await response.text().catch(() => "");
+  let message = text.slice(0, 500) || `the answer is ${response.status}`;
+  try {
+    message = JSON.parse(text).message ?? message;
+  } catch {
+    // A proxy's own page.
+  }
+  throw new ApiError(response.status, message);
+}

@@ -1,0 +1,121 @@
+// Words for what the API says: statuses with their shapes, times, durations.
+
+import { h, svg } from "./dom.js";
+
+// How far the daemon's clock is ahead of this one's, in milliseconds.
+let skew = 0;
+
+/** Takes the time of an answer: ages are counted by the daemon's clock. */
+export function setClock(date) {
+  const now = Date.parse(date ?? "");
+  // The header has whole seconds.
+  if (!Number.isNaN(now) && Math.abs(now - Date.now()) > 2000) skew = now - Date.now();
+}
+
+const REPOSITORY = {
+  success: ["ok", "Deployed"],
+  failed: ["bad", "Failed"],
+  running: ["busy", "Deploying"],
+  pending: ["queued", "Pending"],
+  waiting: ["waiting", "Waiting"],
+  never_deployed: ["none", "Never deployed"],
+  orphaned: ["none", "Orphaned"],
+};
+const DEPLOYMENT = {
+  success: ["ok", "Success"],
+  failed: ["bad", "Failed"],
+  running: ["busy", "Running"],
+  pending: ["queued", "Pending"],
+  skipped: ["none", "Skipped"],
+};
+const WIDGET = {
+  running: ["ok", "Running"],
+  stopped: ["bad", "Failed"],
+  deploying: ["busy", "Deploying"],
+  unknown: ["none", "Unknown"],
+};
+const CONTAINER = {
+  running: "ok",
+  restarting: "bad",
+  dead: "bad",
+  paused: "waiting",
+  created: "queued",
+};
+
+/** The status of a repository, as a word and a shape. */
+export const repositoryStatus = (repository) => status(REPOSITORY, shownStatus(repository));
+export const repositoryWord = (repository) => wordOf(REPOSITORY, shownStatus(repository))[1];
+/** That of a deployment. */
+export const deploymentStatus = (word) => status(DEPLOYMENT, word);
+export const deploymentWord = (word) => wordOf(DEPLOYMENT, word)[1];
+/** That which the widget shows. */
+export const widgetStatus = (word) => status(WIDGET, word);
+
+/** That of a container. */
+export function containerStatus(container) {
+  const { state, health, exit_code: code } = container;
+  let shape = CONTAINER[state] ?? (code === 0 ? "none" : "bad");
+  if (health === "unhealthy") shape = "bad";
+  if (health === "starting") shape = "busy";
+  let text = state;
+  if (health) text += `, ${health}`;
+  if (state !== "running" && code !== null) text += ` (${code})`;
+  return badge(shape, text);
+}
+
+const shownStatus = (repository) =>
+  repository.orphaned && !["running", "pending"].includes(repository.status) ? "orphaned" : repository.status;
+const wordOf = (words, word) => words[word] ?? ["none", String(word)];
+const status = (words, word) => badge(...wordOf(words, word));
+const badge = (shape, text) => h("span", { class: `status is-${shape}` }, shapeOf(shape), h("span", {}, text));
+
+// Each one differs in its form, not only in its colour.
+const SHAPES = {
+  ok: () => [svg("circle", { cx: 8, cy: 8, r: 7, class: "solid" }), svg("path", { d: "M4.800 8.200l2.300 2.300 4.200-4.700", class: "mark" })],
+  bad: () => [svg("path", { d: "M5 1h6l4 4v6l-4 4H5l-4-4V5z", class: "solid" }), svg("path", { d: "M5.500 5.500l5 5m0-5l-5 5", class: "mark" })],
+  busy: () => [svg("circle", { cx: 8, cy: 8, r: 6, class: "faint" }), svg("path", { d: "M8 2a6 6 0 0 1 6 6", class: "line" })],
+  queued: () => [svg("circle", { cx: 8, cy: 8, r: 6, class: "line" }), svg("path", { d: "M8 4.700V8l2.300 1.600", class: "line" })],
+  waiting: () => [svg("rect", { x: 1.5, y: 1.5, width: 13, height: 13, rx: 3, class: "line" }), svg("path", { d: "M6.200 5.200v5.600m3.600-5.600v5.600", class: "line" })],
+  none: () => [svg("circle", { cx: 8, cy: 8, r: 6, class: "line dashed" })],
+};
+
+export function shapeOf(name) {
+  return svg("svg", { class: "shape", viewBox: "0 0 16 16", width: 16, height: 16, "aria-hidden": "true" }, SHAPES[name]());
+}
+
+/** The first digits of a commit. */
+export const short = (hash) => (hash ? hash.slice(0, 7) : "–");
+
+/** `0.8 s`, `12 s`, `3 min 20 s`, `1 h 5 min`. */
+export function duration(seconds) {
+  if (seconds === null || seconds === undefined) return "–";
+  if (seconds < 10) return `${seconds.toFixed(1)} s`;
+  const whole = Math.round(seconds);
+  if (whole < 60) return `${whole} s`;
+  if (whole < 3600) return whole % 60 ? `${Math.floor(whole / 60)} min ${whole % 60} s` : `${whole / 60} min`;
+  const minutes = Math.floor((whole % 3600) / 60);
+  return minutes ? `${Math.floor(whole / 3600)} h ${minutes} min` : `${Math.floor(whole / 3600)} h`;
+}
+
+/** Seconds since a time. */
+export const secondsSince = (time) => (Date.now() + skew - Date.parse(time)) / 1000;
+
+/** A time as its distance from now, with the whole of it for whoever points at it. */
+export function ago(time, absent = "–") {
+  if (!time) return absent;
+  const date = new Date(time);
+  return h("time", { datetime: time, title: date.toLocaleString() }, distance(-secondsSince(time)));
+}
+
+function distance(seconds) {
+  const far = Math.abs(seconds);
+  const put = (text) => (seconds < 0 ? `${text} ago` : `in ${text}`);
+  if (far < 2) return "now";
+  if (far < 60) return put(`${Math.round(far)} s`);
+  if (far < 3600) return put(`${Math.round(far / 60)} min`);
+  if (far < 36 * 3600) return put(`${Math.round(far / 3600)} h`);
+  return put(`${Math.round(far / 86400)} d`);
+}
+
+/** `1 repository`, `2 repositories`. */
+export const count = (number, one, many) => `${number} ${number === 1 ? one : many}`;
