@@ -1,25 +1,23 @@
 // Asks the API. Addresses are relative to the page's base, so that they hold below a path too.
 
-import { setClock } from "./text.js";
-
 const LIMIT_MILLISECONDS = 30_000;
 
-/** Why an answer is no answer, in the words of the API; `status` is 0 where nobody answered. */
+/** Why an answer is no answer, in the words of the API; `status` is 0 where nobody answered, `answer` its JSON. */
 export class ApiError extends Error {
-  constructor(status, message) {
+  constructor(status, message, answer) {
     super(message);
-    this.status = status;
+    Object.assign(this, { status, answer });
   }
 }
 
 /** The JSON of a GET. */
-export async function get(path, signal) {
-  return (await ask(path, { signal })).json();
+export async function get(path) {
+  return (await ask(path)).json();
 }
 
 /** A page of a list: its items, and the address of the next one. */
 export async function getPage(path) {
-  const response = await ask(path, {});
+  const response = await ask(path);
   const next = /[?&](before=\d+)[^>]*>; rel="next"/.exec(response.headers.get("Link") ?? "");
   return { items: await response.json(), before: next ? next[1] : null };
 }
@@ -36,7 +34,7 @@ export async function post(path, body) {
 
 /** The lines of a text that may go on coming; `take` gets them in groups. Ends when the text does. */
 export async function stream(path, take, signal) {
-  const response = await refused(await reach(path, { headers: { Accept: "text/plain" }, signal }));
+  const response = await reach(path, { headers: { Accept: "text/plain" }, signal });
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
@@ -51,35 +49,22 @@ export async function stream(path, take, signal) {
   }
 }
 
-/** Where the part of a path is a name. */
-export const repositoryPath = ({ project, name }) =>
-  `api/projects/${encodeURIComponent(project)}/repositories/${encodeURIComponent(name)}`;
+export const repositoryPath = ({ project, name }) => `api/projects/${project}/repositories/${name}`;
 
-async function ask(path, options) {
-  const limit = AbortSignal.timeout(LIMIT_MILLISECONDS);
-  const signal = options.signal ? AbortSignal.any([options.signal, limit]) : limit;
-  return refused(await reach(path, { ...options, signal }));
-}
+const ask = (path, options) => reach(path, { ...options, signal: AbortSignal.timeout(LIMIT_MILLISECONDS) });
 
 async function reach(path, options) {
   try {
-    const response = await fetch(path, { cache: "no-store", ...options });
-    setClock(response.headers.get("Date"));
-    return response;
+    return await refused(await fetch(path, options));
   } catch (error) {
-    if (error.name === "AbortError") throw error;
+    if (error instanceof ApiError || error.name === "AbortError") throw error;
     throw new ApiError(0, error.name === "TimeoutError" ? "Shiparr takes too long to answer" : "Shiparr does not answer");
   }
 }
 
 async function refused(response) {
   if (response.ok) return response;
-  const text = await response.text().catch(() => "");
-  let message = text.slice(0, 500) || `the answer is ${response.status}`;
-  try {
-    message = JSON.parse(text).message ?? message;
-  } catch {
-    // A proxy's own page.
-  }
-  throw new ApiError(response.status, message);
+  // A proxy's own page is no JSON.
+  const answer = await response.json().catch(() => ({}));
+  throw new ApiError(response.status, answer.message ?? `the answer is ${response.status} ${response.statusText}`, answer);
 }

@@ -1,18 +1,17 @@
 // The page: its address names the view, what is known is drawn again whenever it changes.
 
-import { ApiError } from "./api.js";
 import { askCancel, askDeploy } from "./dialogs.js";
 import { h, show } from "./dom.js";
 import { begin, refresh, state } from "./live.js";
+import { connectionLine, notices } from "./notices.js";
 import { repositoryWord } from "./text.js";
-import { Activity, ContainerView, DeploymentView, Nowhere, Overview, RepositoryView, connectionLine, notices, to } from "./views.js";
+import { ContainerView, DeploymentView, Nowhere, Overview, RepositoryView, to } from "./views.js";
 
 /** Ages go on. */
 const TICK_MILLISECONDS = 5_000;
 
 const place = (id) => document.getElementById(id);
 let view = null;
-let startedVersion = null;
 let isDrawing = false;
 
 /** Draws once for all that changes in one go. */
@@ -26,45 +25,34 @@ function draw() {
 }
 
 function drawNow() {
-  startedVersion ??= state.health?.version ?? null;
-  const host = state.health?.host;
+  const { host, version } = state.health ?? {};
   document.title = [view.title(), "Shiparr", host].filter(Boolean).join(" · ");
   show(place("host"), host ?? "");
   show(place("connection"), connectionLine());
-  show(place("notices"), notices(startedVersion));
-  show(place("nav"), [["/", "Repositories"], ["/activity", "Activity"]].map(([route, text]) =>
-    h("a", { href: to(route), "data-route": route, "aria-current": currentRoute().path === route ? "page" : null }, text)));
+  show(place("notices"), notices(view instanceof Overview));
   show(place("view"), view.render());
-  show(place("foot"), state.health?.version ? `Shiparr ${state.health.version}` : "");
+  show(place("foot"), version ? `Shiparr ${version}` : "");
   view.mounted?.();
 }
 
-// ---- Addresses ------------------------------------------------------------------------------------------------------
+// ---- Addresses
 
-function currentRoute() {
+/** Projects, repositories and containers have names that need no encoding. */
+function viewOf() {
   const [path, query] = (location.hash.slice(1) || "/").split("?");
-  return { path, query: new URLSearchParams(query) };
-}
-
-function viewOf({ path, query }) {
-  let parts;
-  try {
-    parts = path.split("/").slice(1).map(decodeURIComponent);
-  } catch {
-    return new Nowhere();
-  }
-  const [kind, first, second, third, fourth] = parts;
-  if (path === "/") return new Overview(query);
-  if (kind === "activity" && parts.length === 1) return new Activity();
-  if (kind === "deployments" && parts.length === 2 && /^\d+$/.test(first)) return new DeploymentView(Number(first));
-  if (kind === "repositories" && parts.length === 3) return new RepositoryView(first, second);
-  if (kind === "repositories" && parts.length === 5 && third === "containers") return new ContainerView(first, second, fourth);
-  return new Nowhere();
+  const is = (pattern) => pattern.exec(path)?.slice(1);
+  if (path === "/") return new Overview(new URLSearchParams(query));
+  let parts = is(/^\/deployments\/(\d{1,15})$/);
+  if (parts) return new DeploymentView(Number(parts[0]));
+  parts = is(/^\/repositories\/([\w-]+)\/([\w-]+)$/);
+  if (parts) return new RepositoryView(...parts);
+  parts = is(/^\/repositories\/([\w-]+)\/([\w-]+)\/containers\/([\w.-]+)$/);
+  return parts ? new ContainerView(...parts) : new Nowhere();
 }
 
 async function open() {
   view?.leave?.();
-  const opened = viewOf(currentRoute());
+  const opened = viewOf();
   const isFirst = view === null;
   view = opened;
   place("view").replaceChildren();
@@ -78,7 +66,7 @@ async function open() {
   if (view === opened && !isFirst && document.activeElement === document.body) focusHeading();
 }
 
-const focusHeading = () => (document.querySelector("#view h1") ?? place("main")).focus({ preventScroll: true });
+const focusHeading = () => (document.querySelector("h1") ?? place("main")).focus({ preventScroll: true });
 
 async function loadView() {
   const loaded = view;
@@ -86,25 +74,18 @@ async function loadView() {
   if (view === loaded) draw();
 }
 
-// ---- What people do -------------------------------------------------------------------------------------------------
+// ---- What people do
 
 const actions = {
   skip: () => place("main").focus(),
   deploy: ({ repository, commit }) => askDeploy(state.repositories.get(Number(repository)), commit, (id) => (location.hash = `#/deployments/${id}`)),
-  cancel: ({ repository, deployment }) => {
-    const one = deployment ? view.deployment : state.repositories.get(Number(repository)).last_deployment;
-    askCancel(one, refresh);
+  cancel: ({ deployment }) => {
+    const known = [view.deployment, ...[...state.repositories.values()].map((one) => one.last_deployment)];
+    askCancel(known.find((one) => one?.id === Number(deployment)), refresh);
   },
   more: () => view.more().then(draw, (error) => announce(error.message)),
   containers: () => view.loadContainers().then(draw),
-  "reload-log": () => view.start(),
-  "reload-page": () => location.reload(),
   "show-kind": ({ kind }) => filter(view.words, kind),
-  "clear-filter": () => {
-    filter("", "");
-    place("filter").value = "";
-    place("filter").focus();
-  },
 };
 
 document.addEventListener("click", (event) => {
@@ -119,13 +100,6 @@ document.addEventListener("input", (event) => {
   if (event.target.id === "filter") filter(event.target.value, view.kind);
 });
 
-document.addEventListener("keydown", (event) => {
-  const isTyping = event.target.closest("input, textarea, dialog");
-  if (event.key !== "/" || isTyping || event.ctrlKey || event.metaKey || event.altKey || !place("filter")) return;
-  event.preventDefault();
-  place("filter").focus();
-});
-
 /** The filter is in the address, without a step of the history for each letter. */
 function filter(words, kind) {
   history.replaceState(null, "", to(view.filter(words, kind)));
@@ -133,34 +107,19 @@ function filter(words, kind) {
 }
 
 function announce(text) {
-  const line = h("p", {}, text);
+  const line = h("p", text);
   place("announcements").append(line);
   setTimeout(() => line.remove(), TICK_MILLISECONDS);
 }
 
-// ---- What happens ---------------------------------------------------------------------------------------------------
-
-let containersTimer = null;
-
 begin({
   changed: draw,
-  reloaded: () => {
-    draw();
-    loadView();
-  },
-  deployment: (deployment) => {
-    if (!view.take?.(deployment)) return;
-    draw();
-    if (!view.loadContainers) return;
-    clearTimeout(containersTimer);
-    containersTimer = setTimeout(() => view.loadContainers?.().then(draw), 500);
-  },
-  moved: (_, repository) => announce(`${repository.project}/${repository.name}: ${repositoryWord(repository)}`),
+  reloaded: loadView,
+  deployment: (deployment) => view.take?.(deployment)?.then(draw),
+  moved: (repository) => announce(`${repository.project}/${repository.name}: ${repositoryWord(repository)}`),
 });
 addEventListener("hashchange", open);
-addEventListener("unhandledrejection", (event) => {
-  // A tab that was left while it asked; everything else is a mistake of ours, and shows in the console.
-  if (event.reason instanceof ApiError || event.reason?.name === "AbortError") event.preventDefault();
-});
+// The connection of a log too is given back by a page that nobody sees.
+document.addEventListener("visibilitychange", () => (document.hidden ? view.leave?.() : draw()));
 setInterval(() => document.hidden || draw(), TICK_MILLISECONDS);
 open();

@@ -2,27 +2,23 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** An element; a child that is no node is put in as text, and null, undefined and false are left out. */
-export function h(tag, attributes, ...children) {
-  return fill(document.createElement(tag), attributes, children);
-}
+/** An element: `tag.class`, its attributes if it has any, and children: nodes, or what is put in as text. */
+export const h = (tag, ...rest) => fill(document.createElement(tag.split(".")[0]), tag, rest);
 
 /** The same of a drawing. */
-export function svg(tag, attributes, ...children) {
-  return fill(document.createElementNS(SVG, tag), attributes, children);
-}
+export const svg = (tag, ...rest) => fill(document.createElementNS(SVG, tag.split(".")[0]), tag, rest);
 
-function fill(element, attributes, children) {
-  for (const [name, value] of Object.entries(attributes ?? {})) {
-    if (value !== null && value !== undefined && value !== false) {
-      element.setAttribute(name, value === true ? "" : String(value));
-    }
+const isNothing = (value) => value === null || value === undefined || typeof value === "boolean";
+
+function fill(element, tag, rest) {
+  const attributes = rest[0]?.constructor === Object ? rest.shift() : {};
+  const kinds = tag.split(".").slice(1).join(" ");
+  if (kinds) element.setAttribute("class", kinds);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === true) element.setAttribute(name, "");
+    else if (!isNothing(value)) element.setAttribute(name, value);
   }
-  for (const child of children.flat(Infinity)) {
-    if (child !== null && child !== undefined && child !== false) {
-      element.append(child instanceof Node ? child : String(child));
-    }
-  }
+  element.append(...rest.flat(Infinity).filter((child) => !isNothing(child)));
   return element;
 }
 
@@ -31,7 +27,7 @@ function fill(element, attributes, children) {
  * elements are the same by `data-key`, the others by their place. What lies in one with `data-keep` is somebody else's.
  */
 export function show(element, ...children) {
-  patchChildren(element, fill(document.createElement("div"), null, children));
+  patchChildren(element, h("div", children));
 }
 
 const keyOf = (node) => (node.nodeType === Node.ELEMENT_NODE ? node.getAttribute("data-key") : null);

@@ -19,11 +19,11 @@ async function look() {
   } catch (error) {
     problem = error;
   }
-  show(place, h("h1", {}, project),
-    problem && h("p", { class: "notice is-bad", role: "alert" }, problem.status === 0 ? `Not connected: ${problem.message}` : problem.message),
-    known?.length === 0 && h("p", { class: "quiet" }, "This project has no repositories."),
-    known?.length > 0 && h("ul", { class: known && problem ? "is-old" : null }, known.map(({ name, version, status, time }) =>
-      h("li", { "data-key": name }, widgetStatus(status), h("b", {}, name), h("code", {}, version), h("span", { class: "quiet" }, time)))));
+  show(place, h("h1", project),
+    problem && h("p.notice.is-bad", { role: "alert" }, problem.status === 0 ? `Not connected: ${problem.message}` : problem.message),
+    known?.length === 0 && h("p.quiet", "This project has no repositories."),
+    known?.length > 0 && h("ul", known.map(({ name, version, status, time }) =>
+      h("li", { "data-key": name }, widgetStatus(status), h("b", name), h("code", version), h("small", time)))));
 }
 
 /** Four widgets in order make a repository. */
@@ -42,5 +42,5 @@ if (project) {
   setInterval(look, POLL_MILLISECONDS);
   document.addEventListener("visibilitychange", look);
 } else {
-  show(place, h("p", { class: "notice" }, "Which project? Add project=NAME to the address."));
+  show(place, h("p.notice", "Which project? Add project=NAME to the address."));
 }

@@ -1,7 +1,7 @@
 // A log that grows: lines come in groups, a bounded number of them is shown, and it follows its end until somebody
 // scrolls up.
 
-import { ApiError, stream } from "./api.js";
+import { stream } from "./api.js";
 import { h } from "./dom.js";
 
 /** Lines in the page. */
@@ -17,74 +17,69 @@ const STAMPED = /^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ) (?:(warning|error): )?(.*)$/
 
 export class LogPane {
   #lines;
-  #note = h("p", { class: "log-note", role: "status" });
-  #cut = h("p", { class: "log-cut", hidden: true }, `Only the last ${LINES_MAX} lines are shown.`);
-  #jump = h("button", { type: "button", class: "jump", hidden: true }, "Follow the end");
+  #note = h("p.log-note", { role: "status" });
+  #jump = h("button.jump", { type: "button", hidden: true }, "Follow the end");
   #waiting = [];
   #timer = null;
   #controller = null;
   #isFollowing = true;
-  /** Of the stream, so that one that is opened again goes on where it broke off. */
+  /** Lines so far; a deployment's log that breaks off goes on after them. */
   #taken = 0;
+  #isOver = false;
 
-  /** `isStamped`: its lines begin with a time and, where it matters, a level. */
-  constructor(label, isStamped) {
-    this.isStamped = isStamped;
-    this.#lines = h("div", { class: "log", role: "log", "aria-live": "off", "aria-label": label, tabindex: 0 });
-    this.element = h("div", { class: "log-frame" }, this.#cut, this.#lines, this.#jump, this.#note);
+  /** `isStamped`: its lines begin with a time and, where it matters, a level, and it always begins with the first one. */
+  constructor(label, path, isStamped) {
+    Object.assign(this, { path, isStamped });
+    this.#lines = h("div.log", { role: "log", "aria-live": "off", "aria-label": label, tabindex: 0 });
+    this.element = h("div.log-frame", this.#lines, this.#jump, this.#note);
     this.#lines.addEventListener("scroll", () => this.#look(), { passive: true });
     this.#jump.addEventListener("click", () => {
-      this.#isFollowing = true;
       this.#toEnd();
       this.#lines.focus();
     });
   }
 
-  /** Reads this address to its end; opens it again where it breaks off. Another start takes its place. */
-  async start(path) {
-    this.stop();
-    const controller = new AbortController();
-    this.#controller = controller;
-    this.#taken = 0;
-    this.#waiting = [];
-    this.#lines.replaceChildren();
-    this.#cut.hidden = true;
-    this.#say("Loading…");
-    while (!controller.signal.aborted) {
+  /** Reads it to its end, unless it does; opens it again where it breaks off. */
+  async start() {
+    if (this.#controller || this.#isOver || document.hidden) return;
+    const { signal } = (this.#controller = new AbortController());
+    while (!signal.aborted) {
       try {
-        await this.#read(path, controller.signal);
-        this.#say(this.#taken ? "End of the log." : "The log is empty.");
+        await this.#read(signal);
+        this.#isOver = true;
+        this.#say(this.#taken > LINES_MAX ? `End of the log: its last ${LINES_MAX} lines.` : "End of the log.");
         return;
       } catch (error) {
-        if (controller.signal.aborted) return;
-        this.#say(`${error.message}${isPassing(error) ? "; trying again" : ""}`);
-        if (!isPassing(error)) return;
-        await pause(AGAIN_MILLISECONDS, controller.signal);
+        if (signal.aborted) return;
+        // Nobody answers, or all places for streams are taken.
+        this.#isOver = error.status > 0 && error.status !== 503;
+        this.#say(`${error.message}${this.#isOver ? "" : "; trying again"}`);
+        if (this.#isOver) return;
+        await pause(AGAIN_MILLISECONDS, signal);
       }
     }
   }
 
   stop() {
     this.#controller?.abort();
-    clearTimeout(this.#timer);
-    this.#timer = null;
+    this.#controller = null;
   }
 
-  async #read(path, signal) {
+  async #read(signal) {
+    if (!this.isStamped) {
+      this.#taken = 0;
+      this.#lines.replaceChildren();
+    }
     let skip = this.#taken;
     const take = (lines) => {
       const fresh = lines.slice(skip);
       skip = Math.max(0, skip - lines.length);
       this.#taken += fresh.length;
-      for (const line of fresh) this.#waiting.push(line);
-      if (this.#waiting.length > LINES_MAX) {
-        this.#waiting = this.#waiting.slice(-LINES_MAX);
-        this.#cut.hidden = false;
-      }
-      this.#say("Following…");
+      this.#waiting = this.#waiting.concat(fresh).slice(-LINES_MAX);
       this.#timer ??= setTimeout(() => this.#put(), GROUP_MILLISECONDS);
     };
-    await stream(path, take, signal);
+    this.#say("Following…");
+    await stream(this.path, take, signal);
     this.#put();
   }
 
@@ -93,10 +88,7 @@ export class LogPane {
     this.#timer = null;
     this.#lines.append(...this.#waiting.map((line) => this.#line(line)));
     this.#waiting = [];
-    for (let over = this.#lines.childElementCount - LINES_MAX; over > 0; over -= 1) {
-      this.#lines.firstElementChild.remove();
-      this.#cut.hidden = false;
-    }
+    while (this.#lines.childElementCount > LINES_MAX) this.#lines.firstElementChild.remove();
     if (this.#isFollowing) this.#toEnd();
   }
 
@@ -104,7 +96,7 @@ export class LogPane {
     const plain = text.replace(ESCAPES, "").replace(/\r/g, "");
     const [, time, level, message] = (this.isStamped && STAMPED.exec(plain)) || [null, null, null, plain];
     const stamp = time && h("time", { datetime: time, title: time }, new Date(time).toLocaleTimeString([], { hour12: false }));
-    return h("div", { class: level ? `line is-${level}` : "line" }, stamp, level && h("b", {}, `${level}: `), message);
+    return h(level ? `div.line.is-${level}` : "div.line", stamp, level && h("b", `${level}: `), message);
   }
 
   #look() {
@@ -122,9 +114,6 @@ export class LogPane {
     if (this.#note.textContent !== text) this.#note.textContent = text;
   }
 }
-
-/** Nobody answers, or all places for streams are taken. */
-const isPassing = (error) => !(error instanceof ApiError) || error.status === 0 || error.status === 503;
 
 const pause = (milliseconds, signal) =>
   new Promise((resolve) => {

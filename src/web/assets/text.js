@@ -2,16 +2,6 @@
 
 import { h, svg } from "./dom.js";
 
-// How far the daemon's clock is ahead of this one's, in milliseconds.
-let skew = 0;
-
-/** Takes the time of an answer: ages are counted by the daemon's clock. */
-export function setClock(date) {
-  const now = Date.parse(date ?? "");
-  // The header has whole seconds.
-  if (!Number.isNaN(now) && Math.abs(now - Date.now()) > 2000) skew = now - Date.now();
-}
-
 const REPOSITORY = {
   success: ["ok", "Deployed"],
   failed: ["bad", "Failed"],
@@ -67,21 +57,22 @@ const shownStatus = (repository) =>
   repository.orphaned && !["running", "pending"].includes(repository.status) ? "orphaned" : repository.status;
 const wordOf = (words, word) => words[word] ?? ["none", String(word)];
 const status = (words, word) => badge(...wordOf(words, word));
-const badge = (shape, text) => h("span", { class: `status is-${shape}` }, shapeOf(shape), h("span", {}, text));
+/** A word with a shape before it. */
+export const badge = (shape, text) => h(`span.status.is-${shape}`, shapeOf(shape), h("span", text));
 
 // Each one differs in its form, not only in its colour.
 const SHAPES = {
-  ok: () => [svg("circle", { cx: 8, cy: 8, r: 7, class: "solid" }), svg("path", { d: "M4.800 8.200l2.300 2.300 4.200-4.700", class: "mark" })],
-  bad: () => [svg("path", { d: "M5 1h6l4 4v6l-4 4H5l-4-4V5z", class: "solid" }), svg("path", { d: "M5.500 5.500l5 5m0-5l-5 5", class: "mark" })],
-  busy: () => [svg("circle", { cx: 8, cy: 8, r: 6, class: "faint" }), svg("path", { d: "M8 2a6 6 0 0 1 6 6", class: "line" })],
-  queued: () => [svg("circle", { cx: 8, cy: 8, r: 6, class: "line" }), svg("path", { d: "M8 4.700V8l2.300 1.600", class: "line" })],
-  waiting: () => [svg("rect", { x: 1.5, y: 1.5, width: 13, height: 13, rx: 3, class: "line" }), svg("path", { d: "M6.200 5.200v5.600m3.600-5.600v5.600", class: "line" })],
-  none: () => [svg("circle", { cx: 8, cy: 8, r: 6, class: "line dashed" })],
+  ok: { solid: "M8 1a7 7 0 1 1 0 14A7 7 0 0 1 8 1z", mark: "M4.8 8.2l2.3 2.3 4.2-4.7" },
+  bad: { solid: "M5 1h6l4 4v6l-4 4H5l-4-4V5z", mark: "M5.5 5.5l5 5m0-5l-5 5" },
+  busy: { faint: "M8 2a6 6 0 1 1 0 12A6 6 0 0 1 8 2z", line: "M8 2a6 6 0 0 1 6 6" },
+  queued: { line: "M8 2a6 6 0 1 1 0 12A6 6 0 0 1 8 2zm0 2.700V8l2.300 1.600" },
+  waiting: { line: "M2 2h12v12H2zm4.200 3.200v5.600m3.600-5.600v5.600" },
+  none: { dashed: "M8 2a6 6 0 1 1 0 12A6 6 0 0 1 8 2z" },
 };
 
-export function shapeOf(name) {
-  return svg("svg", { class: "shape", viewBox: "0 0 16 16", width: 16, height: 16, "aria-hidden": "true" }, SHAPES[name]());
-}
+const shapeOf = (name) =>
+  svg("svg.shape", { viewBox: "0 0 16 16", width: 16, height: 16, "aria-hidden": "true" },
+    Object.entries(SHAPES[name]).map(([kind, d]) => svg(`path.${kind}`, { d })));
 
 /** The first digits of a commit. */
 export const short = (hash) => (hash ? hash.slice(0, 7) : "–");
@@ -98,14 +89,16 @@ export function duration(seconds) {
 }
 
 /** Seconds since a time. */
-export const secondsSince = (time) => (Date.now() + skew - Date.parse(time)) / 1000;
+export const secondsSince = (time) => (Date.now() - Date.parse(time)) / 1000;
 
 /** A time as its distance from now, with the whole of it for whoever points at it. */
 export function ago(time, absent = "–") {
   if (!time) return absent;
-  const date = new Date(time);
-  return h("time", { datetime: time, title: date.toLocaleString() }, distance(-secondsSince(time)));
+  return h("time", { datetime: time, title: new Date(time).toLocaleString() }, distance(-secondsSince(time)));
 }
+
+/** The same of what is to come; what is late comes now. */
+export const until = (time) => (secondsSince(time) > 0 ? "now" : ago(time));
 
 function distance(seconds) {
   const far = Math.abs(seconds);
@@ -116,6 +109,3 @@ function distance(seconds) {
   if (far < 36 * 3600) return put(`${Math.round(far / 3600)} h`);
   return put(`${Math.round(far / 86400)} d`);
 }
-
-/** `1 repository`, `2 repositories`. */
-export const count = (number, one, many) => `${number} ${number === 1 ? one : many}`;

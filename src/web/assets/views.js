@@ -1,87 +1,118 @@
-// The views: each one loads what it needs beyond the list of repositories, and says what the page shows.
+// The views: each loads what it needs beyond the list of repositories, and says what the page shows.
 
 import { get, getPage, repositoryPath } from "./api.js";
-import { h, svg } from "./dom.js";
+import { chart } from "./chart.js";
+import { h } from "./dom.js";
 import { state } from "./live.js";
 import { LogPane } from "./logs.js";
-import {
-  ago, containerStatus, count, deploymentStatus, deploymentWord, duration, repositoryStatus, secondsSince, shapeOf, short,
-} from "./text.js";
+import { ago, containerStatus, deploymentStatus, deploymentWord, duration, repositoryStatus, secondsSince, short, until } from "./text.js";
 
 const PAGE_DEPLOYMENTS = 25;
-const BARS_MAX = 30;
 const CONTAINER_LINES = 500;
-const VIEWER_REASON = "You are logged in to look: this takes the login of Shiparr_AUTH_USERNAME.";
+const VIEWER_REASON = "You may look here; this takes the login of Shiparr_AUTH_USERNAME.";
 
 const { access, configPath } = document.documentElement.dataset;
 const mayChange = access === "full";
-
-/** An address of this page. With a base in the document, a bare fragment would lead to the base. */
-export const to = (route) => `${location.pathname}${location.search}#${route}`;
-const link = (route, attributes, ...children) => h("a", { href: to(route), "data-route": route, ...attributes }, ...children);
-const routeOf = ({ project, name }) => `/repositories/${encodeURIComponent(project)}/${encodeURIComponent(name)}`;
-const nameOf = ({ project, name }) => `${project}/${name}`;
-const isGoingOn = ({ status }) => status === "running" || status === "pending";
-
 /** The project that the page was opened for, if for one. */
 const onlyProject = new URLSearchParams(location.search).get("project");
 
-const repositories = () =>
-  [...state.repositories.values()].filter((repository) => !onlyProject || repository.project === onlyProject);
-const repositoryNamed = (project, name) =>
-  [...state.repositories.values()].find((one) => one.project === project && one.name === name);
+/** An address of this page: with a base in the document, a bare fragment leads there. */
+export const to = (route) => `${location.pathname}${location.search}#${route}`;
+const link = (route, text, label) => h("a", { href: to(route), "aria-label": label }, text);
+const deploymentRoute = (id) => `/deployments/${id}`;
+const routeOf = ({ project, name }) => `/repositories/${project}/${name}`;
+const nameOf = ({ project, name }) => `${project}/${name}`;
+const targetOf = ({ project, repository }) => ({ project, name: repository });
+const isGoingOn = ({ status }) => status === "running" || status === "pending";
+const repositories = () => [...state.repositories.values()].filter(({ project }) => !onlyProject || project === onlyProject);
+const repositoryNamed = (project, name) => [...state.repositories.values()].find((one) => one.project === project && one.name === name);
 
-const loading = () => h("p", { class: "quiet" }, "Loading…");
-const trouble = (error) => h("p", { class: "notice is-bad", role: "alert" }, error.message);
+const title = (...text) => h("h1", { tabindex: -1 }, text);
+const head = (...rest) => h("div.head", rest);
+const section = (id, text, ...rest) => h("section", { "aria-labelledby": id, "data-key": id }, h("h2", { id }, text), rest);
+const loading = () => h("p.quiet", "Loading…");
+const trouble = (error) => error && h("p.notice.is-bad", { role: "alert" }, error.message);
+const crumbs = (step) => h("nav.crumbs", { "aria-label": "Breadcrumbs" }, link("/", "Repositories"), step && [" / ", step]);
+const facts = (...pairs) => h("dl", pairs.filter(Boolean).map(([name, ...value]) => h("div", h("dt", name), h("dd", value))));
+const commitOf = (hash, subject) => h("div.commit", h("code", short(hash)), subject && h("span", { title: subject }, subject));
 
-/** Tables keep their roles where they are laid out as cards. */
-const table = (label, columns, rows, kind) =>
-  h("table", { role: "table", class: kind, "aria-label": label },
-    h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, columns.map((title) =>
-      h("th", { role: "columnheader", scope: "col" }, title)))),
+/** Roles are written out: tables keep them where they are laid out as cards. */
+const table = (kind, label, columns, rows) =>
+  h(`table.${kind}`, { role: "table", "aria-label": label },
+    h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, columns.map((text) => h("th", { role: "columnheader", scope: "col" }, text)))),
     h("tbody", { role: "rowgroup" }, rows));
-const row = (key, kind, ...cells) => h("tr", { role: "row", "data-key": key, class: kind }, cells);
-const cell = (kind, ...children) => h("td", { role: "cell", class: kind }, children);
+const row = (key, ...cells) => h("tr", { role: "row", "data-key": key }, cells);
+const cell = (kind, ...content) => h(`td.c-${kind}`, { role: "cell" }, content);
 
-/** A button that opens a question; without the right to it, one that says why not. */
-function button(label, action, { about, reason, data, kind }) {
-  return h("button", {
-    type: "button", class: kind, "data-action": action, "data-key": `${action}-${Object.values(data).join("-")}`,
-    "aria-label": about, "aria-disabled": reason ? "true" : null, title: reason, ...data,
-  }, label);
+/** A button that opens a question; where that may not be asked, it says why. */
+const button = (text, action, about, reason, data) =>
+  h("button", {
+    type: "button", "data-action": action, "data-key": action, "aria-label": about,
+    "aria-disabled": reason ? "true" : null, title: reason, ...data,
+  }, text);
+
+function deployButton(repository, commit) {
+  const reason = !mayChange ? VIEWER_REASON : repository.orphaned ? "No project file names this repository any more." : null;
+  const [text, what] = commit ? ["Deploy this commit…", `${short(commit)} of `] : ["Deploy…", ""];
+  return button(text, "deploy", `Deploy ${what}${nameOf(repository)}`, reason, { "data-repository": repository.id, "data-commit": commit });
 }
 
-const actionReason = (repository) =>
-  (!mayChange && VIEWER_REASON) || (repository.orphaned && "No project file names this repository any more.") || null;
+const cancelButton = (deployment) =>
+  button("Cancel…", "cancel", `Cancel the deployment of ${nameOf(targetOf(deployment))}`, mayChange ? null : VIEWER_REASON, { "data-deployment": deployment.id });
 
 function actionOf(repository) {
-  const name = nameOf(repository);
-  const data = { "data-repository": repository.id };
-  if (isGoingOn(repository) && repository.last_deployment && isGoingOn(repository.last_deployment)) {
-    return button("Cancel…", "cancel", { about: `Cancel the deployment of ${name}`, reason: mayChange ? null : VIEWER_REASON, data });
-  }
-  return button("Deploy…", "deploy", { about: `Deploy ${name}`, reason: actionReason(repository), data });
-}
-
-const commitOf = (hash, subject) => [h("code", {}, short(hash)), " ", subject && h("span", { class: "subject", title: subject }, subject)];
-
-/** What is wrong with a repository, in lines. */
-function problemsOf(repository) {
   const last = repository.last_deployment;
-  const lines = [];
-  if (last?.status === "failed" && !isGoingOn(repository)) lines.push(["Deployment", ` of ${short(last.commit_hash)} failed: `, last.error]);
-  if (last?.status === "pending" && last.error) lines.push(["Pending", ": ", last.error]);
-  if (repository.last_error) lines.push(["Check", " failed: ", repository.last_error]);
-  return lines;
+  return last && isGoingOn(last) ? cancelButton(last) : deployButton(repository);
 }
 
-// ---- All repositories -----------------------------------------------------------------------------------------------
+/** The subject of what is deployed, where the last deployment is the one that did it. */
+function deployedOf({ last_commit_hash: hash, last_deployment: last }) {
+  return commitOf(hash, last?.commit_hash === hash ? last.commit_subject : null);
+}
+
+/** What goes on with a repository, or is wrong with it: a kind and a line each. */
+function newsOf(repository) {
+  const { last_deployment: last, last_error: error, status, observed_commit: seen } = repository;
+  const about = last && link(deploymentRoute(last.id), `Deployment #${last.id}`);
+  const news = [];
+  if (last?.status === "failed") news.push(["problem", about, " failed: ", last.error]);
+  if (last && isGoingOn(last)) {
+    const what = last.commit_hash ? [" of ", h("code", short(last.commit_hash)), ` ${last.commit_subject}`] : "";
+    news.push(["quiet", about, what, last.error && `: ${last.error}`]);
+  }
+  if (status === "waiting") news.push(["quiet", h("code", short(seen)), " waits until somebody deploys it."]);
+  if (error) news.push(["problem", "Check failed: ", error]);
+  return news;
+}
+
+function triggerOf({ trigger, attempt, actor }) {
+  return `${trigger}${attempt > 1 ? `, attempt ${attempt}` : ""}${actor ? ` by ${actor}` : ""}`;
+}
+
+/** How long a deployment took, or has been going on. */
+function took({ status, started_at: started, duration_seconds: seconds }) {
+  return duration(status === "running" && started ? Math.max(0, Math.floor(secondsSince(started)) || 0) : seconds);
+}
+
+function deploymentsTable(label, list) {
+  const rows = list.map((one) =>
+    row(`deployment-${one.id}`,
+      cell("status", deploymentStatus(one.status)),
+      cell("id", link(deploymentRoute(one.id), `#${one.id}`, `Deployment ${one.id}, ${deploymentWord(one.status)}`)),
+      cell("commit", commitOf(one.commit_hash, one.commit_subject), one.error && h(one.status === "failed" ? "div.problem" : "div.quiet", one.error)),
+      cell("trigger", triggerOf(one)),
+      cell("age", ago(one.started_at ?? one.created_at)),
+      cell("took", took(one))));
+  return table("deployments", label, ["Status", "Deployment", "Commit", "Trigger", "Started", "Duration"], rows);
+}
+
+// ---- All repositories
 
 const KINDS = {
-  problems: ["Problems", (one) => (one.status === "failed" || one.last_error !== null) && !one.orphaned],
+  problems: ["Problems", (one) => !one.orphaned && (one.status === "failed" || one.last_error !== null)],
   deploying: ["Deploying", isGoingOn],
-  waiting: ["Waiting", (one) => one.status === "waiting"],
-  orphaned: ["Orphaned", (one) => one.orphaned],
+  waiting: ["Waiting", ({ status }) => status === "waiting"],
+  orphaned: ["Orphaned", ({ orphaned }) => orphaned],
 };
 
 export class Overview {
@@ -95,494 +126,286 @@ export class Overview {
     return `${failed ? `(${failed}) ` : ""}${onlyProject ?? "Repositories"}`;
   }
 
-  render() {
-    if (!state.isLoaded) return loading();
-    const all = repositories();
-    const projects = state.projects.filter(({ name }) => !onlyProject || name === onlyProject);
-    const head = h("h1", { tabindex: -1 }, onlyProject ?? "Repositories");
-    if (all.length === 0) return [head, this.#empty(projects)];
-    const wanted = this.words.toLowerCase().split(/\s+/).filter(Boolean);
-    const fits = (one) => {
-      const text = [one.project, one.name, one.branch, one.git_url, one.status, one.last_commit_hash, one.last_deployment?.commit_subject];
-      const all = text.join(" ").toLowerCase();
-      return wanted.every((word) => all.includes(word)) && (!this.kind || KINDS[this.kind][1](one));
-    };
-    const found = all.filter(fits);
-    const sections = projects.map((project) => this.#project(project, found.filter((one) => one.project === project.name)));
-    return [
-      h("div", { class: "head" }, head, this.#filter(all)),
-      h("p", { class: "unseen", role: "status" }, wanted.length || this.kind ? `${found.length} of ${all.length} shown` : ""),
-      sections,
-      found.length === 0 && h("p", { class: "quiet", "data-key": "nothing" }, "No repository fits. ",
-        h("button", { type: "button", class: "plain", "data-action": "clear-filter" }, "Show all")),
-    ];
-  }
-
   /** Takes what was typed or chosen; answers the address of it. */
   filter(words, kind) {
     this.words = words;
     this.kind = kind;
-    const query = new URLSearchParams();
-    if (words) query.set("q", words);
-    if (kind) query.set("show", kind);
-    return `/${query.size ? `?${query}` : ""}`;
+    const query = new URLSearchParams(Object.entries({ q: words, show: kind }).filter(([, value]) => value));
+    return `/${words || kind ? `?${query}` : ""}`;
   }
 
-  #filter(all) {
-    const chip = (kind, label, number) =>
-      h("button", { type: "button", class: "chip", "data-key": `chip-${kind}`, "data-action": "show-kind", "data-kind": kind, "aria-pressed": String(this.kind === kind) },
-        label, " ", h("b", {}, number));
+  render() {
+    if (!state.isLoaded) return loading();
+    const all = repositories();
+    const projects = state.projects.filter(({ name }) => !onlyProject || name === onlyProject);
+    const heading = title(onlyProject ?? "Repositories");
+    if (all.length === 0) return [heading, empty(projects)];
+    const found = all.filter((one) => this.#fits(one));
+    const isFiltered = this.words || this.kind;
+    return [
+      head(heading, this.#filterBar(all)),
+      h("p.unseen", { role: "status" }, isFiltered && `${found.length} of ${all.length} shown`),
+      projects.map((project) => {
+        const own = found.filter((one) => one.project === project.name);
+        if (own.length === 0 && isFiltered) return null;
+        return section(`project-${project.name}`, [project.name, project.description && h("small", project.description)],
+          own.length ? repositoriesTable(project, own) : h("p.quiet", "This project has no repositories."));
+      }),
+      found.length === 0 && h("p.quiet", { "data-key": "nothing" }, "No repository fits."),
+    ];
+  }
+
+  #fits(one) {
+    const { project, name, branch, git_url: url, status, last_commit_hash: hash, last_deployment: last } = one;
+    const text = [`${project}/${name}`, branch, url, status, hash, last?.commit_subject].join(" ").toLowerCase();
+    return this.words.toLowerCase().split(/\s+/).every((word) => text.includes(word)) && (!this.kind || KINDS[this.kind][1](one));
+  }
+
+  #filterBar(all) {
+    const chip = ([kind, label, number]) =>
+      h("button.chip", { type: "button", "data-key": kind, "data-action": "show-kind", "data-kind": kind, "aria-pressed": String(this.kind === kind) },
+        label, " ", h("b", number));
     const chips = Object.entries(KINDS)
       .map(([kind, [label, test]]) => [kind, label, all.filter(test).length])
       .filter(([kind, , number]) => number > 0 || kind === this.kind);
-    return h("div", { class: "filter", role: "search" },
-      h("div", { class: "chips", role: "group", "aria-label": "Which repositories" }, chip("", "All", all.length), chips.map((one) => chip(...one))),
+    return h("div.filter", { role: "search" },
+      h("div.chips", { role: "group", "aria-label": "Which repositories" }, chip(["", "All", all.length]), chips.map(chip)),
       h("input", { type: "search", id: "filter", value: this.words, placeholder: "Filter", "aria-label": "Filter repositories", autocomplete: "off", spellcheck: "false" }));
-  }
-
-  #project(project, found) {
-    if (found.length === 0 && (this.words || this.kind)) return null;
-    const rows = found.map((one) => {
-      const last = one.last_deployment;
-      const subject = last && last.commit_hash === one.last_commit_hash ? last.commit_subject : null;
-      const isNew = one.status === "waiting" && one.observed_commit !== one.last_commit_hash;
-      return row(`repository-${one.id}`, one.orphaned ? "is-orphan" : null,
-        cell("c-status", repositoryStatus(one)),
-        cell("c-name", link(routeOf(one), {}, one.name)),
-        cell("c-commit", h("div", { class: "commit" }, commitOf(one.last_commit_hash, subject)),
-          isNew && h("div", { class: "quiet" }, "New: ", h("code", {}, short(one.observed_commit))),
-          problemsOf(one).map(([what, how, text]) => h("div", { class: what === "Pending" ? "quiet" : "problem" }, what, how, text))),
-        cell("c-age", h("span", { class: "label" }, "Deployed "), ago(last?.finished_at ?? last?.started_at)),
-        cell("c-next", h("span", { class: "label" }, "Next check "), one.orphaned ? "–" : ago(one.next_check_at)),
-        cell("c-action", actionOf(one)));
-    });
-    return h("section", { "data-key": `project-${project.name}`, class: "project", "aria-labelledby": `project-${project.name}` },
-      h("h2", { id: `project-${project.name}` }, project.name,
-        h("small", {}, project.description ?? "", h("span", { class: "unseen" }, ` ${count(found.length, "repository", "repositories")}`))),
-      found.length === 0
-        ? h("p", { class: "quiet" }, "This project has no repositories.")
-        : table(`Repositories of ${project.name}`, ["Status", "Repository", "Deployed commit", "Deployed", "Next check", h("span", { class: "unseen" }, "Action")], rows, "repositories"));
-  }
-
-  #empty(projects) {
-    if (onlyProject && projects.length === 0) {
-      return h("div", { class: "empty" }, h("p", {}, `There is no project ${onlyProject}.`), h("p", {}, h("a", { href: "./" }, "All projects")));
-    }
-    const sample = "project: homelab\n\nrepositories:\n  media:\n    url: github.com/you/media.git\n";
-    return h("div", { class: "empty" },
-      h("h2", {}, projects.length ? "No repositories yet" : "No projects yet"),
-      h("p", {}, "A project is a file that names the Git repositories of your stacks. Write one into ", h("code", {}, configPath),
-        ", for example ", h("code", {}, "homelab.yaml"), ":"),
-      h("pre", { tabindex: 0, "aria-label": "A project file" }, h("code", {}, sample)),
-      h("p", {}, "It is read within two seconds, and shows here. ", h("code", {}, "shiparr check"), " says what is wrong with it before that; a private repository needs a token too, which the README shows."));
   }
 }
 
-// ---- One repository -------------------------------------------------------------------------------------------------
+function repositoriesTable({ name }, list) {
+  const rows = list.map((one) => {
+    const last = one.last_deployment;
+    return row(`repository-${one.id}`,
+      cell("status", repositoryStatus(one)),
+      cell("name", link(routeOf(one), one.name)),
+      cell("commit", deployedOf(one), newsOf(one).map(([kind, ...line]) => h(`div.${kind}`, line))),
+      cell("age", h("span.label", "Last run "), ago(last?.finished_at ?? last?.started_at)),
+      cell("next", h("span.label", "Next check "), one.orphaned ? "–" : until(one.next_check_at)),
+      cell("action", actionOf(one)));
+  });
+  return table("repositories", `Repositories of ${name}`,
+    ["Status", "Repository", "Deployed commit", "Last deployment", "Next check", h("span.unseen", "Action")], rows);
+}
+
+const SAMPLE = "project: homelab\n\nrepositories:\n  media:\n    url: github.com/you/media.git\n";
+
+function empty(projects) {
+  if (onlyProject && projects.length === 0) {
+    return h("div.empty", h("p", `There is no project ${onlyProject}.`), h("p", h("a", { href: "./" }, "All projects")));
+  }
+  return h("div.empty", h("h2", projects.length ? "No repositories yet" : "No projects yet"),
+    h("p", "A project is a file that names the Git repositories of your stacks. Write one into ", h("code", configPath),
+      ", for example ", h("code", "homelab.yaml"), ":"),
+    h("pre", { tabindex: 0 }, SAMPLE),
+    h("p", "It is read within two seconds, and shows here. ", h("code", "shiparr check"),
+      " says beforehand what is wrong with it. A private repository needs a token too: see the README."));
+}
+
+// ---- One repository
 
 export class RepositoryView {
+  #deployments = null;
+  #before = null;
+  #problem = null;
+  #step = null;
+  #containers = null;
+  #containersProblem = null;
+
   constructor(project, name) {
     this.project = project;
     this.name = name;
-    this.deployments = null;
-    this.before = null;
-    this.containers = null;
-    this.problem = null;
-    this.containersProblem = null;
   }
 
-  title() {
-    return `${this.project}/${this.name}`;
-  }
+  title = () => nameOf(this);
 
   async load() {
-    const path = repositoryPath(this);
-    const history = getPage(`${path}/deployments?limit=${PAGE_DEPLOYMENTS}`).then(
-      ({ items, before }) => {
-        // Those that were asked for before stay.
-        const oldest = items.at(-1)?.id ?? 0;
-        const older = (this.deployments ?? []).filter(({ id }) => id < oldest);
-        if (!older.length) this.before = before;
-        this.deployments = [...items, ...older];
-        this.problem = null;
-      },
-      (error) => (this.problem = error),
-    );
-    await Promise.all([history, this.loadContainers()]);
+    try {
+      const { items, before } = await this.#page("");
+      // Older ones that were asked for stay.
+      const older = (this.#deployments ?? []).filter(({ id }) => id < items.at(-1)?.id);
+      if (!older.length) this.#before = before;
+      this.#deployments = [...items, ...older];
+      this.#problem = null;
+    } catch (error) {
+      this.#problem = error;
+    }
+    await this.#lookAtContainers();
+  }
+
+  #page = (rest) => getPage(`${repositoryPath(this)}/deployments?limit=${PAGE_DEPLOYMENTS}${rest}`);
+
+  async more() {
+    const { items, before } = await this.#page(`&${this.#before}`);
+    this.#deployments.push(...items);
+    this.#before = before;
+  }
+
+  /** Takes a deployment that changed. */
+  async take(deployment) {
+    const list = this.#deployments;
+    if (!list || deployment.project !== this.project || deployment.repository !== this.name) return;
+    const at = list.findIndex(({ id }) => id === deployment.id);
+    if (at >= 0) list[at] = deployment;
+    else list.unshift(deployment);
+    await this.#lookAtContainers();
+  }
+
+  /** Once for each step of a deployment: Docker takes its time to answer. */
+  async #lookAtContainers() {
+    const [newest] = this.#deployments ?? [];
+    const step = `${newest?.id} ${newest?.status}`;
+    if (step === this.#step) return;
+    this.#step = step;
+    await this.loadContainers();
   }
 
   async loadContainers() {
     try {
-      this.containers = await get(`${repositoryPath(this)}/containers`);
-      this.containersProblem = null;
+      this.#containers = await get(`${repositoryPath(this)}/containers`);
+      this.#containersProblem = null;
     } catch (error) {
-      this.containersProblem = error;
+      this.#containersProblem = error;
     }
-  }
-
-  async more() {
-    const { items, before } = await getPage(`${repositoryPath(this)}/deployments?limit=${PAGE_DEPLOYMENTS}&${this.before}`);
-    this.deployments.push(...items);
-    this.before = before;
-  }
-
-  /** Answers whether it is one of its own. */
-  take(deployment) {
-    if (deployment.project !== this.project || deployment.repository !== this.name || !this.deployments) return false;
-    const at = this.deployments.findIndex(({ id }) => id === deployment.id);
-    if (at >= 0) this.deployments[at] = deployment;
-    else this.deployments.unshift(deployment);
-    return true;
   }
 
   render() {
     const one = repositoryNamed(this.project, this.name);
-    if (!one) return state.isLoaded ? [crumbs(), h("h1", { tabindex: -1 }, this.title()), h("p", {}, `There is no repository ${this.title()}.`)] : loading();
+    if (!one) return state.isLoaded ? [crumbs(), title(`There is no repository ${this.title()}`)] : loading();
+    const bars = chart(this.#deployments ?? [], (id) => to(deploymentRoute(id)));
     return [
       crumbs(),
-      h("div", { class: "head" },
-        h("h1", { tabindex: -1 }, h("small", {}, `${one.project}/`), one.name), repositoryStatus(one),
-        h("div", { class: "actions" }, actionOf(one))),
-      mayChange || h("p", { class: "quiet" }, VIEWER_REASON),
-      one.orphaned && h("p", { class: "notice" }, "Orphaned: no project file names this repository any more. Its containers and files stay as they are; ", h("code", {}, "shiparr prune"), " forgets its records."),
-      one.status === "waiting" && h("p", { class: "notice" }, h("code", {}, short(one.observed_commit)), " waits until somebody deploys it (", h("code", {}, "deploy: manual"), ")."),
-      problemsOf(one).map(([what, how, text]) => h("p", { class: what === "Pending" ? "notice" : "notice is-bad" }, what, how, text)),
-      h("div", { class: "columns" }, this.#facts(one), this.#chart()),
-      this.#history(),
-      this.#containers(),
+      head(title(h("small", `${one.project}/`), one.name), repositoryStatus(one), h("div.actions", actionOf(one))),
+      one.orphaned && h("p.notice", "Orphaned: no project file names it any more. Its containers and files stay as they are; ", h("code", "shiparr prune"), " forgets its records."),
+      newsOf(one).map(([kind, ...line]) => h(kind === "problem" ? "p.notice.is-bad" : "p.notice", line)),
+      h("div.columns", h("div.panel", facts(
+        ["Deployed", deployedOf(one)],
+        ["Branch", h("code", one.branch), one.observed_commit !== one.last_commit_hash && one.observed_commit && [" at ", h("code", short(one.observed_commit))]],
+        ["Remote", h("code", one.git_url)],
+        ["Path in it", h("code", one.path)],
+        ["Working tree", h("code", one.local_path)],
+        ["Last check", ago(one.last_checked_at, "not yet")],
+        ["Next check", one.orphaned ? "none" : [until(one.next_check_at), ` (every ${duration(one.check_interval)})`]])),
+      bars && h("div.panel", bars)),
+      section("containers", ["Containers", h("button.plain", { type: "button", "data-action": "containers" }, "Look again")], this.#containersTable()),
+      section("history", "Deployments", this.#history()),
     ];
   }
 
-  #facts(one) {
-    const last = one.last_deployment;
-    const subject = last && last.commit_hash === one.last_commit_hash ? last.commit_subject : null;
-    return h("section", { class: "panel", "aria-labelledby": "facts" }, h("h2", { id: "facts" }, "Details"),
-      facts([
-        ["Deployed commit", commitOf(one.last_commit_hash, subject)],
-        ["Branch", [h("code", {}, one.branch), one.observed_commit && one.observed_commit !== one.last_commit_hash && [" at ", h("code", {}, short(one.observed_commit))]]],
-        ["Remote", h("code", {}, one.git_url)],
-        ["Folder of the stack", h("code", {}, one.path)],
-        ["Working tree", h("code", {}, one.local_path)],
-        ["Last check", ago(one.last_checked_at, "not yet")],
-        ["Next check", one.orphaned ? "none" : [ago(one.next_check_at), ` (every ${duration(one.check_interval)})`]],
-      ]));
-  }
-
-  #chart() {
-    const done = (this.deployments ?? []).filter(({ status, duration_seconds: took }) => took !== null && status !== "skipped");
-    const bars = done.slice(0, BARS_MAX).reverse();
-    if (bars.length < 2) return null;
-    return h("section", { class: "panel", "aria-labelledby": "durations" }, h("h2", { id: "durations" }, "Durations"), chart(bars));
-  }
-
   #history() {
-    const rows = (this.deployments ?? []).map((one) =>
-      row(`deployment-${one.id}`, null,
-        cell("c-status", deploymentStatus(one.status)),
-        cell("c-id", link(`/deployments/${one.id}`, { "aria-label": `Deployment ${one.id}, ${deploymentWord(one.status)}` }, `#${one.id}`)),
-        cell("c-commit", h("div", { class: "commit" }, commitOf(one.commit_hash, one.commit_subject)),
-          one.error && h("div", { class: one.status === "failed" ? "problem" : "quiet" }, one.error)),
-        cell("c-trigger", triggerOf(one)),
-        cell("c-age", ago(one.started_at ?? one.created_at)),
-        cell("c-took", took(one))));
-    return h("section", { "aria-labelledby": "history" }, h("h2", { id: "history" }, "History"),
-      this.problem && trouble(this.problem),
-      !this.deployments && !this.problem && loading(),
-      this.deployments?.length === 0 && h("p", { class: "quiet" }, "Nothing was deployed yet."),
-      rows.length > 0 && table(`Deployments of ${this.title()}`, ["Status", "Deployment", "Commit", "Trigger", "Started", "Duration"], rows, "deployments"),
-      this.before && h("p", {}, h("button", { type: "button", "data-action": "more" }, "Older deployments")));
+    const list = this.#deployments;
+    return [
+      trouble(this.#problem) ?? (list ? null : loading()),
+      list?.length === 0 && h("p.quiet", "Nothing was deployed yet."),
+      list?.length > 0 && deploymentsTable(`Deployments of ${this.title()}`, list),
+      this.#before && h("button.more", { type: "button", "data-action": "more" }, "Older deployments"),
+    ];
   }
 
-  #containers() {
-    const rows = (this.containers ?? []).map((one) =>
-      row(`container-${one.id}`, null,
-        cell("c-status", containerStatus(one)),
-        cell("c-name", h("b", {}, one.service), h("div", { class: "quiet" }, one.name)),
-        cell("c-image", h("code", {}, one.image)),
-        cell("c-age", ago(one.started_at)),
-        cell("c-action", mayChange ? link(`${routeOf(this)}/containers/${encodeURIComponent(one.name)}`, { "aria-label": `Log of ${one.name}` }, "Log") : null)));
-    return h("section", { "aria-labelledby": "containers" },
-      h("h2", { id: "containers" }, "Containers", h("button", { type: "button", class: "plain", "data-action": "containers", "aria-label": "Look at the containers again" }, "Refresh")),
-      this.containersProblem && trouble(this.containersProblem),
-      !this.containers && !this.containersProblem && loading(),
-      this.containers?.length === 0 && h("p", { class: "quiet" }, "The stack has no containers."),
-      rows.length > 0 && table(`Containers of ${this.title()}`, ["State", "Service", "Image", "Started", h("span", { class: "unseen" }, "Log")], rows, "containers"));
+  #containersTable() {
+    const list = this.#containers;
+    if (this.#containersProblem) return trouble(this.#containersProblem);
+    if (!list) return loading();
+    if (!list.length) return h("p.quiet", "The stack has no containers.");
+    const rows = list.map((one) =>
+      row(`container-${one.id}`,
+        cell("status", containerStatus(one)),
+        cell("name", h("b", one.service), h("div.quiet", one.name)),
+        cell("image", h("code", one.image)),
+        cell("age", h("span.label", "Started "), ago(one.started_at)),
+        cell("action", mayChange && link(`${routeOf(this)}/containers/${one.name}`, "Log", `Log of ${one.name}`))));
+    return table("containers", `Containers of ${this.title()}`, ["State", "Service", "Image", "Started", h("span.unseen", "Log")], rows);
   }
 }
 
-const crumbs = (...steps) =>
-  h("nav", { class: "crumbs", "aria-label": "Where this is" }, link("/", {}, "Repositories"), steps.map((step) => [h("span", { "aria-hidden": "true" }, " / "), step]));
+// ---- Logs
 
-const facts = (pairs) => h("dl", {}, pairs.filter(Boolean).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
+/** A view with a log at its end, which is not drawn again with the rest. */
+class LogView {
+  constructor(label, path, isStamped) {
+    this.pane = new LogPane(label, path, isStamped);
+    this.path = path;
+  }
 
-function triggerOf(one) {
-  const times = one.attempt > 1 ? `, attempt ${one.attempt}` : "";
-  return `${one.trigger}${times}${one.actor ? ` by ${one.actor}` : ""}`;
+  place = () => h("div", { id: "log-place", "data-key": "log", "data-keep": true });
+  leave = () => this.pane.stop();
+
+  mounted() {
+    const { element } = this.pane;
+    if (!element.isConnected) document.getElementById("log-place")?.append(element);
+    this.pane.start();
+  }
 }
 
-/** How long a deployment took, or has been going on. */
-function took(one) {
-  if (one.status === "running" && one.started_at) return duration(Math.max(0, Math.floor(secondsSince(one.started_at))));
-  return duration(one.duration_seconds);
-}
+export class DeploymentView extends LogView {
+  deployment = null;
+  #problem = null;
 
-/** Durations as bars, the newest on the right; those that failed are hollow. The table below says the same. */
-function chart(bars) {
-  const [width, gap, height, head] = [8, 4, 72, 4];
-  const longest = Math.max(...bars.map((one) => one.duration_seconds), 0.1);
-  const sorted = bars.map((one) => one.duration_seconds).sort((one, other) => one - other);
-  const median = sorted[Math.floor(sorted.length / 2)];
-  const whole = bars.length * (width + gap) - gap;
-  const summary = `The last ${bars.length} deployments took ${duration(median)} in the middle and ${duration(longest)} at most; ${bars.filter((one) => one.status === "failed").length} failed.`;
-  const drawn = bars.map((one, index) => {
-    const tall = Math.max(2, (one.duration_seconds / longest) * height);
-    const inset = one.status === "failed" ? 0.75 : 0;
-    return svg("a", { href: to(`/deployments/${one.id}`), tabindex: -1 },
-      svg("rect", { class: `bar is-${one.status}`, x: index * (width + gap) + inset, y: head + height - tall + inset, width: width - 2 * inset, height: tall - inset, rx: 1 },
-        svg("title", {}, `#${one.id} ${deploymentWord(one.status)}, ${duration(one.duration_seconds)}`)));
-  });
-  return h("figure", { class: "chart" },
-    svg("svg", { role: "img", "aria-label": summary, viewBox: `0 0 ${whole} ${head + height + 1}`, width: whole, height: head + height + 1 },
-      drawn, svg("path", { class: "axis", d: `M0 ${head + height + 0.5}h${whole}` })),
-    h("figcaption", {}, `Median ${duration(median)}, longest ${duration(longest)}`,
-      h("span", { class: "legend", "aria-hidden": "true" }, svg("svg", { width: 10, height: 10 }, svg("rect", { class: "bar is-success", width: 10, height: 10, rx: 1 })), " success ",
-        svg("svg", { width: 10, height: 10 }, svg("rect", { class: "bar is-failed", x: 0.75, y: 0.75, width: 8.5, height: 8.5, rx: 1 })), " failed")));
-}
-
-// ---- One deployment -------------------------------------------------------------------------------------------------
-
-export class DeploymentView {
   constructor(id) {
+    super(`Log of deployment ${id}`, `api/deployments/${id}/logs?follow=1`, true);
     this.id = id;
-    this.deployment = null;
-    this.problem = null;
-    this.pane = new LogPane(`Log of deployment ${id}`, true);
   }
 
   title() {
     const one = this.deployment;
-    return one ? `${deploymentWord(one.status)}: ${one.project}/${one.repository} #${one.id}` : `Deployment ${this.id}`;
+    return one ? `${deploymentWord(one.status)}: ${nameOf(targetOf(one))} #${one.id}` : `Deployment ${this.id}`;
   }
 
   async load() {
     try {
       this.deployment = await get(`api/deployments/${this.id}`);
-      this.problem = null;
+      this.#problem = null;
     } catch (error) {
-      this.problem = error;
+      this.#problem = error;
     }
   }
 
-  take(deployment) {
-    if (deployment.id !== this.id) return false;
-    this.deployment = deployment;
-    return true;
+  async take(deployment) {
+    if (deployment.id === this.id) this.deployment = deployment;
   }
 
   render() {
     const one = this.deployment;
-    if (!one) return this.problem ? [crumbs(), h("h1", { tabindex: -1 }, `Deployment ${this.id}`), trouble(this.problem)] : loading();
-    const target = { project: one.project, name: one.repository };
+    if (!one) return this.#problem ? [crumbs(), title(this.title()), trouble(this.#problem)] : loading();
+    const target = targetOf(one);
     const repository = repositoryNamed(one.project, one.repository);
-    const data = { "data-repository": one.repository_id, "data-deployment": one.id };
-    const again = repository && one.commit_hash && !isGoingOn(one)
-      && button("Deploy this commit…", "deploy", { about: `Deploy ${short(one.commit_hash)} of ${nameOf(target)} again`, reason: actionReason(repository), data: { ...data, "data-commit": one.commit_hash } });
-    const cancel = isGoingOn(one)
-      && button("Cancel…", "cancel", { about: `Cancel the deployment of ${nameOf(target)}`, reason: mayChange ? null : VIEWER_REASON, data });
     return [
-      crumbs(link(routeOf(target), {}, nameOf(target))),
-      h("div", { class: "head" }, h("h1", { tabindex: -1 }, h("small", {}, "Deployment "), `#${one.id}`), deploymentStatus(one.status),
-        h("div", { class: "actions" }, cancel, again)),
-      one.error && h("p", { class: one.status === "failed" ? "notice is-bad" : "notice" }, one.error),
-      h("div", { class: "panel" }, facts([
-        ["Repository", link(routeOf(target), {}, nameOf(target))],
-        ["Commit", commitOf(one.commit_hash, one.commit_subject)],
-        one.commit_author && ["Author", one.commit_author],
+      crumbs(link(routeOf(target), nameOf(target))),
+      head(title(h("small", "Deployment "), `#${one.id}`), deploymentStatus(one.status),
+        h("div.actions", isGoingOn(one) ? cancelButton(one) : repository && one.commit_hash && deployButton(repository, one.commit_hash))),
+      one.error && h(one.status === "failed" ? "p.notice.is-bad" : "p.notice", one.error),
+      h("div.panel.wide", facts(
+        ["Repository", link(routeOf(target), nameOf(target))],
         ["Trigger", triggerOf(one)],
-        ["Asked for", ago(one.created_at)],
+        ["Commit", commitOf(one.commit_hash, one.commit_subject)],
         ["Started", ago(one.started_at, "not yet")],
-        ["Duration", took(one)],
-      ])),
-      h("section", { "aria-labelledby": "log" },
-        h("h2", { id: "log" }, "Log", h("a", { href: `api/deployments/${one.id}/logs?follow=1` }, "Plain text")),
-        h("div", { "data-key": "log", "data-keep": true, id: "log-place" })),
+        ["Author", one.commit_author ?? "–"],
+        ["Duration", took(one)])),
+      section("log", ["Log", h("a", { href: this.path }, "Plain text")], this.place()),
     ];
-  }
-
-  mounted() {
-    const place = document.getElementById("log-place");
-    if (place && !this.pane.element.isConnected) {
-      place.append(this.pane.element);
-      this.pane.start(`api/deployments/${this.id}/logs?follow=1`);
-    }
-  }
-
-  leave() {
-    this.pane.stop();
   }
 }
 
-// ---- The log of a container -----------------------------------------------------------------------------------------
-
-export class ContainerView {
+export class ContainerView extends LogView {
   constructor(project, name, container) {
-    this.project = project;
-    this.name = name;
+    super(`Log of ${container}`, `containers/${container}/logs?tail=${CONTAINER_LINES}&follow=1`, false);
+    this.target = { project, name };
     this.container = container;
-    this.pane = new LogPane(`Log of ${container}`, false);
   }
 
-  title() {
-    return `Log of ${this.container}`;
-  }
+  title = () => `Log of ${this.container}`;
 
   render() {
     return [
-      crumbs(link(routeOf(this), {}, nameOf(this))),
-      h("div", { class: "head" }, h("h1", { tabindex: -1 }, h("small", {}, "Log of "), this.container),
-        h("div", { class: "actions" }, h("button", { type: "button", "data-action": "reload-log" }, "Load again"))),
-      mayChange || h("p", { class: "notice" }, VIEWER_REASON),
-      h("div", { "data-key": "log", "data-keep": true, id: "log-place" }),
-    ];
-  }
-
-  mounted() {
-    const place = document.getElementById("log-place");
-    if (place && !this.pane.element.isConnected) {
-      place.append(this.pane.element);
-      this.start();
-    }
-  }
-
-  start() {
-    this.pane.start(`containers/${encodeURIComponent(this.container)}/logs?tail=${CONTAINER_LINES}&follow=1`);
-  }
-
-  leave() {
-    this.pane.stop();
-  }
-}
-
-// ---- What happened --------------------------------------------------------------------------------------------------
-
-export class Activity {
-  constructor() {
-    this.deployments = null;
-    this.before = null;
-    this.problem = null;
-  }
-
-  title() {
-    return "Activity";
-  }
-
-  get #path() {
-    return `api/deployments?limit=${PAGE_DEPLOYMENTS}${onlyProject ? `&project=${encodeURIComponent(onlyProject)}` : ""}`;
-  }
-
-  async load() {
-    try {
-      const { items, before } = await getPage(this.#path);
-      this.deployments = items;
-      this.before = before;
-      this.problem = null;
-    } catch (error) {
-      this.problem = error;
-    }
-  }
-
-  async more() {
-    const { items, before } = await getPage(`${this.#path}&${this.before}`);
-    this.deployments.push(...items);
-    this.before = before;
-  }
-
-  take(deployment) {
-    if (!this.deployments || (onlyProject && deployment.project !== onlyProject)) return false;
-    const at = this.deployments.findIndex(({ id }) => id === deployment.id);
-    if (at >= 0) this.deployments[at] = deployment;
-    else this.deployments.unshift(deployment);
-    return true;
-  }
-
-  render() {
-    const rows = (this.deployments ?? []).map((one) => {
-      const target = { project: one.project, name: one.repository };
-      return row(`deployment-${one.id}`, null,
-        cell("c-status", deploymentStatus(one.status)),
-        cell("c-id", link(`/deployments/${one.id}`, { "aria-label": `Deployment ${one.id} of ${nameOf(target)}, ${deploymentWord(one.status)}` }, `#${one.id}`)),
-        cell("c-name", link(routeOf(target), {}, nameOf(target))),
-        cell("c-commit", h("div", { class: "commit" }, commitOf(one.commit_hash, one.commit_subject)),
-          one.error && h("div", { class: one.status === "failed" ? "problem" : "quiet" }, one.error)),
-        cell("c-trigger", triggerOf(one)),
-        cell("c-age", ago(one.started_at ?? one.created_at)),
-        cell("c-took", took(one)));
-    });
-    return [
-      h("h1", { tabindex: -1 }, "Activity"),
-      this.problem && trouble(this.problem),
-      !this.deployments && !this.problem && loading(),
-      this.deployments?.length === 0 && h("p", { class: "quiet" }, "Nothing was deployed yet."),
-      rows.length > 0 && table("Deployments", ["Status", "Deployment", "Repository", "Commit", "Trigger", "Started", "Duration"], rows, "activity"),
-      this.before && h("p", {}, h("button", { type: "button", "data-action": "more" }, "Older deployments")),
+      crumbs(link(routeOf(this.target), nameOf(this.target))),
+      head(title(h("small", "Log of "), this.container)),
+      this.place(),
     ];
   }
 }
 
 export class Nowhere {
-  title() {
-    return "Not found";
-  }
-
-  render() {
-    return [crumbs(), h("h1", { tabindex: -1 }, "There is nothing at this address")];
-  }
-}
-
-// ---- Above every view -----------------------------------------------------------------------------------------------
-
-/** Whether the page hears what happens, and of whom. */
-export function connectionLine() {
-  const [shape, text] = {
-    connecting: ["busy", "Connecting"],
-    live: ["ok", "Live"],
-    polling: ["queued", "Asks every 5 s"],
-    lost: ["bad", "Not connected"],
-  }[state.connection];
-  return [h("span", { class: `status is-${shape}` }, shapeOf(shape), h("span", {}, text))];
-}
-
-/** What concerns the whole host. */
-export function notices(startedVersion) {
-  const { health, connection, lostAt, problem } = state;
-  const list = [];
-  if (connection === "lost") {
-    list.push(h("div", { class: "notice is-bad", "data-key": "lost", role: "alert" }, h("strong", {}, "Not connected. "),
-      `${problem.message}. What you see is from before ${lostAt.toLocaleTimeString([], { hour12: false })}; this page goes on trying.`));
-  }
-  if (health?.version && startedVersion && health.version !== startedVersion) {
-    list.push(h("div", { class: "notice", "data-key": "version" }, `Shiparr is version ${health.version} now. `,
-      h("button", { type: "button", class: "plain", "data-action": "reload-page" }, "Load the page of it")));
-  }
-  const checks = health?.checks ?? {};
-  const simple = { database: "The database cannot be used", docker: "Docker does not answer" };
-  for (const [name, text] of Object.entries(simple)) {
-    if (checks[name]?.status === "failed") {
-      list.push(h("div", { class: "notice is-bad", "data-key": name }, h("strong", {}, `${text}. `), checks[name].message));
-    }
-  }
-  const problems = checks.config?.problems ?? [];
-  if (problems.length) {
-    list.push(h("details", { class: "notice is-bad", "data-key": "config", open: true },
-      h("summary", {}, h("strong", {}, count(problems.length, "problem in the project files", "problems in the project files"))),
-      h("ul", {}, problems.map((one) => h("li", {}, h("code", {}, `${one.file}${one.line ? `:${one.line}` : ""}`),
-        one.field ? [" ", h("code", {}, one.field)] : "", `: ${one.message}`)))));
-  }
-  const remotes = checks.remotes?.repositories ?? [];
-  if (remotes.length) {
-    list.push(h("details", { class: "notice is-bad", "data-key": "remotes" },
-      h("summary", {}, h("strong", {}, count(remotes.length, "remote has not answered for an hour", "remotes have not answered for an hour"))),
-      h("ul", {}, remotes.map((one) => h("li", {}, h("b", {}, one.repository), `: ${one.error}`)))));
-  }
-  return list;
+  title = () => "Not found";
+  render = () => [crumbs(), title("There is nothing at this address")];
 }
