@@ -130,11 +130,11 @@ impl Teller {
             MessageKind::WellAgain => Event::WellAgain,
             MessageKind::Failure => Event::Failure,
         };
-        let DeploymentRecord { repository, commit, started_at, finished_at, error, .. } = untold.deployment;
+        let DeploymentRecord { repository, commit, actor, started_at, finished_at, error, .. } = untold.deployment;
         let duration =
             started_at.zip(finished_at).and_then(|(start, end)| Duration::try_from(end.duration_since(start)).ok());
         let last_lines = if event == Event::Failure { untold.last_lines } else { Vec::new() };
-        Message { commit, duration, error, last_lines, ..self.message(Some(repository), event) }
+        Message { commit, actor, duration, error, last_lines, ..self.message(Some(repository), event) }
     }
 
     fn checks_message(&self, record: RepositoryRecord) -> Message {
@@ -188,6 +188,7 @@ fn empty_message(shared: &Shared, repository: Option<RepositoryName>, event: Eve
         repository,
         event,
         commit: None,
+        actor: None,
         duration: None,
         error: None,
         last_lines: Vec::new(),

@@ -9,15 +9,19 @@
 //! nothing: [`start`] hands its long-lived threads to the daemon as functions, and asks it ([`Daemon::spawn`]) for a
 //! thread where an answer streams or takes its time.
 
+mod access;
 mod answer;
 mod api;
 mod auth;
+mod failures;
+mod forwarded;
 pub mod gate;
 mod health;
 mod lending;
 mod listen;
 mod origin;
 mod page;
+mod passwords;
 mod presence;
 mod request;
 mod routes;
@@ -28,7 +32,10 @@ mod widget;
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
 use std::io;
+use std::net::IpAddr;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -47,7 +54,7 @@ pub const STREAMS_MAX: usize = 32;
 
 /// The kind of listener that a request came in by; set by the gate, never by a client.
 const HEADER_LISTENER: &str = "X-Shiparr-Listener";
-/// The client's address; set by the gate, never by a client.
+/// The client's address, or user on the control socket ([`Peer`]); set by the gate, never by a client.
 const HEADER_PEER: &str = "X-Shiparr-Peer";
 /// The request's number in this process; set by the gate, never by a client.
 const HEADER_REQUEST: &str = "X-Shiparr-Request";
@@ -66,6 +73,38 @@ impl ListenerKind {
         match self {
             ListenerKind::Tcp => "tcp",
             ListenerKind::Control => "control",
+        }
+    }
+}
+
+/// The other end of a connection, as the system tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// Over TCP: a client, or a proxy.
+    Address(IpAddr),
+    /// Over the control socket: the user's number.
+    User(u32),
+}
+
+/// What a user's number begins with between gate and routes.
+const USER_PREFIX: &str = "uid:";
+
+impl fmt::Display for Peer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Peer::Address(address) => address.fmt(formatter),
+            Peer::User(number) => write!(formatter, "{USER_PREFIX}{number}"),
+        }
+    }
+}
+
+impl FromStr for Peer {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Peer, ()> {
+        match text.strip_prefix(USER_PREFIX) {
+            Some(number) => number.parse().map(Peer::User).map_err(drop),
+            None => text.parse().map(Peer::Address).map_err(drop),
         }
     }
 }

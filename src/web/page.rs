@@ -8,6 +8,7 @@ use std::fmt::Write;
 
 use sha2::{Digest, Sha256};
 
+use super::access::Access;
 use super::answer::{Answer, Failure};
 use super::routes::Call;
 
@@ -47,9 +48,16 @@ const VERSION_DIGITS: usize = 16;
 pub fn page(call: &Call<'_>) -> Result<Answer, Failure> {
     let is_embedded = call.request.query_switch("embed")?;
     let (template, ancestors) = if is_embedded { (EMBED, "*") } else { (INDEX, "'none'") };
-    let folder = call.context.settings.config_path.display().to_string();
-    let access = if call.is_trusted { "full" } else { "widget" };
-    let html = template.replace("{base}\n", "").replace("{access}", access).replace("{config_path}", &escaped(&folder));
+    let settings = &call.context.settings;
+    let html = match &settings.public_url {
+        Some(url) if !url.path().is_empty() => {
+            template.replace("{base}", &format!("<base href=\"{}\">", call.link("/")))
+        }
+        _ => template.replace("{base}\n", ""),
+    };
+    let access = if call.caller.access == Access::Full { "full" } else { "view" };
+    let folder = escaped(&settings.config_path.display().to_string());
+    let html = html.replace("{access}", access).replace("{config_path}", &folder);
     let answer = versioned(call, "text/html; charset=utf-8", html.into_bytes());
     Ok(answer.with_header("Content-Security-Policy", format!("{POLICY}{ancestors}")))
 }

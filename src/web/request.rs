@@ -4,7 +4,9 @@ use std::io::Read;
 use std::net::IpAddr;
 
 use super::answer::Failure;
-use super::{HEADER_LISTENER, HEADER_PEER, HEADER_REQUEST, ListenerKind};
+use super::forwarded::client_address;
+use super::{HEADER_LISTENER, HEADER_PEER, HEADER_REQUEST, ListenerKind, Peer};
+use crate::config::{PublicUrl, Settings};
 
 /// More bytes than this never come through the gate.
 const BODY_MAX_BYTES: u64 = 1024 * 1024;
@@ -38,20 +40,28 @@ pub struct Request {
     pub segments: Vec<String>,
     /// How it came in.
     pub listener: ListenerKind,
-    /// The client's address; none on the control socket.
-    pub peer: Option<IpAddr>,
+    /// The other end of the connection: the client, or a proxy.
+    pub peer: Option<Peer>,
+    /// The client's address, as far as proxies are believed; none on the control socket.
+    pub client: Option<IpAddr>,
+    /// Whether the path is that of the public URL without the slash that links on the page need.
+    pub lacks_slash: bool,
     /// Its number in this process.
     pub id: u64,
     query: Vec<(String, String)>,
 }
 
 impl Request {
-    /// Reads what the gate passed on.
+    /// Reads what the gate passed on. Some proxies strip the path of the public URL and others do not: both are
+    /// understood.
     ///
     /// # Errors
     /// The request back, and why it is not understood: a path or query that is not percent-encoded.
-    pub fn new(inner: tiny_http::Request) -> Result<Request, Box<(tiny_http::Request, Failure)>> {
+    pub fn new(inner: tiny_http::Request, settings: &Settings) -> Result<Request, Box<(tiny_http::Request, Failure)>> {
         let (path, query) = inner.url().split_once('?').unwrap_or((inner.url(), ""));
+        let prefix = settings.public_url.as_ref().map_or("", PublicUrl::path);
+        let lacks_slash = !prefix.is_empty() && path == prefix;
+        let path = without_prefix(path, prefix);
         let decoded = segments(path).and_then(|segments| Ok((segments, pairs(query)?)));
         let (segments, query) = match decoded {
             Ok(decoded) => decoded,
@@ -66,11 +76,20 @@ impl Request {
         let value = |name| header(&inner, name);
         // Without the gate's word for it, a request has no privilege.
         let is_control = value(HEADER_LISTENER) == Some(ListenerKind::Control.as_str());
+        let peer = value(HEADER_PEER).and_then(|peer| peer.parse().ok());
+        let client = match peer {
+            Some(Peer::Address(address)) => {
+                Some(client_address(address, headers(&inner, "X-Forwarded-For"), &settings.trusted_proxies))
+            }
+            Some(Peer::User(_)) | None => None,
+        };
         Ok(Request {
             method,
+            client,
+            lacks_slash,
             segments,
             listener: if is_control { ListenerKind::Control } else { ListenerKind::Tcp },
-            peer: value(HEADER_PEER).and_then(|address| address.parse().ok()),
+            peer,
             id: value(HEADER_REQUEST).and_then(|id| id.parse().ok()).unwrap_or(0),
             query,
             inner,
@@ -85,6 +104,18 @@ impl Request {
     /// The first header line of this name.
     pub fn header(&self, name: &'static str) -> Option<&str> {
         header(&self.inner, name)
+    }
+
+    /// The only header line of this name.
+    ///
+    /// # Errors
+    /// More than one: whoever reads the request before us may mean another one.
+    pub fn only_header(&self, name: &'static str) -> Result<Option<&str>, Failure> {
+        let mut lines = headers(&self.inner, name);
+        match (lines.next(), lines.next()) {
+            (first, None) => Ok(first),
+            (_, Some(_)) => Err(Failure::bad_request(format!("there is more than one {name} header"))),
+        }
     }
 
     /// A parameter of the query; the last one counts.
@@ -137,6 +168,12 @@ impl Request {
         self.id == 0
     }
 
+    /// Where a page is whose path lacks its last slash: links on it lead astray without.
+    pub fn with_slash(&self) -> String {
+        let (path, query) = self.inner.url().split_once('?').unwrap_or((self.inner.url(), ""));
+        if query.is_empty() { format!("{path}/") } else { format!("{path}/?{query}") }
+    }
+
     /// Gives tiny_http's request back, to be answered.
     pub fn into_inner(self) -> tiny_http::Request {
         self.inner
@@ -144,7 +181,19 @@ impl Request {
 }
 
 fn header<'a>(request: &'a tiny_http::Request, name: &'static str) -> Option<&'a str> {
-    request.headers().iter().find(|header| header.field.equiv(name)).map(|header| header.value.as_str())
+    headers(request, name).next()
+}
+
+fn headers<'a>(request: &'a tiny_http::Request, name: &'static str) -> impl DoubleEndedIterator<Item = &'a str> {
+    request.headers().iter().filter(move |header| header.field.equiv(name)).map(|header| header.value.as_str())
+}
+
+/// A path below the public URL's, where it is.
+fn without_prefix<'a>(path: &'a str, prefix: &str) -> &'a str {
+    match path.strip_prefix(prefix) {
+        Some(rest) if rest.is_empty() || rest.starts_with('/') => rest,
+        _ => path,
+    }
 }
 
 /// The quality of `text/plain` against that of `application/json`, named ones only: `*/*` means JSON.
@@ -211,6 +260,33 @@ mod tests {
         }
         // An encoded slash is a character of its segment.
         assert_eq!(segments("/a%2Fb").ok(), Some(vec!["a/b".into()]));
+    }
+
+    #[test]
+    fn a_path_is_read_with_and_without_that_of_the_public_url() {
+        for (path, expected) in [
+            ("/shiparr/api/health", "/api/health"),
+            ("/api/health", "/api/health"),
+            ("/shiparr", ""),
+            ("/shiparr/", "/"),
+            ("/shiparr/shiparr/api", "/shiparr/api"),
+            ("/shiparrs/api", "/shiparrs/api"),
+            ("/Shiparr/api", "/Shiparr/api"),
+            ("/%73hiparr/api", "/%73hiparr/api"),
+            ("//shiparr/api", "//shiparr/api"),
+            ("/shiparr//api", "//api"),
+            ("/shiparr/../api", "/../api"),
+            ("/shiparr%2fapi", "/shiparr%2fapi"),
+            ("*", "*"),
+        ] {
+            assert_eq!(without_prefix(path, "/shiparr"), expected, "{path}");
+            assert_eq!(without_prefix(path, ""), path);
+        }
+        // None of the odd ones is a route.
+        for path in ["//api/health", "/../api/health", "/./api/health", "/api%2fhealth", "/api/health/"] {
+            let segments = segments(path).unwrap_or_default();
+            assert_ne!(segments, ["api", "health"], "{path}");
+        }
     }
 
     #[test]

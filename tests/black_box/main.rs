@@ -21,6 +21,7 @@ mod messages;
 mod monorepo;
 mod nobody_waits;
 mod one_shots;
+mod proxies;
 mod putting_back;
 mod quiet;
 mod readme;

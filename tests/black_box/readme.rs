@@ -215,6 +215,8 @@ impl Reader {
                 self.start();
             }
             ("dotenv", _) => self.change_settings(text),
+            // Run by tests/black_box/proxies.rs, in front of a daemon of its own.
+            ("nginx", first) => assert_eq!(first, "location /shiparr/ {"),
             ("sh", "cd media" | "mkdir proxy" | "mkdir notes" | "cp /srv/stacks/notes/.env notes/.env.enc") => {
                 self.publish(text);
             }
@@ -264,6 +266,10 @@ impl Reader {
                     assert!(told.contains(expected), "no {expected}");
                 }
                 self.deployed_twice_and_listed[1] = true;
+            }
+            ("sh", first) if first.starts_with("curl -s -H 'X-Api-Key: ") => {
+                let told = self.run(text);
+                assert!(told.starts_with("[{") && !told.contains("\"error\":\"unauthorized\""), "{told}");
             }
             ("sh", first) if first.starts_with("curl -s -u ") => {
                 assert!(self.run(text).starts_with("[{"));

@@ -1,6 +1,5 @@
 //! What the gate knows of one client's connection.
 
-use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
@@ -12,7 +11,7 @@ use super::chunked::Decoder;
 use super::head::{Framing, RequestHead};
 use super::refusal::Refusal;
 use super::slots::Key;
-use crate::web::ListenerKind;
+use crate::web::{ListenerKind, Peer};
 
 /// Bytes that a request body may have (spec section 5).
 pub const BODY_MAX_BYTES: usize = 1024 * 1024;
@@ -198,8 +197,8 @@ pub struct Client {
     pub socket: OwnedFd,
     /// Which kind of listener it came in by.
     pub listener: ListenerKind,
-    /// Its address.
-    pub peer: Option<IpAddr>,
+    /// Who it is, as far as the system knows.
+    pub peer: Option<Peer>,
     /// Read and not yet understood; bounded by what one request head and one read can have.
     pub input: Vec<u8>,
     /// How much of `input` was searched for the end of a head.
@@ -224,7 +223,7 @@ pub struct Client {
 
 impl Client {
     /// A connection that was just accepted.
-    pub fn new(socket: OwnedFd, listener: ListenerKind, peer: Option<IpAddr>) -> Client {
+    pub fn new(socket: OwnedFd, listener: ListenerKind, peer: Option<Peer>) -> Client {
         Client {
             socket,
             listener,

@@ -35,8 +35,8 @@ use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::net::{SocketAddrAny, SocketFlags};
 
-use super::ListenerKind;
 use super::presence::Presence;
+use super::{ListenerKind, Peer};
 use connection::{Client, Phase};
 pub use limits::Limits;
 use limits::{ACCEPT_PAUSE, IDLE_LIMIT, SWEEP_PAUSE, UPSTREAM_IDLE_LIMIT, UPSTREAMS_KEPT};
@@ -336,8 +336,14 @@ impl Gate {
             // Without it answers are merely later.
             let _ = rustix::net::sockopt::set_tcp_nodelay(&socket, true);
         }
-        let peer = address.and_then(|address| std::net::SocketAddr::try_from(address).ok());
-        let peer = peer.map(|address| address.ip().to_canonical());
+        let peer = match kind {
+            ListenerKind::Tcp => address
+                .and_then(|address| std::net::SocketAddr::try_from(address).ok())
+                .map(|address| Peer::Address(address.ip().to_canonical())),
+            ListenerKind::Control => {
+                rustix::net::sockopt::socket_peercred(&socket).ok().map(|known| Peer::User(known.uid.as_raw()))
+            }
+        };
         let key = self.clients.insert_with(|_| Client::new(socket, kind, peer));
         let token = epoll::EventData::new_u64(TOKEN_CLIENT | key.to_bits());
         let Some(client) = self.clients.get_mut(key) else { return };

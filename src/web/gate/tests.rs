@@ -165,7 +165,9 @@ fn requests_pass_with_their_bodies_and_say_where_they_came_from() {
     control.write_all(b"GET /echo HTTP/1.0\r\nX-Shiparr-Peer: 1.1.1.1\r\n\r\n").unwrap();
     let mut answer = String::new();
     control.read_to_string(&mut answer).unwrap();
-    assert!(answer.contains("X-Shiparr-Listener: control") && !answer.contains("X-Shiparr-Peer"), "{answer}");
+    let peer = format!("X-Shiparr-Peer: uid:{}\n", rustix::process::geteuid().as_raw());
+    assert!(answer.contains("X-Shiparr-Listener: control") && answer.contains(&peer), "{answer}");
+    assert!(!answer.contains("1.1.1.1"), "{answer}");
     let chunked = running.send(
         b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n3\r\nhel\r\n2\r\nlo\r\n0\r\n\r\n",
     );
