@@ -1,4 +1,4 @@
-// Asks the API. Addresses are relative to the page's base, so that they hold below a path too.
+// Asks the API, at addresses relative to the page's, so that they hold below a path too.
 
 const LIMIT_MILLISECONDS = 30_000;
 
@@ -53,9 +53,16 @@ export const repositoryPath = ({ project, name }) => `api/projects/${project}/re
 
 const ask = (path, options) => reach(path, { ...options, signal: AbortSignal.timeout(LIMIT_MILLISECONDS) });
 
+/** Without the user and password that the address of the page may hold: browsers refuse to fetch such. */
+export function addressOf(path) {
+  const url = new URL(path, document.baseURI);
+  url.username = url.password = "";
+  return url.href;
+}
+
 async function reach(path, options) {
   try {
-    return await refused(await fetch(path, options));
+    return await refused(await fetch(addressOf(path), options));
   } catch (error) {
     if (error instanceof ApiError || error.name === "AbortError") throw error;
     throw new ApiError(0, error.name === "TimeoutError" ? "Shiparr takes too long to answer" : "Shiparr does not answer");

@@ -20,7 +20,7 @@ export function askDeploy(repository, commit, done) {
     h("label.field", h("b", "Commit"),
       h("input", {
         name: "commit", value: commit, placeholder: `the tip of ${branch}`, pattern: "[0-9a-fA-F]{7,64}", title: "7 to 64 hexadecimal digits",
-        autocomplete: "off", autocapitalize: "off", spellcheck: "false", "aria-describedby": "about-commit",
+        autocomplete: "off", "aria-describedby": "about-commit",
       }),
       h("small", { id: "about-commit" }, "An earlier one of the branch, by 7 digits of its hash or more. The tip then counts as handled until it moves.")),
   ], async (form) => {

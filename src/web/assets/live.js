@@ -1,13 +1,13 @@
 // Keeps what is known up to date: by server-sent events where they can be had, else by asking again and again.
 
-import { get } from "./api.js";
+import { addressOf, get } from "./api.js";
 
 const POLL_MILLISECONDS = 5_000;
 /** Health changes without an event; and a connection that hangs is found out by it. */
 const HEALTH_MILLISECONDS = 30_000;
 /** After events were refused: all places of listeners are taken, or a proxy in between holds them back. */
 const EVENTS_AGAIN_MILLISECONDS = 60_000;
-const RETRY_MILLISECONDS = [1_000, 2_000, 3_000, 5_000];
+const RETRY_MILLISECONDS = 2_000;
 
 /** What is known, and how: `connecting`, `live`, `polling` or `lost` (since `lostAt`, because of `problem`). */
 export const state = {
@@ -26,7 +26,8 @@ let source = null;
 let lastEventId = "";
 let timer = null;
 let eventsRefusedAt = -Infinity;
-let failures = 0;
+/** Events so far: what was asked for before one and came after it is old. */
+let heard = 0;
 
 /**
  * Begins. `changed` is called when `state` changed, `reloaded` when all of it was loaded anew, `deployment` with each
@@ -42,16 +43,15 @@ export function begin(calls) {
 /** Loads everything anew, and goes on from there. */
 export async function refresh() {
   clearTimeout(timer);
+  const before = heard;
   try {
     await load();
-    failures = 0;
     state.lostAt = null;
     if (!source && !document.hidden && performance.now() - eventsRefusedAt > EVENTS_AGAIN_MILLISECONDS) listen();
     state.connection = source?.readyState === EventSource.OPEN ? "live" : "polling";
     handlers.reloaded();
   } catch (error) {
     close();
-    failures += 1;
     state.connection = "lost";
     state.lostAt ??= new Date();
     state.problem = error;
@@ -59,8 +59,9 @@ export async function refresh() {
   handlers.changed();
   clearTimeout(timer);
   if (document.hidden) return;
-  const pause = failures ? RETRY_MILLISECONDS[Math.min(failures, RETRY_MILLISECONDS.length) - 1] : POLL_MILLISECONDS;
-  timer = setTimeout(state.connection === "live" ? watchHealth : refresh, state.connection === "live" ? HEALTH_MILLISECONDS : pause);
+  if (state.lostAt || heard !== before) timer = setTimeout(refresh, RETRY_MILLISECONDS);
+  else if (state.connection === "live") timer = setTimeout(watchHealth, HEALTH_MILLISECONDS);
+  else timer = setTimeout(refresh, POLL_MILLISECONDS);
 }
 
 function close() {
@@ -90,7 +91,7 @@ async function watchHealth() {
 }
 
 function listen() {
-  const opened = new EventSource(`api/events${lastEventId && `?last_event_id=${encodeURIComponent(lastEventId)}`}`);
+  const opened = new EventSource(addressOf(`api/events${lastEventId && `?last_event_id=${lastEventId}`}`));
   source = opened;
   // What changed between the last look and this moment.
   opened.onopen = refresh;
@@ -104,6 +105,7 @@ function listen() {
   const on = (name, take) =>
     opened.addEventListener(name, (event) => {
       lastEventId = event.lastEventId;
+      heard += 1;
       take(event.data);
     });
   on("deployment", (data) => takeDeployment(JSON.parse(data)));

@@ -96,7 +96,7 @@ export class LogPane {
     const plain = text.replace(ESCAPES, "").replace(/\r/g, "");
     const [, time, level, message] = (this.isStamped && STAMPED.exec(plain)) || [null, null, null, plain];
     const stamp = time && h("time", { datetime: time, title: time }, new Date(time).toLocaleTimeString([], { hour12: false }));
-    return h(level ? `div.line.is-${level}` : "div.line", stamp, level && h("b", `${level}: `), message);
+    return h(level ? `div.line.is-${level}` : "div.line", stamp, stamp && " ", level && h("b", `${level}: `), message);
   }
 
   #look() {

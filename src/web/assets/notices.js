@@ -22,7 +22,7 @@ export function notices(isOverview) {
     isOverview && items?.length > 0 && h("details.notice.is-bad", { "data-key": text, open: true }, h("summary", h("b", text)), h("ul", items.map((one) => h("li", line(one)))));
   return [
     lostAt && h("div.notice.is-bad", { "data-key": "lost", role: "alert" }, h("b", "Not connected."),
-      ` ${problem.message}. What you see is from before ${lostAt.toLocaleTimeString([], { hour12: false })}; this page goes on trying.`),
+      ` ${problem.message}. What you see is of ${lostAt.toLocaleTimeString()}; this page goes on trying.`),
     told(database, "The database cannot be used."),
     told(docker, "Docker does not answer."),
     listed(config?.problems, "Problems in the project files",

@@ -2,20 +2,15 @@
 
 import { h, svg } from "./dom.js";
 
-const REPOSITORY = {
-  success: ["ok", "Deployed"],
+// A shape, and the words for it: of a repository, and of a deployment.
+const STATUSES = {
+  success: ["ok", "Deployed", "Success"],
   failed: ["bad", "Failed"],
-  running: ["busy", "Deploying"],
+  running: ["busy", "Deploying", "Running"],
   pending: ["queued", "Pending"],
   waiting: ["waiting", "Waiting"],
   never_deployed: ["none", "Never deployed"],
   orphaned: ["none", "Orphaned"],
-};
-const DEPLOYMENT = {
-  success: ["ok", "Success"],
-  failed: ["bad", "Failed"],
-  running: ["busy", "Running"],
-  pending: ["queued", "Pending"],
   skipped: ["none", "Skipped"],
 };
 const WIDGET = {
@@ -24,39 +19,25 @@ const WIDGET = {
   deploying: ["busy", "Deploying"],
   unknown: ["none", "Unknown"],
 };
-const CONTAINER = {
-  running: "ok",
-  restarting: "bad",
-  dead: "bad",
-  paused: "waiting",
-  created: "queued",
-};
 
 /** The status of a repository, as a word and a shape. */
-export const repositoryStatus = (repository) => status(REPOSITORY, shownStatus(repository));
-export const repositoryWord = (repository) => wordOf(REPOSITORY, shownStatus(repository))[1];
+export const repositoryStatus = (repository) => badge(STATUSES[shownStatus(repository)][0], repositoryWord(repository));
+export const repositoryWord = (repository) => STATUSES[shownStatus(repository)][1];
 /** That of a deployment. */
-export const deploymentStatus = (word) => status(DEPLOYMENT, word);
-export const deploymentWord = (word) => wordOf(DEPLOYMENT, word)[1];
+export const deploymentStatus = (status) => badge(STATUSES[status][0], deploymentWord(status));
+export const deploymentWord = (status) => STATUSES[status].at(-1);
 /** That which the widget shows. */
-export const widgetStatus = (word) => status(WIDGET, word);
+export const widgetStatus = (word) => badge(...(WIDGET[word] ?? WIDGET.unknown));
 
 /** That of a container. */
-export function containerStatus(container) {
-  const { state, health, exit_code: code } = container;
-  let shape = CONTAINER[state] ?? (code === 0 ? "none" : "bad");
-  if (health === "unhealthy") shape = "bad";
-  if (health === "starting") shape = "busy";
-  let text = state;
-  if (health) text += `, ${health}`;
-  if (state !== "running" && code !== null) text += ` (${code})`;
-  return badge(shape, text);
+export function containerStatus({ state, health, exit_code: code }) {
+  const shapes = { running: "ok", paused: "waiting", created: "queued", exited: code === 0 ? "none" : "bad", unhealthy: "bad", starting: "busy" };
+  const text = [state, health, state === "exited" && `code ${code}`].filter(Boolean).join(", ");
+  return badge(shapes[health] ?? shapes[state] ?? "bad", text);
 }
 
-const shownStatus = (repository) =>
-  repository.orphaned && !["running", "pending"].includes(repository.status) ? "orphaned" : repository.status;
-const wordOf = (words, word) => words[word] ?? ["none", String(word)];
-const status = (words, word) => badge(...wordOf(words, word));
+const shownStatus = ({ orphaned, status }) => (orphaned && status !== "running" && status !== "pending" ? "orphaned" : status);
+
 /** A word with a shape before it. */
 export const badge = (shape, text) => h(`span.status.is-${shape}`, shapeOf(shape), h("span", text));
 

@@ -1,4 +1,4 @@
-// The views: each loads what it needs beyond the list of repositories, and says what the page shows.
+// The views: each loads what it needs beyond the list of repositories.
 
 import { get, getPage, repositoryPath } from "./api.js";
 import { chart } from "./chart.js";
@@ -39,7 +39,7 @@ const commitOf = (hash, subject) => h("div.commit", h("code", short(hash)), subj
 /** Roles are written out: tables keep them where they are laid out as cards. */
 const table = (kind, label, columns, rows) =>
   h(`table.${kind}`, { role: "table", "aria-label": label },
-    h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, columns.map((text) => h("th", { role: "columnheader", scope: "col" }, text)))),
+    h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, columns.map((text) => h("th", { role: "columnheader" }, text)))),
     h("tbody", { role: "rowgroup" }, rows));
 const row = (key, ...cells) => h("tr", { role: "row", "data-key": key }, cells);
 const cell = (kind, ...content) => h(`td.c-${kind}`, { role: "cell" }, content);
@@ -139,7 +139,7 @@ export class Overview {
     const all = repositories();
     const projects = state.projects.filter(({ name }) => !onlyProject || name === onlyProject);
     const heading = title(onlyProject ?? "Repositories");
-    if (all.length === 0) return [heading, empty(projects)];
+    if (all.length === 0) return [head(heading), empty(projects)];
     const found = all.filter((one) => this.#fits(one));
     const isFiltered = this.words || this.kind;
     return [
@@ -170,7 +170,7 @@ export class Overview {
       .filter(([kind, , number]) => number > 0 || kind === this.kind);
     return h("div.filter", { role: "search" },
       h("div.chips", { role: "group", "aria-label": "Which repositories" }, chip(["", "All", all.length]), chips.map(chip)),
-      h("input", { type: "search", id: "filter", value: this.words, placeholder: "Filter", "aria-label": "Filter repositories", autocomplete: "off", spellcheck: "false" }));
+      h("input", { type: "search", id: "filter", value: this.words, placeholder: "Filter", "aria-label": "Filter repositories", autocomplete: "off" }));
   }
 }
 
@@ -200,7 +200,7 @@ function empty(projects) {
       ", for example ", h("code", "homelab.yaml"), ":"),
     h("pre", { tabindex: 0 }, SAMPLE),
     h("p", "It is read within two seconds, and shows here. ", h("code", "shiparr check"),
-      " says beforehand what is wrong with it. A private repository needs a token too: see the README."));
+      " says beforehand what is wrong with it. A private repository needs a token too."));
 }
 
 // ---- One repository
@@ -277,7 +277,7 @@ export class RepositoryView {
     return [
       crumbs(),
       head(title(h("small", `${one.project}/`), one.name), repositoryStatus(one), h("div.actions", actionOf(one))),
-      one.orphaned && h("p.notice", "Orphaned: no project file names it any more. Its containers and files stay as they are; ", h("code", "shiparr prune"), " forgets its records."),
+      one.orphaned && h("p.notice", "Orphaned: no project file names it any more. Its containers and files stay; ", h("code", "shiparr prune"), " forgets its records."),
       newsOf(one).map(([kind, ...line]) => h(kind === "problem" ? "p.notice.is-bad" : "p.notice", line)),
       h("div.columns", h("div.panel", facts(
         ["Deployed", deployedOf(one)],
