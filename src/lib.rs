@@ -28,6 +28,7 @@
 //!  main: signals, start, stop ────┤                         ▼ up has ended
 //!  reload: looks at project files ┘                       waiter, one a stack that is waited for
 //!  docker: asks whether it answers                          │     └─ driver: looks at the containers
+//!  events: store ─▶ gate ─▶ all who listen                  │
 //!                                                           ▼ finished row
 //!                                                         teller ─ child: shoutrrr
 //! ```

@@ -190,6 +190,7 @@ impl Daemon {
             reload::record(&shared.host.settings, &shared.host.store, &shared.host.hash_key, &catalog)?;
             let catalog = Arc::new(catalog);
             shared.set_catalog(Arc::clone(&catalog));
+            shared.host.store.projects_loaded();
             reload::queue_changed(&shared.host.store)?;
             self.timers.adjust(&catalog)
         });

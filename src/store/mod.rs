@@ -3,6 +3,7 @@
 //! The queue is the table: a trigger is accepted once its row is committed. The channel to the worker is only a bell.
 
 mod cancel;
+mod changes;
 mod checks;
 mod history;
 mod logs;
@@ -30,10 +31,11 @@ use rusqlite::{Connection, Transaction};
 
 use crate::model::{Chance, DeploymentId, DeploymentRecord, RepositoryId, Status};
 
+use self::changes::Changes;
 use self::checks::Checks;
-use self::logs::Changes;
 use self::open::{Durability, Readers, Writers, lock};
 
+pub use self::changes::{Change, Published};
 pub use self::checks::{CheckBegun, Found};
 pub use self::logs::{GRAVE_LINES_KEPT, LINE_BYTES_KEPT, LOG_BYTES_KEPT, LOG_LINES_KEPT};
 pub use self::open::DATABASE_FILE;

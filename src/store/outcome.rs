@@ -54,13 +54,14 @@ impl Store {
             }
             tails.end(transaction, id)?;
             self.checks.store_one(transaction, running.repository_id)?;
-            trim(transaction, running.repository_id, id, history_limit)
+            trim(transaction, running.repository_id, id, history_limit)?;
+            Ok(running.repository_id)
         });
         writers.tails = tails;
-        result?;
+        let repository = result?;
         writers.tails.forget(id);
         drop(writers);
-        self.changes.happened();
+        self.changes.publish_deployment(id, repository);
         Ok(())
     }
 
@@ -83,7 +84,9 @@ impl Store {
             }
             Ok(interrupted)
         })?;
-        self.changes.happened();
+        for record in &interrupted {
+            self.changes.publish_deployment(record.id, record.repository_id);
+        }
         Ok(interrupted)
     }
 }

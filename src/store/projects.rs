@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 use rusqlite::{Connection, Row, Transaction, params};
 
+use super::changes::Change;
 use super::manual::{queue_configuration, set_waiting};
 use super::rows::{DEPLOYMENT_COLUMNS, deployment, json, last_outcome_of, optional_time, optional_word, stored, time};
 use super::stack::SoFar;
@@ -39,7 +40,7 @@ impl Store {
             Ok(changed)
         })?;
         if changed {
-            self.changes.happened();
+            self.changes.publish(&[Change::Projects]);
         }
         Ok(())
     }

@@ -54,8 +54,12 @@ impl Answer {
 
     /// Plain text.
     pub fn text(body: impl Into<Vec<u8>>) -> Answer {
-        let headers = vec![("Content-Type", "text/plain; charset=utf-8".into())];
-        Answer { status: 200, headers, body: body.into() }
+        Answer::bytes("text/plain; charset=utf-8", body)
+    }
+
+    /// Anything, with its media type.
+    pub fn bytes(kind: &str, body: impl Into<Vec<u8>>) -> Answer {
+        Answer { status: 200, headers: vec![("Content-Type", kind.into())], body: body.into() }
     }
 
     /// Content of this media type.

@@ -3,6 +3,7 @@
 //! ```text
 //! client ─▶ gate (one thread) ─▶ tiny_http ─▶ handler threads ─▶ rules ▸ auth ▸ route
 //!                                                  └─▶ a thread of a pool, for what streams or takes its time
+//! store ─▶ events (one thread) ─▶ gate ─▶ all who listen
 //! ```
 //!
 //! The web never runs a deployment: it reads the store, or writes a pending row and wakes the worker. It spawns
@@ -13,6 +14,7 @@ mod access;
 mod answer;
 mod api;
 mod auth;
+mod events;
 mod failures;
 mod forwarded;
 pub mod gate;
@@ -58,6 +60,9 @@ const HEADER_LISTENER: &str = "X-Shiparr-Listener";
 const HEADER_PEER: &str = "X-Shiparr-Peer";
 /// The request's number in this process; set by the gate, never by a client.
 const HEADER_REQUEST: &str = "X-Shiparr-Request";
+
+/// In an answer: its client listens from now on to what is told after this number; never passed on to a client.
+const HEADER_LISTENS: &str = "X-Shiparr-Listens";
 
 /// How a request came in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,11 +190,12 @@ pub struct Context {
     /// The daemon around the web.
     pub daemon: Arc<dyn Daemon>,
     health: health::Health,
+    events: events::Events,
 }
 
 impl Context {
     /// What the daemon gives to the web.
     pub fn new(settings: Arc<Settings>, store: Arc<Store>, daemon: Arc<dyn Daemon>) -> Context {
-        Context { settings, store, daemon, health: health::Health::default() }
+        Context { settings, store, daemon, health: health::Health::default(), events: events::Events::new() }
     }
 }

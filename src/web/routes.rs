@@ -22,7 +22,7 @@ use std::sync::Arc;
 use super::access::{Access, Caller};
 use super::answer::{Answer, Failure, Reply};
 use super::request::{Method, Request};
-use super::{Context, ListenerKind, api, health, page, widget};
+use super::{Context, ListenerKind, api, events, health, page, widget};
 use crate::config::PublicUrl;
 
 /// A request with everything that a route may need.
@@ -81,6 +81,7 @@ const ROUTES: &[(Method, &str, Access, Handler)] = &[
     (Method::Get, "/api/deployments/{id}", Access::View, now!(api::deployments::deployment)),
     (Method::Get, "/api/deployments/{id}/logs", Access::View, api::deployments::logs),
     (Method::Post, "/api/deployments/{id}/cancel", Access::Full, now!(api::cancel::cancel)),
+    (Method::Get, "/api/events", Access::View, now!(events::events)),
     (Method::Get, "/containers/{id}/logs", Access::Full, api::containers::container_logs),
     (Method::Get, "/widget/dashy", Access::Widget, now!(widget::dashy)),
     (Method::Options, "/widget/dashy", Access::Open, now!(widget::preflight)),

@@ -56,7 +56,14 @@ impl StopWeb {
     /// No new connections; requests in flight may end for three seconds. The threads end by themselves then.
     pub fn stop(&self) {
         self.server.presence.all_left();
+        self.server.context.events.stop(&self.server.context.store);
         self.gate.stop();
+    }
+
+    /// What tells listeners, for tests.
+    #[cfg(test)]
+    pub fn broadcast(&self) -> &super::gate::Broadcast {
+        &self.server.context.events.broadcast
     }
 }
 
@@ -81,7 +88,13 @@ pub fn start(context: Context, listeners: Vec<Listener>) -> Result<Web, ListenEr
     let problem = |error: &dyn std::fmt::Display| ListenError::new(format!("the web cannot start: {error}"));
     let http = tiny_http::Server::http_unix(&socket).map_err(|error| problem(&error))?;
     let presence = Arc::new(Presence::default());
-    let gate = Gate::new(listeners, socket, Limits::of_process(), Arc::clone(&presence));
+    let gate = Gate::new(
+        listeners,
+        socket,
+        Limits::of_process(),
+        Arc::clone(&presence),
+        Arc::clone(&context.events.broadcast),
+    );
     let gate = gate.map_err(|error| problem(&error))?;
     let server = Arc::new(Server {
         http,
@@ -101,6 +114,12 @@ pub fn start(context: Context, listeners: Vec<Listener>) -> Result<Web, ListenEr
             Thread { name: format!("web-{number}"), run: Box::new(move || server.run()) }
         })
         .collect();
+    let tells = Arc::clone(&server);
+    let run_events = move || {
+        tells.context.events.run(&tells.context.store);
+        Ok(())
+    };
+    threads.push(Thread { name: "events".to_owned(), run: Box::new(run_events) });
     let run_gate = move || {
         let outcome = gate.run().map_err(|error| format!("the gate: {error}"));
         server.stop_handlers();
@@ -124,6 +143,7 @@ impl Server {
     fn stop_handlers(&self) {
         self.is_stopping.store(true, Ordering::Relaxed);
         (0..HANDLERS).for_each(|_| self.http.unblock());
+        self.context.events.stop(&self.context.store);
         // A stream that began while the gate was about to stop was not told.
         self.presence.all_left();
     }

@@ -5,6 +5,7 @@
 mod access;
 mod api;
 mod by_hand;
+mod events;
 mod hands_on;
 
 use std::collections::HashMap;
@@ -209,6 +210,16 @@ impl Scene {
     fn ask(&self, method: &str, path: &str, headers: &[&str], body: &str) -> Reply {
         let host = if headers.iter().any(|line| line.starts_with("Host:")) { "" } else { "Host: localhost\r\n" };
         exchange(self.tcp(), method, path, host, headers, body)
+    }
+
+    /// How many clients can listen at once.
+    fn places(&self) -> usize {
+        self.stop.broadcast().places()
+    }
+
+    /// Whether anybody listens.
+    fn listens(&self) -> bool {
+        self.stop.broadcast().has_listeners()
     }
 
     fn get(&self, path: &str) -> Reply {

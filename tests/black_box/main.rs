@@ -12,6 +12,7 @@ mod checkout;
 mod cli;
 mod cloned;
 mod deploying;
+mod events;
 mod faults;
 mod hostile;
 mod killed;

@@ -14,7 +14,8 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::support::{Answer, Json, SHORT, kill_those_at_home, read_answer, wait_until};
+use crate::support::daemon::kill_those_at_home;
+use crate::support::{Answer, Json, SHORT, read_answer, wait_until};
 
 /// A folder for pictures of every view, for people to look at; none are taken where it is not set.
 const PICTURES: &str = "SHIPARR_TEST_SCREENSHOTS";

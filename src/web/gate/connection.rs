@@ -46,6 +46,25 @@ impl Output {
         self.len() == 0
     }
 
+    /// Sends what the socket takes of what is here and of `bytes`, and keeps the rest.
+    ///
+    /// # Errors
+    /// The socket's, other than that it is full.
+    pub fn send(&mut self, socket: &OwnedFd, bytes: &[u8]) -> Result<(), Errno> {
+        let mut sent = 0;
+        // With nothing before them, most bytes never need a place of their own.
+        while self.is_empty() && sent < bytes.len() {
+            match rustix::net::send(socket, &bytes[sent..], SendFlags::NOSIGNAL) {
+                Ok(count) => sent += count,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        self.bytes.extend_from_slice(&bytes[sent..]);
+        Ok(())
+    }
+
     /// Sends what the socket takes; answers whether it took anything.
     ///
     /// # Errors
@@ -183,6 +202,11 @@ pub enum Phase {
         /// Whether the head of the answer went into the output.
         begun: bool,
     },
+    /// The answer goes on for as long as there is something to tell; see `broadcast.rs`.
+    Listening {
+        /// The client knows no chunks.
+        is_http_1_0: bool,
+    },
     /// The answer is complete; the rest of it is on its way.
     Finishing,
     /// The last answer of this connection is on its way.
@@ -244,6 +268,14 @@ impl Client {
     /// Whether the client still owes a request, or part of one.
     pub fn owes_request(&self) -> bool {
         matches!(self.phase, Phase::Head | Phase::Body(_))
+    }
+
+    /// The number of the request that is being answered.
+    pub fn request(&self) -> Option<u64> {
+        match &self.phase {
+            Phase::Answering { exchange, .. } => Some(exchange.request),
+            _ => None,
+        }
     }
 
     /// Drops the first bytes of the input.

@@ -30,6 +30,9 @@ pub const SWEEP_PAUSE: Duration = Duration::from_millis(20);
 /// An unused connection to tiny_http beyond [`UPSTREAMS_KEPT`]; each costs a thread.
 pub const UPSTREAM_IDLE_LIMIT: Duration = Duration::from_secs(10);
 
+/// Most clients that listen at once.
+const LISTENERS_MAX: usize = 128;
+
 /// Connections to tiny_http that stay open.
 pub const UPSTREAMS_KEPT: usize = 4;
 /// Bytes of a stream that wait for a client, beyond which its writer has to wait too.
@@ -54,8 +57,10 @@ const STOP_LIMIT: Duration = Duration::from_secs(3);
 /// Limits that depend on the process's own, and those that tests set.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections of clients at once.
+    /// Connections of clients at once, without those that listen.
     pub connections: usize,
+    /// Clients that listen at once.
+    pub listeners: usize,
     /// Connections to tiny_http that carry something other than a stream.
     pub short: usize,
     /// Connections to tiny_http in all.
@@ -80,6 +85,8 @@ impl Limits {
             (left / 2 / DESCRIPTORS_PER_UPSTREAM).clamp(UPSTREAMS_KEPT, SHORT_MAX + crate::web::STREAMS_MAX);
         Limits {
             connections: (descriptors - left).max(8),
+            // They are taken from the half that is not the clients'.
+            listeners: (left / 4).min(LISTENERS_MAX),
             short: upstreams.min(SHORT_MAX),
             upstreams,
             queue: QUEUE_LIMIT,
@@ -97,10 +104,10 @@ mod tests {
         let usual = Limits::within(1024);
         assert_eq!((usual.connections, usual.short, usual.upstreams), (512, 16, 48));
         let large = Limits::within(524_288);
-        assert_eq!((large.connections, large.short, large.upstreams), (512, 16, 48));
-        assert!(large.connections + large.upstreams * DESCRIPTORS_PER_UPSTREAM < DESCRIPTORS_MAX);
+        assert_eq!((large.connections, large.short, large.upstreams, large.listeners), (512, 16, 48, 128));
+        assert!(large.connections + large.upstreams * DESCRIPTORS_PER_UPSTREAM + large.listeners < DESCRIPTORS_MAX);
         let narrow = Limits::within(64);
-        assert_eq!((narrow.connections, narrow.short, narrow.upstreams), (32, 5, 5));
+        assert_eq!((narrow.connections, narrow.short, narrow.upstreams, narrow.listeners), (32, 5, 5, 8));
         assert!(Limits::within(0).connections > 0);
     }
 }

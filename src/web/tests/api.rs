@@ -271,7 +271,6 @@ fn unknown_routes_and_wrong_methods_are_told() {
         "/api/repositories/-1",
         "/api/deployments/99999999999999999999",
         "/metrics",
-        "/api/events",
         "/webhook/github",
         "/widget/dashy/list?project=home",
         "/api/openapi.json",

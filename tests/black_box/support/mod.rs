@@ -2,7 +2,7 @@
 //! demand.
 
 mod by_hand;
-mod daemon;
+pub mod daemon;
 mod docker;
 mod docker_proxy;
 mod fake;
@@ -21,7 +21,7 @@ mod tls;
 mod wait;
 
 pub use by_hand::{Compose, Tree, composes};
-pub use daemon::{Daemon, free_port, kill_those_at_home};
+pub use daemon::{Daemon, free_port};
 pub use docker::{Container, Stack, docker};
 pub use docker_proxy::DockerProxy;
 pub use fake::{Call, Fake};
