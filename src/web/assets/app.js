@@ -63,7 +63,8 @@ async function open() {
     focusHeading();
   }
   await loadView();
-  if (view === opened && !isFirst && document.activeElement === document.body) focusHeading();
+  const { activeElement } = document;
+  if (view === opened && !isFirst && [document.body, place("main")].includes(activeElement)) focusHeading();
 }
 
 const focusHeading = () => (document.querySelector("h1") ?? place("main")).focus({ preventScroll: true });
