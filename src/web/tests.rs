@@ -7,6 +7,7 @@ mod api;
 mod by_hand;
 mod events;
 mod hands_on;
+mod page;
 
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};

@@ -117,7 +117,7 @@ begin({
   changed: draw,
   reloaded: loadView,
   deployment: (deployment) => view.take?.(deployment)?.then(draw),
-  moved: (repository) => announce(`${repository.project}/${repository.name}: ${repositoryWord(repository)}`),
+  moved: (one) => one.status === "pending" || announce(`${one.project}/${one.name}: ${repositoryWord(one)}`),
 });
 addEventListener("hashchange", open);
 // The connection of a log too is given back by a page that nobody sees.

@@ -261,7 +261,7 @@ fn health_says_what_is_not_well() {
 fn unknown_routes_and_wrong_methods_are_told() {
     let scene = Scene::new();
     for path in [
-        "/",
+        "/nothing",
         "/api",
         "/api/",
         "/api/projects/",
