@@ -15,7 +15,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::support::daemon::kill_those_at_home;
-use crate::support::{Answer, Json, SHORT, read_answer, wait_until};
+use crate::support::{Answer, Json, MINUTE, SHORT, read_answer, wait_until};
 
 /// A folder for pictures of every view, for people to look at; none are taken where it is not set.
 const PICTURES: &str = "SHIPARR_TEST_SCREENSHOTS";
@@ -81,7 +81,11 @@ impl Browser {
             "goog:chromeOptions": { "args": arguments },
             "goog:loggingPrefs": { "browser": "ALL" },
         } });
-        let session = browser.call("POST", "/session", &json!({ "capabilities": wanted }));
+        let wanted = json!({ "capabilities": wanted });
+        // Several that start at once on a busy machine take their time, and one may give up.
+        let session = wait_until(MINUTE, "a browser to start", || {
+            browser.try_call("POST", "/session", &wanted).map_err(|problem| println!("no browser yet: {problem}")).ok()
+        });
         browser.session = format!("/session/{}", session["sessionId"].as_str().expect("a session has an id"));
         browser
     }

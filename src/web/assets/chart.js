@@ -12,7 +12,8 @@ export function chart(deployments, addressOf) {
   if (bars.length < 2) return null;
   const sorted = bars.map((one) => one.duration_seconds).sort((one, other) => one - other);
   const longest = Math.max(sorted.at(-1), 0.1);
-  const summary = `Median ${duration(sorted[Math.floor(sorted.length / 2)])}, longest ${duration(longest)}`;
+  const median = (sorted[bars.length >> 1] + sorted[(bars.length - 1) >> 1]) / 2;
+  const summary = `Median ${duration(median)}, longest ${duration(longest)}`;
   const whole = bars.length * (WIDTH + GAP) - GAP;
   const drawn = bars.map(({ id, status, duration_seconds: seconds }, index) => {
     const tall = Math.max(LEAST, (seconds / longest) * HEIGHT);

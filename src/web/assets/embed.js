@@ -21,7 +21,7 @@ async function look() {
   }
   show(place, h("h1", project),
     problem && h("p.notice.is-bad", { role: "alert" }, problem.status === 0 ? `Not connected: ${problem.message}` : problem.message),
-    known?.length === 0 && h("p.quiet", "This project has no repositories."),
+    known?.length === 0 && h("p", "No repositories yet."),
     known?.length > 0 && h("ul", known.map(({ name, version, status, time }) =>
       h("li", { "data-key": name }, widgetStatus(status), h("b", name), h("code", version), h("small", time)))));
 }

@@ -110,7 +110,11 @@ function listen() {
     });
   on("deployment", (data) => takeDeployment(JSON.parse(data)));
   on("repository", (data) => takeRepository(JSON.parse(data)));
-  on("projects", refresh);
+  on("projects", () => {
+    refresh();
+    // Once more: the health that comes with it may be a second old.
+    heard += 1;
+  });
   on("reset", refresh);
 }
 

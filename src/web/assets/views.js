@@ -52,7 +52,7 @@ const button = (text, action, about, reason, data) =>
   }, text);
 
 function deployButton(repository, commit) {
-  const reason = !mayChange ? VIEWER_REASON : repository.orphaned ? "No project file names this repository any more." : null;
+  const reason = !mayChange ? VIEWER_REASON : repository.orphaned ? "No project file names it any more." : null;
   const [text, what] = commit ? ["Deploy this commit…", `${short(commit)} of `] : ["Deploy…", ""];
   return button(text, "deploy", `Deploy ${what}${nameOf(repository)}`, reason, { "data-repository": repository.id, "data-commit": commit });
 }
@@ -199,7 +199,7 @@ function empty(projects) {
     h("p", "A project is a file that names the Git repositories of your stacks. Write one into ", h("code", configPath),
       ", for example ", h("code", "homelab.yaml"), ":"),
     h("pre", { tabindex: 0 }, SAMPLE),
-    h("p", "It is read within two seconds, and shows here. ", h("code", "shiparr check"),
+    h("p", "It is read at once. ", h("code", "shiparr check"),
       " says beforehand what is wrong with it. A private repository needs a token too."));
 }
 
@@ -277,7 +277,7 @@ export class RepositoryView {
     return [
       crumbs(),
       head(title(h("small", `${one.project}/`), one.name), repositoryStatus(one), h("div.actions", actionOf(one))),
-      one.orphaned && h("p.notice", "Orphaned: no project file names it any more. Its containers and files stay; ", h("code", "shiparr prune"), " forgets its records."),
+      one.orphaned && h("p.notice", "No project file names it any more. Its containers and files stay; ", h("code", "shiparr prune"), " forgets its records."),
       newsOf(one).map(([kind, ...line]) => h(kind === "problem" ? "p.notice.is-bad" : "p.notice", line)),
       h("div.columns", h("div.panel", facts(
         ["Deployed", deployedOf(one)],
