@@ -1,4 +1,5 @@
-//! The web: a gate that owns every client's socket, tiny_http behind it, routes, auth, the API, the widget and the status page.
+//! The web: a gate that owns every client's socket, tiny_http behind it, routes, auth, the API, the widget and the
+//! status page.
 //!
 //! ```text
 //! client ─▶ gate (one thread) ─▶ tiny_http ─▶ handler threads ─▶ rules ▸ auth ▸ route

@@ -268,11 +268,11 @@ impl Reader {
                 }
                 self.deployed_twice_and_listed[1] = true;
             }
+            ("sh", "curl -s -N http://127.0.0.1:8080/api/events") => self.listen(text),
             ("sh", first) if first.starts_with("curl -s -H 'X-Api-Key: ") => {
                 let told = self.run(text);
                 assert!(told.starts_with("[{") && !told.contains("\"error\":\"unauthorized\""), "{told}");
             }
-            ("sh", "curl -s -N http://127.0.0.1:8080/api/events") => self.listen(text),
             ("sh", first) if first.starts_with("curl -s -u ") => {
                 assert!(self.run(text).starts_with("[{"));
                 let without = self.run(&text.replace("-u admin:a-long-password-of-your-own", ""));

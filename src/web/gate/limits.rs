@@ -47,8 +47,9 @@ pub const DESCRIPTORS_PER_UPSTREAM: usize = 3;
 /// Descriptors that this process uses at most: the built-in libcurl waits with `select`, which refuses a descriptor of
 /// `FD_SETSIZE` and above, so that beyond it neither Docker nor a remote could be asked.
 const DESCRIPTORS_MAX: usize = 1024;
-/// Most connections to tiny_http that carry something other than a stream.
-const SHORT_MAX: usize = 16;
+/// Most connections to tiny_http that carry something other than a stream: more than slow answers and logins together
+/// can hold (`server.rs`).
+const SHORT_MAX: usize = 24;
 /// A complete request until a connection to tiny_http is free.
 const QUEUE_LIMIT: Duration = Duration::from_secs(30);
 /// Requests in flight when the gate is stopped.
@@ -102,9 +103,9 @@ mod tests {
     #[test]
     fn the_usual_and_the_narrow_limit_of_descriptors() {
         let usual = Limits::within(1024);
-        assert_eq!((usual.connections, usual.short, usual.upstreams), (512, 16, 48));
+        assert_eq!((usual.connections, usual.short, usual.upstreams), (512, 24, 56));
         let large = Limits::within(524_288);
-        assert_eq!((large.connections, large.short, large.upstreams, large.listeners), (512, 16, 48, 128));
+        assert_eq!((large.connections, large.short, large.upstreams, large.listeners), (512, 24, 56, 128));
         assert!(large.connections + large.upstreams * DESCRIPTORS_PER_UPSTREAM + large.listeners < DESCRIPTORS_MAX);
         let narrow = Limits::within(64);
         assert_eq!((narrow.connections, narrow.short, narrow.upstreams, narrow.listeners), (32, 5, 5, 8));
