@@ -110,11 +110,7 @@ function listen() {
     });
   on("deployment", (data) => takeDeployment(JSON.parse(data)));
   on("repository", (data) => takeRepository(JSON.parse(data)));
-  on("projects", () => {
-    refresh();
-    // Once more: the health that comes with it may be a second old.
-    heard += 1;
-  });
+  on("projects", refresh);
   on("reset", refresh);
 }
 
