@@ -17,7 +17,14 @@ const CHECKS_MAX_AGE: Duration = Duration::from_secs(1);
 /// The last look.
 #[derive(Default)]
 pub struct Health {
-    last: Mutex<Option<(Instant, Arc<Catalog>, Arc<Checks>)>>,
+    last: Mutex<Option<Look>>,
+}
+
+struct Look {
+    at: Instant,
+    /// The configuration as it was then.
+    catalog: Arc<Catalog>,
+    checks: Arc<Checks>,
 }
 
 struct Checks {
@@ -51,12 +58,12 @@ impl Health {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         // Another configuration is seen at once: whoever hears that it was loaded asks for its problems.
         let catalog = context.daemon.catalog();
-        let is_new = |at: &Instant, seen: &Arc<Catalog>| at.elapsed() < CHECKS_MAX_AGE && Arc::ptr_eq(seen, &catalog);
-        if let Some((_, _, checks)) = last.as_ref().filter(|(at, seen, _)| is_new(at, seen)) {
-            return Arc::clone(checks);
+        let is_new = |look: &&Look| look.at.elapsed() < CHECKS_MAX_AGE && Arc::ptr_eq(&look.catalog, &catalog);
+        if let Some(look) = last.as_ref().filter(is_new) {
+            return Arc::clone(&look.checks);
         }
         let checks = Arc::new(look(context, &catalog));
-        *last = Some((Instant::now(), catalog, Arc::clone(&checks)));
+        *last = Some(Look { at: Instant::now(), catalog, checks: Arc::clone(&checks) });
         checks
     }
 }

@@ -52,21 +52,9 @@ impl Browser {
     #[track_caller]
     pub fn new() -> Browser {
         let home = TempDir::with_prefix("shiparr-test-browser-").expect("make a folder");
-        let mut driver = Command::new("chromedriver")
-            .arg("--port=0")
-            .env("HOME", home.path())
-            .env("TMPDIR", home.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .process_group(0)
-            .spawn()
-            .expect("start chromedriver");
-        let lines = BufReader::new(driver.stdout.take().expect("its output is piped")).lines();
-        let said = lines.map_while(Result::ok).find(|line| line.contains("successfully on port "));
-        let port = said.as_deref().and_then(|line| line.rsplit(' ').next()?.trim_end_matches('.').parse().ok());
-        let mut browser = Browser { home, driver, port: port.unwrap_or(0), session: String::new() };
-        assert_ne!(browser.port, 0, "chromedriver does not say where it listens: {said:?}");
+        // It ends where the port that it found free for IPv4 is taken for IPv6.
+        let (driver, port) = wait_until(SHORT, "chromedriver to listen", || start_driver(&home));
+        let mut browser = Browser { home, driver, port, session: String::new() };
         let profile = browser.home.path().join("profile");
         let arguments = [
             "--headless=new",
@@ -259,6 +247,27 @@ impl Browser {
         )?;
         read_answer(&mut BufReader::new(stream), false)
     }
+}
+
+/// Starts chromedriver on a port that it finds itself.
+fn start_driver(home: &TempDir) -> Option<(Child, u16)> {
+    let mut driver = Command::new("chromedriver")
+        .arg("--port=0")
+        .env("HOME", home.path())
+        .env("TMPDIR", home.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .spawn()
+        .expect("start chromedriver");
+    let lines = BufReader::new(driver.stdout.take().expect("its output is piped")).lines();
+    let said = lines.map_while(Result::ok).find(|line| line.contains("successfully on port "));
+    let port = said.and_then(|line| line.rsplit(' ').next()?.trim_end_matches('.').parse().ok());
+    if port.is_none() {
+        driver.wait().expect("wait for its end");
+    }
+    Some((driver, port?))
 }
 
 impl Drop for Browser {
