@@ -12,10 +12,6 @@ use super::variables::{MAX_HISTORY, Reading, default_runtime_path, password_prob
 use crate::http::Proxies;
 use crate::secrets::Secret;
 
-/// A secret for webhooks is kept for the version that has them.
-pub(super) const NO_WEBHOOKS: &str =
-    "Shiparr_WEBHOOK_SECRET: this version has no webhooks yet, they answer 404; checks see every push";
-
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
@@ -133,9 +129,6 @@ impl Settings {
         };
         read.doubles();
         read.unknown_names();
-        if matches!(settings.webhook_secret("gitea"), Ok(Some(_))) {
-            read.warnings.push(NO_WEBHOOKS.to_owned());
-        }
         if read.problems.is_empty() {
             Ok((settings, read.warnings))
         } else {
@@ -251,7 +244,7 @@ mod tests {
 
     fn good(pairs: Pairs<'_>) -> Settings {
         let (settings, warnings) = read(pairs).expect("good settings");
-        assert!(warnings.iter().all(|warning| warning == NO_WEBHOOKS), "{warnings:?}");
+        assert!(warnings.is_empty(), "{warnings:?}");
         settings
     }
 

@@ -117,7 +117,9 @@ impl Teller {
     fn send_all(&self, urls: &[Secret], message: &Message) {
         let limit = Limit::after(MESSAGE_LIMIT);
         for url in urls {
-            if let Err(error) = self.notifier.send(url, message, &limit) {
+            let sent = self.notifier.send(url, message, &limit);
+            self.shared.metrics.told(sent.is_err());
+            if let Err(error) = sent {
                 let about = message.repository.as_ref().map_or(message.host.clone(), ToString::to_string);
                 log::error!("{about}: a message was not sent: {error}");
             }

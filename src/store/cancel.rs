@@ -4,9 +4,9 @@ use jiff::Timestamp;
 use rusqlite::{OptionalExtension, params};
 
 use super::retries::forget_retry;
-use super::rows::stored;
+use super::rows::{stored, word};
 use super::{Store, StoreError};
-use crate::model::{DeploymentId, Ending, RepositoryId};
+use crate::model::{DeploymentId, Ending, RepositoryId, Status, Trigger};
 
 /// The error of a pending row that was cancelled.
 const CANCELLED_PENDING: &str = "cancelled before it began";
@@ -17,18 +17,19 @@ impl Store {
     /// # Errors
     /// SQLite's.
     pub fn cancel_pending(&self, id: DeploymentId, now: Timestamp) -> Result<bool, StoreError> {
-        let repository: Option<RepositoryId> = self.promise(|transaction| {
+        let cancelled: Option<(RepositoryId, Trigger)> = self.promise(|transaction| {
             let mut statement = transaction.prepare_cached(
                 "UPDATE deployments SET status = 'failed', ending = ?3, error = ?4, finished_at = ?2, told_at = ?2 \
-                 WHERE id = ?1 AND status = 'pending' RETURNING repository_id",
+                 WHERE id = ?1 AND status = 'pending' RETURNING repository_id, \"trigger\"",
             )?;
             let values = params![id, stored(now), Ending::Cancelled.as_str(), CANCELLED_PENDING];
-            Ok(statement.query_row(values, |row| row.get(0)).optional()?)
+            Ok(statement.query_row(values, |row| Ok((row.get(0)?, word(row, 1)?))).optional()?)
         })?;
-        if let Some(repository) = repository {
+        if let Some((repository, trigger)) = cancelled {
+            self.metrics.deployment_ended(trigger, Status::Failed, None);
             self.changes.publish_deployment(id, repository);
         }
-        Ok(repository.is_some())
+        Ok(cancelled.is_some())
     }
 
     /// A deployment that failed is not tried again. Answers whether another try of it was waiting. Durable when it

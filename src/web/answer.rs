@@ -54,12 +54,12 @@ impl Answer {
 
     /// Plain text.
     pub fn text(body: impl Into<Vec<u8>>) -> Answer {
-        Answer::bytes("text/plain; charset=utf-8", body)
+        Answer::typed("text/plain; charset=utf-8", body)
     }
 
-    /// Anything, with its media type.
-    pub fn bytes(kind: &str, body: impl Into<Vec<u8>>) -> Answer {
-        Answer { status: 200, headers: vec![("Content-Type", kind.into())], body: body.into() }
+    /// A body of this `Content-Type`.
+    pub fn typed(kind: &str, body: impl Into<Vec<u8>>) -> Answer {
+        Answer { status: 200, headers: vec![("Content-Type", kind.to_owned())], body: body.into() }
     }
 
     /// Content of this media type.
@@ -81,8 +81,7 @@ impl Answer {
         self
     }
 
-    /// Its status code, for tests.
-    #[cfg(test)]
+    /// Its status code.
     pub fn status(&self) -> u16 {
         self.status
     }

@@ -235,7 +235,7 @@ pub fn events(call: &Call<'_>) -> Result<Answer, Failure> {
 
 fn stream(beginning: String) -> Answer {
     // nginx would collect events until its buffer is full.
-    Answer::bytes("text/event-stream", beginning).with_header("X-Accel-Buffering", "no")
+    Answer::typed("text/event-stream", beginning).with_header("X-Accel-Buffering", "no")
 }
 
 /// One line: JSON escapes line breaks.

@@ -1,5 +1,5 @@
-//! The web: a gate that owns every client's socket, tiny_http behind it, routes, auth, the API, the widget and the
-//! status page.
+//! The web: a gate that owns every client's socket, tiny_http behind it, routes, auth, the API, webhooks, the widget and
+//! the status page.
 //!
 //! ```text
 //! client ─▶ gate (one thread) ─▶ tiny_http ─▶ handler threads ─▶ rules ▸ auth ▸ route
@@ -20,8 +20,10 @@ mod failures;
 mod forwarded;
 pub mod gate;
 mod health;
+mod hooks;
 mod lending;
 mod listen;
+mod metrics;
 mod origin;
 mod page;
 mod passwords;
@@ -45,6 +47,7 @@ use std::time::Instant;
 use crate::command::Limit;
 use crate::config::{Catalog, Settings};
 use crate::deploy::by_hand::Tools;
+use crate::metrics::Metrics;
 use crate::model::{DeploymentId, RepositoryId, RepositoryName};
 use crate::store::Store;
 
@@ -190,13 +193,17 @@ pub struct Context {
     pub store: Arc<Store>,
     /// The daemon around the web.
     pub daemon: Arc<dyn Daemon>,
+    /// What the process counts.
+    pub metrics: Arc<Metrics>,
     health: health::Health,
     events: events::Events,
+    refused_webhooks: hooks::Refusals,
 }
 
 impl Context {
     /// What the daemon gives to the web.
-    pub fn new(settings: Arc<Settings>, store: Arc<Store>, daemon: Arc<dyn Daemon>) -> Context {
-        Context { settings, store, daemon, health: health::Health::default(), events: events::Events::new() }
+    pub fn new(settings: Arc<Settings>, store: Arc<Store>, daemon: Arc<dyn Daemon>, metrics: Arc<Metrics>) -> Context {
+        let (health, refused_webhooks) = Default::default();
+        Context { settings, store, daemon, metrics, health, events: events::Events::new(), refused_webhooks }
     }
 }

@@ -2,11 +2,14 @@
 
 use std::io::Read;
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
 
 use super::answer::Failure;
 use super::forwarded::client_address;
-use super::{HEADER_LISTENER, HEADER_PEER, HEADER_REQUEST, ListenerKind, Peer};
+use super::{HEADER_LISTENER, HEADER_PEER, HEADER_REQUEST, ListenerKind, Peer, routes};
 use crate::config::{PublicUrl, Settings};
+use crate::metrics::{Answered, Metrics};
 
 /// More bytes than this never come through the gate.
 const BODY_MAX_BYTES: u64 = 1024 * 1024;
@@ -49,15 +52,22 @@ pub struct Request {
     /// Its number in this process.
     pub id: u64,
     query: Vec<(String, String)>,
+    began: Instant,
+    metrics: Arc<Metrics>,
 }
 
 impl Request {
     /// Reads what the gate passed on. Some proxies strip the path of the public URL and others do not: both are
-    /// understood.
+    /// understood. Its answer is counted in `metrics`.
     ///
     /// # Errors
     /// The request back, and why it is not understood: a path or query that is not percent-encoded.
-    pub fn new(inner: tiny_http::Request, settings: &Settings) -> Result<Request, Box<(tiny_http::Request, Failure)>> {
+    pub fn new(
+        inner: tiny_http::Request,
+        settings: &Settings,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Request, Box<(tiny_http::Request, Failure)>> {
+        let began = Instant::now();
         let (path, query) = inner.url().split_once('?').unwrap_or((inner.url(), ""));
         let prefix = settings.public_url.as_ref().map_or("", PublicUrl::path);
         let lacks_slash = !prefix.is_empty() && path == prefix;
@@ -92,8 +102,21 @@ impl Request {
             peer,
             id: value(HEADER_REQUEST).and_then(|id| id.parse().ok()).unwrap_or(0),
             query,
+            began,
+            metrics: Arc::clone(metrics),
             inner,
         })
+    }
+
+    /// Its method's name; `other` for one that no route has.
+    fn verb(&self) -> &'static str {
+        match self.method {
+            Method::Get if self.is_head() => "HEAD",
+            Method::Get => "GET",
+            Method::Post => "POST",
+            Method::Options => "OPTIONS",
+            Method::Other => "other",
+        }
     }
 
     /// Whether the answer lacks its body.
@@ -174,6 +197,13 @@ impl Request {
         if query.is_empty() { format!("{path}/") } else { format!("{path}/?{query}") }
     }
 
+    /// Counts its answer, with the time until now. That is when its head is about to be sent: a stream that goes on
+    /// for hours is no slow answer.
+    pub fn answered(&self, status: u16) {
+        let what = Answered { route: routes::pattern(self), method: self.verb(), status };
+        self.metrics.request_answered(what, self.began.elapsed());
+    }
+
     /// Gives tiny_http's request back, to be answered.
     pub fn into_inner(self) -> tiny_http::Request {
         self.inner
@@ -223,6 +253,12 @@ fn pairs(query: &str) -> Result<Vec<(String, String)>, Failure> {
             Ok((decode(name, true)?, decode(value, true)?))
         })
         .collect()
+}
+
+/// A field of a form (`application/x-www-form-urlencoded`); the last one counts. None: there is none, or it is no form.
+pub fn form_field(body: &[u8], name: &str) -> Option<Vec<u8>> {
+    let fields = pairs(std::str::from_utf8(body).ok()?).ok()?;
+    fields.into_iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.into_bytes())
 }
 
 fn decode(text: &str, plus_is_space: bool) -> Result<String, Failure> {

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use super::access::{Access, Caller};
 use super::answer::{Answer, Failure, Reply};
 use super::request::{Method, Request};
-use super::{Context, ListenerKind, api, events, health, page, widget};
+use super::{Context, ListenerKind, api, events, health, hooks, metrics, page, widget};
 use crate::config::PublicUrl;
 
 /// A request with everything that a route may need.
@@ -73,6 +73,7 @@ const ROUTES: &[(Method, &str, Access, Handler)] = &[
     (Method::Get, "/", Access::View, now!(page::page)),
     (Method::Get, "/assets/{name}", Access::Widget, now!(page::asset)),
     (Method::Get, "/api/health", Access::Open, now!(health::health)),
+    (Method::Get, "/api/summary", Access::View, now!(api::summary::summary)),
     (Method::Get, "/api/projects", Access::View, now!(api::projects)),
     (Method::Get, "/api/projects/{project}", Access::View, now!(api::project)),
     (Method::Get, "/api/projects/{project}/repositories", Access::View, now!(api::repositories_of_project)),
@@ -83,13 +84,18 @@ const ROUTES: &[(Method, &str, Access, Handler)] = &[
     (Method::Post, "/api/deployments/{id}/cancel", Access::Full, now!(api::cancel::cancel)),
     (Method::Get, "/api/events", Access::View, now!(events::events)),
     (Method::Get, "/containers/{id}/logs", Access::Full, api::containers::container_logs),
+    (Method::Get, "/metrics", Access::View, now!(metrics::metrics)),
+    (Method::Post, "/webhook/{provider}", Access::Open, now!(hooks::webhook)),
     (Method::Get, "/widget/dashy", Access::Widget, now!(widget::dashy)),
     (Method::Options, "/widget/dashy", Access::Open, now!(widget::preflight)),
+    (Method::Get, "/widget/dashy/list", Access::Widget, now!(widget::dashy_list)),
+    (Method::Options, "/widget/dashy/list", Access::Open, now!(widget::preflight)),
 ];
 
 /// Under each of [`REPOSITORY_PREFIXES`].
 const REPOSITORY_ROUTES: &[(Method, &str, Access, Handler)] = &[
     (Method::Get, "", Access::View, now!(api::repositories::repository)),
+    (Method::Get, "/health", Access::View, now!(api::summary::health)),
     (Method::Get, "/deployments", Access::View, now!(api::deployments::of_repository)),
     (Method::Get, "/logs", Access::Full, api::containers::stack_logs),
     (Method::Get, "/containers", Access::View, api::containers::of_stack),
@@ -105,6 +111,9 @@ const CONTROL_ROUTES: &[(Method, &str, Access, Handler)] = &[
     (Method::Post, "/control/release", Access::Full, now!(api::control::release)),
     (Method::Post, "/control/notify-test", Access::Full, api::control::notify_test),
 ];
+
+/// What stands for a route in the metrics where there is none.
+pub const NO_ROUTE: (&str, &str) = ("none", "");
 
 /// Answers a request that the rules let through.
 ///
@@ -162,6 +171,18 @@ pub fn tells_more(request: &Request) -> bool {
 fn forbidden(request: &Request) -> Failure {
     let what = if request.method.writes() { "change anything" } else { "read the logs of containers" };
     Failure::forbidden("forbidden", format!("this user may look, and not {what}: it takes Shiparr_AUTH_USERNAME"))
+}
+
+/// Whether a request brings its authentication in its body: neither rules nor credentials are looked at before that.
+pub fn is_webhook(request: &Request) -> bool {
+    request.method == Method::Post && matches!(request.segments.as_slice(), [first, _] if first == "webhook")
+}
+
+/// The pattern of a request's route, in two pieces that follow each other: for the metrics, which know no path.
+pub fn pattern(request: &Request) -> (&'static str, &'static str) {
+    let path: Vec<&str> = request.segments.iter().map(String::as_str).collect();
+    let route = table(request.listener).find(|route| matches(route.prefix, route.rest, &path).is_some());
+    route.map_or(NO_ROUTE, |route| (route.prefix, route.rest))
 }
 
 /// Adds what a dashboard's browser needs to read any answer of the widget routes, errors too.

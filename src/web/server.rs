@@ -149,7 +149,7 @@ impl Server {
     }
 
     fn answer(self: &Arc<Server>, request: tiny_http::Request) {
-        match Request::new(request, &self.context.settings) {
+        match Request::new(request, &self.context.settings, &self.context.metrics) {
             Ok(request) if request.is_greeting() => respond(request.into_inner(), Answer::empty(204)),
             Ok(request) => self.admit(request),
             Err(refused) => respond(refused.0, refused.1.into()),
@@ -165,6 +165,9 @@ impl Server {
                 _ => Caller::nameless(Access::Full),
             };
             return self.dispatch(request, &caller);
+        }
+        if routes::is_webhook(&request) {
+            return self.dispatch(request, &self.nameless());
         }
         if settings.auth.is_none() {
             if let Err(failure) = origin::check_host(&request, settings) {
@@ -248,6 +251,7 @@ impl Server {
             Ok(stream) => stream,
             Err(failure) => return finish(request, failure.into()),
         };
+        request.answered(200);
         let is_head = request.is_head();
         let mut writer = request.into_inner().into_writer();
         let outcome = if is_head {
@@ -291,6 +295,7 @@ impl Server {
 
 fn finish(request: Request, answer: Answer) {
     let answer = routes::decorate(&request, answer);
+    request.answered(answer.status());
     respond(request.into_inner(), answer);
 }
 

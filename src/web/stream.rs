@@ -49,7 +49,7 @@ impl Drop for Place {
 
 /// An answer that is written while it comes into being.
 pub trait Stream: Send {
-    /// The head of the answer: its body comes in chunks.
+    /// The head of the answer, with the status 200: its body comes in chunks.
     fn head(&self) -> String;
 
     /// Writes it all, head and body, until it ends or the client is gone.

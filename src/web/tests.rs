@@ -7,7 +7,9 @@ mod api;
 mod by_hand;
 mod events;
 mod hands_on;
+mod metrics;
 mod page;
+mod webhooks;
 
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -195,7 +197,8 @@ impl Scene {
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = tcp.local_addr().unwrap();
         let listeners = vec![Listener::Tcp(tcp), Listener::Control(listen_control(&control).unwrap())];
-        let context = Context::new(Arc::new(settings), Arc::clone(&store), Arc::clone(&daemon) as Arc<dyn Daemon>);
+        let its_daemon = Arc::clone(&daemon) as Arc<dyn Daemon>;
+        let context = Context::new(Arc::new(settings), Arc::clone(&store), its_daemon, Arc::default());
         let web = start(context, listeners).unwrap();
         let threads = web.threads.into_iter().map(|thread| std::thread::spawn(thread.run)).collect();
         Scene { address, control, store, daemon, stop: web.stop, threads, _folder: folder }
