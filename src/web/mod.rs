@@ -12,6 +12,7 @@
 mod answer;
 mod api;
 mod auth;
+mod following;
 pub mod gate;
 mod health;
 mod lending;
@@ -31,7 +32,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::command::Limit;
+use crate::command::{Limit, Places};
 use crate::config::{Catalog, Settings};
 use crate::deploy::by_hand::Tools;
 use crate::model::{DeploymentId, RepositoryId, RepositoryName};
@@ -43,6 +44,10 @@ pub use server::{StopWeb, Thread, Web, start};
 
 /// Streams that are written at once; one more is answered 503.
 pub const STREAMS_MAX: usize = 32;
+
+/// Processes of Docker that follow logs, of all streams together; each has two or three descriptors and some 10 MB. A
+/// stream that finds none left is answered 503, one that finds some tells which containers it leaves out.
+const FOLLOWERS_MAX: usize = 64;
 
 /// The kind of listener that a request came in by; set by the gate, never by a client.
 const HEADER_LISTENER: &str = "X-Shiparr-Listener";
@@ -145,11 +150,13 @@ pub struct Context {
     /// The daemon around the web.
     pub daemon: Arc<dyn Daemon>,
     health: health::Health,
+    followers: Arc<Places>,
 }
 
 impl Context {
     /// What the daemon gives to the web.
     pub fn new(settings: Arc<Settings>, store: Arc<Store>, daemon: Arc<dyn Daemon>) -> Context {
-        Context { settings, store, daemon, health: health::Health::default() }
+        let (health, followers) = (health::Health::default(), Places::new(FOLLOWERS_MAX));
+        Context { settings, store, daemon, health, followers }
     }
 }
