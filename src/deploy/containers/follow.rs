@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use super::logs::{LOGS_MAX_BYTES, OWN_WORDS, Timed, Wanted, left_out_line, log_command};
+use super::logs::{LOGS_MAX_BYTES, OWN_WORDS, Timed, Wanted, is_dockers, left_out_line, log_command};
 use super::{Container, StackLabels, docker};
-use crate::command::{Limit, Output, Several};
+use crate::command::{Command, Limit, Output, Several};
 use crate::config::Settings;
 
 /// Containers of one stack that are followed at once; each has a process.
@@ -120,6 +120,8 @@ struct Source<P> {
     timed: Timed,
     /// While its process runs.
     place: Option<P>,
+    /// That process asks for the last words alone.
+    is_rest: bool,
     /// It was started anew while its process had not ended yet.
     is_back: bool,
     /// It is no more.
@@ -157,7 +159,9 @@ impl<P> Follower<'_, P> {
                 if one.key == EVENTS {
                     return self.say_farewell();
                 }
-                self.note_end(one.key);
+                if !(one.success && self.ask_for_rest(one.key)) {
+                    self.note_end(one.key);
+                }
             }
         }
         Ok(())
@@ -172,6 +176,7 @@ impl<P> Follower<'_, P> {
             since,
             timed: Timed::default(),
             place: None,
+            is_rest: false,
             is_back: false,
             is_gone: false,
         };
@@ -191,10 +196,7 @@ impl<P> Follower<'_, P> {
             let place = if running < STACK_FOLLOWED_MAX { (self.place)() } else { None };
             let Some(place) = place else { break };
             self.waiting.pop_front();
-            let times = self.stack.as_ref().map(|_| "--timestamps");
-            let options: Vec<&str> = ["--follow"].into_iter().chain(times).collect();
-            let command =
-                log_command(&source.container, &options, &source.tail, source.since.as_deref(), self.settings);
+            let command = source.command(&["--follow", "--timestamps"], self.settings);
             match self.children.start(key, command) {
                 Ok(()) => source.place = Some(place),
                 Err(error) => {
@@ -245,16 +247,27 @@ impl<P> Follower<'_, P> {
         }
     }
 
+    /// `docker logs --follow` may end with its container before it has read that one's last words; answers whether they
+    /// are asked for now.
+    fn ask_for_rest(&mut self, key: usize) -> bool {
+        let Some(source) = self.heard.sources.get_mut(&key).filter(|source| !source.is_rest && !source.is_gone) else {
+            return false;
+        };
+        source.go_on(self.began);
+        let command = source.command(&["--timestamps"], self.settings);
+        source.is_rest = self.children.start(key, command).is_ok();
+        source.is_rest
+    }
+
     /// A container's process has ended; it gets another one where the container is back, from where the last one
     /// stopped.
     fn note_end(&mut self, key: usize) {
         let Some(source) = self.heard.sources.get_mut(&key) else { return };
-        source.place = None;
+        (source.place, source.is_rest) = (None, false);
         if source.is_gone {
             self.heard.sources.remove(&key);
         } else if std::mem::take(&mut source.is_back) {
-            "all".clone_into(&mut source.tail);
-            source.since = Some(after(&source.timed.time).unwrap_or(self.began).to_string());
+            source.go_on(self.began);
             self.waiting.push_back(key);
         }
     }
@@ -265,6 +278,21 @@ impl<P> Follower<'_, P> {
         let complaint = std::mem::take(&mut self.heard.complaint);
         self.heard.say(&format!("{OWN_WORDS}Docker tells no more of this stack: {complaint}\n"));
         self.heard.flush()
+    }
+}
+
+impl<P> Source<P> {
+    fn command(&self, options: &[&str], settings: &Settings) -> Command {
+        log_command(&self.container, options, &self.tail, self.since.as_deref(), settings)
+    }
+
+    /// What is asked for next follows what came last. Where nothing came, nothing was there: the same is asked for
+    /// again, unless that was nothing.
+    fn go_on(&mut self, began: Timestamp) {
+        if !self.timed.time.is_empty() || self.tail == "0" {
+            self.since = Some(after(&self.timed.time).unwrap_or(began).to_string());
+            "all".clone_into(&mut self.tail);
+        }
     }
 }
 
@@ -320,13 +348,12 @@ impl<P> Heard<'_, P> {
             return ControlFlow::Continue(());
         }
         let Some(source) = self.sources.get_mut(&key) else { return ControlFlow::Continue(()) };
-        if !self.is_stack {
-            self.text.extend_from_slice(line.as_bytes());
-            self.text.push(b'\n');
-            return self.flush_when_full();
+        if source.is_rest && is_dockers(line) {
+            // The container has gone meanwhile.
+            return ControlFlow::Continue(());
         }
         let text = source.timed.strip(line);
-        let line = format!("{} | {text}\n", source.container.name);
+        let line = if self.is_stack { format!("{} | {text}\n", source.container.name) } else { format!("{text}\n") };
         match &mut self.past {
             None => self.text.extend_from_slice(line.as_bytes()),
             Some(past) => {
@@ -508,14 +535,14 @@ mod tests {
             &STAYS,
             "web",
             FOLDER,
-            "echo old; sleep 0.1; echo err >&2; sleep 0.1; echo old; while [ ! -e /go ]; do sleep 0.1; done; printf last",
+            "echo old; sleep 0.1; echo err >&2; sleep 0.1; echo old; while [ ! -e /go ]; do sleep 0.1; done; echo last >&2; sleep 0.1; printf words",
         );
         let found = containers_of(std::slice::from_ref(&lab.labels), &lab.settings, &Limit::after(PATIENCE)).unwrap();
         while lab.docker(&["logs", &web]) != "old\nold\n" {}
         while_following(&lab, Followed::Container(found[0].clone()), last(2), 1, |next| {
             assert_eq!([next().as_deref(), next().as_deref()], [Some("err"), Some("old")]);
             lab.docker(&["exec", &web, "touch", "/go"]);
-            assert_eq!(next().as_deref(), Some("last"));
+            assert_eq!([next().as_deref(), next().as_deref()], [Some("last"), Some("words")]);
             assert_eq!(next(), None);
         });
         lab.docker(&["container", "rm", "--force", &web]);

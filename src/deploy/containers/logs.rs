@@ -80,10 +80,10 @@ impl Timed {
         if line.starts_with(CUT) {
             return if self.time.is_empty() { line.to_owned() } else { line.replace(&format!("{} ", self.time), "") };
         }
-        let (time, text) = line.split_once(' ').unwrap_or((line, ""));
-        if !is_time(time) {
+        if is_dockers(line) {
             return line.to_owned();
         }
+        let (time, text) = line.split_once(' ').unwrap_or((line, ""));
         time.clone_into(&mut self.time);
         text.to_owned()
     }
@@ -105,6 +105,11 @@ pub(super) fn log_command(
 ) -> Command {
     let since = since.map(|since| ["--since", since]).into_iter().flatten();
     docker(settings).merged().args(["logs", "--tail", tail]).args(since).args(options).arg(&container.id)
+}
+
+/// Whether it is Docker itself that says this, where it puts times in front of what containers say.
+pub(super) fn is_dockers(line: &str) -> bool {
+    !line.starts_with(CUT) && !is_time(line.split(' ').next().unwrap_or_default())
 }
 
 /// `2026-01-15T14:30:00.123456789Z`.
