@@ -6,7 +6,7 @@
 //! |---|---|
 //! | [`cli`] | the verbs of the command line, and the client of the control socket |
 //! | [`daemon`] | start and stop order, signals, supervision, timers, the worker, reload |
-//! | [`web`] | the gate in front of tiny_http, routes, auth, API, widget |
+//! | [`web`] | the gate in front of tiny_http, routes, auth, API, webhooks, widget |
 //! | [`deploy`] | the pipeline from commit to running stack, and the drivers that run stacks |
 //! | [`config`] | settings from the environment, project files |
 //! | [`store`] | the database: projects, repositories, the queue, history, logs |
@@ -14,6 +14,7 @@
 //! | [`secrets`] | the type that does not print, decryption, env files, the scrubber |
 //! | [`notify`] | messages, and what carries them |
 //! | [`http`] | outgoing HTTP |
+//! | [`metrics`] | what the process counts, and Prometheus' text format |
 //! | [`command`] | the only place that starts a process |
 //! | [`model`] | plain types, statuses and their transitions |
 //!
@@ -28,6 +29,7 @@
 //!  main: signals, start, stop ────┤                         ▼ up has ended
 //!  reload: looks at project files ┘                       waiter, one a stack that is waited for
 //!  docker: asks whether it answers                          │     └─ driver: looks at the containers
+//!  events: store ─▶ gate ─▶ all who listen                  │
 //!                                                           ▼ finished row
 //!                                                         teller ─ child: shoutrrr
 //! ```
@@ -68,6 +70,7 @@ pub mod daemon;
 pub mod deploy;
 pub mod git;
 pub mod http;
+pub mod metrics;
 pub mod model;
 pub mod notify;
 pub mod secrets;

@@ -27,8 +27,9 @@ set_up_tests() {
     set_up_rust
     set_up_shellcheck
     install_apt_packages curl openssl python3
-    # For its sshd alone, which the tests start as they need it.
-    install_without_starting openssh-server
+    # For its sshd alone, which the tests start as they need it, and for promtool.
+    install_without_starting openssh-server ssh.service ssh.socket
+    install_without_starting prometheus prometheus.service
     install_docker
     docker_answers || die "the tests use Docker: run them as root, or as someone in the docker group"
     install_compose
@@ -67,24 +68,26 @@ install_rust_component() {
     fi
 }
 
+# install_without_starting PACKAGE UNIT…
 # Debian starts a service when its package is installed. Nobody asked for one here.
 install_without_starting() {
-    local policy=/usr/sbin/policy-rc.d
-    apt_package_is_installed "$1" && return 0
+    local policy=/usr/sbin/policy-rc.d package=$1
+    shift
+    apt_package_is_installed "$package" && return 0
     if [ -e "$policy" ]; then
-        install_apt_packages "$1"
+        install_apt_packages "$package"
         return 0
     fi
     # shellcheck disable=SC2016 # $1 is the inner shell's.
     as_root sh -c 'printf "#!/bin/sh\nexit 101\n" >"$1" && chmod 755 "$1"' sh "$policy"
     # In a subshell, so that the policy goes also when the installation ends this script.
-    if ! (install_apt_packages "$1"); then
+    if ! (install_apt_packages "$package"); then
         as_root rm -f "$policy"
         exit 1
     fi
     as_root rm -f "$policy"
     if systemd_is_running; then
-        as_root systemctl disable --quiet ssh.service ssh.socket >/dev/null 2>&1 || true
+        as_root systemctl disable --quiet "$@" >/dev/null 2>&1 || true
     fi
 }
 

@@ -36,6 +36,7 @@ pub struct Client {
     base: String,
     unix_socket: Option<PathBuf>,
     basic_auth: Option<(String, Secret)>,
+    api_key: Option<Secret>,
     proxies: Proxies,
 }
 
@@ -63,6 +64,7 @@ pub struct DeploymentView {
     pub commit_subject: Option<String>,
     pub status: Status,
     pub trigger: Trigger,
+    pub actor: Option<String>,
     pub error: Option<String>,
     pub created_at: jiff::Timestamp,
     pub finished_at: Option<jiff::Timestamp>,
@@ -78,7 +80,7 @@ impl Client {
     /// The daemon at `url` or `SHIPARR_URL`, else the one behind the control socket.
     ///
     /// # Errors
-    /// No control socket is there, or `SHIPARR_PASSWORD_FILE` cannot be read.
+    /// No control socket is there, or the file of `SHIPARR_PASSWORD` or `SHIPARR_API_KEY` cannot be read.
     pub fn new(environment: &Environment, url: Option<&str>) -> anyhow::Result<Client> {
         let settings = ClientSettings::from_environment(environment);
         let from_environment = environment.get("SHIPARR_URL").and_then(|url| url.to_str());
@@ -95,6 +97,7 @@ impl Client {
                 base: "http://localhost".to_owned(),
                 unix_socket: Some(socket.clone()),
                 basic_auth: None,
+                api_key: None,
                 proxies: Proxies::default(),
             });
         };
@@ -105,7 +108,8 @@ impl Client {
             }
             None => None,
         };
-        if basic_auth.is_some() && is_readable_on_the_way(url) {
+        let api_key = environment.secret("SHIPARR_API_KEY").map_err(anyhow::Error::msg)?;
+        if (basic_auth.is_some() || api_key.is_some()) && is_readable_on_the_way(url) {
             eprintln!(
                 "shiparr: warning: the password goes over plain http, readable on the way: use https, or run this on the daemon's host"
             );
@@ -114,6 +118,7 @@ impl Client {
             base: url.trim_end_matches('/').to_owned(),
             unix_socket: None,
             basic_auth,
+            api_key,
             proxies: settings.proxies,
         })
     }
@@ -239,10 +244,12 @@ impl Client {
     }
 
     fn request(&self, method: &str, path: &str) -> Request {
+        let mut headers = vec![("User-Agent".to_owned(), concat!("shiparr/", env!("CARGO_PKG_VERSION")).to_owned())];
+        headers.extend(self.api_key.as_ref().map(|key| ("X-Api-Key".to_owned(), key.expose().to_owned())));
         Request {
             method: method.to_owned(),
             url: format!("{}{path}", self.base),
-            headers: vec![("User-Agent".to_owned(), concat!("shiparr/", env!("CARGO_PKG_VERSION")).to_owned())],
+            headers,
             basic_auth: self.basic_auth.clone(),
             unix_socket: self.unix_socket.clone(),
             max_body_bytes: MAX_ANSWER_BYTES,
@@ -284,7 +291,7 @@ fn accepted(request: &Request, response: Response) -> anyhow::Result<Response> {
     }
     match serde_json::from_slice::<ErrorBody>(&response.body) {
         Ok(error) if response.status == UNAUTHORIZED => {
-            bail!("{}: set SHIPARR_USERNAME and SHIPARR_PASSWORD", error.message)
+            bail!("{}: set SHIPARR_USERNAME and SHIPARR_PASSWORD, or SHIPARR_API_KEY", error.message)
         }
         Ok(error) => bail!("{}", error.message),
         Err(_) => bail!("the daemon answered {} to {} {}", response.status, request.method, request.url),

@@ -88,13 +88,14 @@ pub fn history(client: &Client, given: &str, limit: u32, json: bool) -> anyhow::
         println!("{} was never deployed.", full_name(&repository));
         return Ok(ExitCode::SUCCESS);
     }
-    let mut table = Table::new(&["ID", "STATUS", "TRIGGER", "COMMIT", "ACCEPTED (UTC)", "SECONDS", "WHAT"]);
+    let mut table = Table::new(&["ID", "STATUS", "TRIGGER", "BY", "COMMIT", "ACCEPTED (UTC)", "SECONDS", "WHAT"]);
     for deployment in deployments {
         let what = deployment.error.or(deployment.commit_subject).unwrap_or_default();
         table.row([
             deployment.id.to_string(),
             deployment.status.to_string(),
             deployment.trigger.to_string(),
+            deployment.actor.unwrap_or_else(|| "-".to_owned()),
             short(deployment.commit_hash.as_deref()),
             deployment.created_at.strftime("%Y-%m-%d %H:%M:%S").to_string(),
             deployment.duration_seconds.map_or("-".to_owned(), |seconds| format!("{seconds:.1}")),

@@ -33,7 +33,7 @@ struct CommandLine {
 #[derive(Args)]
 struct Reach {
     /// Talk to a daemon over HTTP instead of its control socket [env: SHIPARR_URL, with SHIPARR_USERNAME and
-    /// SHIPARR_PASSWORD]
+    /// SHIPARR_PASSWORD, or SHIPARR_API_KEY]
     #[arg(long, global = true, value_name = "URL")]
     url: Option<String>,
 }

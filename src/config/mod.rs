@@ -4,6 +4,7 @@
 //! and collects all problems, `project` is what the rest of the program sees, every default applied. `catalog` puts the
 //! files together and decides which of two that collide goes on.
 
+mod access;
 pub mod catalog;
 mod collisions;
 #[cfg(test)]
@@ -27,6 +28,7 @@ mod variables;
 mod watched;
 pub(crate) mod yaml;
 
+pub use access::{Auth, Network, PublicUrl};
 pub use catalog::{Accepted, AcceptedRepository, Basis, Catalog};
 pub use environment::Environment;
 pub(crate) use environment::read_bounded;

@@ -7,13 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Environment;
+use super::access::{Auth, Network, PublicUrl, judged, key_problem};
 use super::variables::{MAX_HISTORY, Reading, default_runtime_path, password_problem};
 use crate::http::Proxies;
 use crate::secrets::Secret;
-
-/// A secret for webhooks is kept for the version that has them.
-pub(super) const NO_WEBHOOKS: &str =
-    "Shiparr_WEBHOOK_SECRET: this version has no webhooks yet, they answer 404; checks see every push";
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,13 +21,6 @@ pub enum LogFormat {
     Json,
     /// Syslog priority prefix, for the journal.
     Journal,
-}
-
-/// Basic Auth, where it is enabled. The password is looked up at each use: [`Settings::password`].
-#[derive(Clone, Debug)]
-pub struct Auth {
-    /// The user's name.
-    pub username: String,
 }
 
 /// Everything that `shiparr run` takes from its environment, validated. Every path is absolute.
@@ -52,8 +42,14 @@ pub struct Settings {
     pub log_format: LogFormat,
     /// None while auth is off.
     pub auth: Option<Auth>,
+    /// Whether the widget routes are open while auth is on.
+    pub widget_public: bool,
     /// More names that a request's `Host` may carry, in lower case, without a port.
     pub allowed_hosts: Vec<String>,
+    /// The address that people see, where a proxy stands in front.
+    pub public_url: Option<PublicUrl>,
+    /// Proxies whose word for a client's address counts.
+    pub trusted_proxies: Vec<Network>,
     /// Time that a deployment may take unless the repository says otherwise.
     pub deploy_timeout: Duration,
     /// Time that a running deployment may go on after SIGTERM.
@@ -113,7 +109,10 @@ impl Settings {
             log_filter: read.log_filter(),
             log_format,
             auth: read.auth(),
+            widget_public: read.boolean("Shiparr_WIDGET_PUBLIC"),
             allowed_hosts: read.allowed_hosts(),
+            public_url: read.public_url(),
+            trusted_proxies: read.trusted_proxies(),
             deploy_timeout: read.seconds("DEPLOY_TIMEOUT", 900, 1),
             shutdown_timeout: read.seconds("SHUTDOWN_TIMEOUT", 60, 0),
             enable_image_prune: read.boolean("Shiparr_ENABLE_IMAGE_PRUNE"),
@@ -130,9 +129,6 @@ impl Settings {
         };
         read.doubles();
         read.unknown_names();
-        if matches!(settings.webhook_secret("gitea"), Ok(Some(_))) {
-            read.warnings.push(NO_WEBHOOKS.to_owned());
-        }
         if read.problems.is_empty() {
             Ok((settings, read.warnings))
         } else {
@@ -145,10 +141,30 @@ impl Settings {
     /// # Errors
     /// A file behind it that cannot be read, or holds by now what would be refused at a start, in one line.
     pub fn password(&self) -> Result<Option<Secret>, String> {
-        let password = self.environment.secret("Shiparr_AUTH_PASSWORD")?;
-        match password.as_ref().and_then(|password| password_problem(password.expose())) {
-            Some(problem) => Err(format!("Shiparr_AUTH_PASSWORD: {problem}")),
-            None => Ok(password),
+        self.judged_secret("Shiparr_AUTH_PASSWORD", password_problem)
+    }
+
+    /// `Shiparr_VIEWER_PASSWORD`, likewise.
+    ///
+    /// # Errors
+    /// As those of [`Settings::password`].
+    pub fn viewer_password(&self) -> Result<Option<Secret>, String> {
+        self.judged_secret("Shiparr_VIEWER_PASSWORD", password_problem)
+    }
+
+    /// `Shiparr_API_KEY`, as it is now.
+    ///
+    /// # Errors
+    /// As those of [`Settings::password`].
+    pub fn api_key(&self) -> Result<Option<Secret>, String> {
+        self.judged_secret("Shiparr_API_KEY", key_problem)
+    }
+
+    fn judged_secret(&self, name: &str, problem: fn(&str) -> Option<&'static str>) -> Result<Option<Secret>, String> {
+        let found = self.environment.secret(name)?;
+        match found.as_ref().and_then(|secret| judged(name, secret, problem)) {
+            Some(problem) => Err(problem),
+            None => Ok(found),
         }
     }
 
@@ -228,7 +244,7 @@ mod tests {
 
     fn good(pairs: Pairs<'_>) -> Settings {
         let (settings, warnings) = read(pairs).expect("good settings");
-        assert!(warnings.iter().all(|warning| warning == NO_WEBHOOKS), "{warnings:?}");
+        assert!(warnings.is_empty(), "{warnings:?}");
         settings
     }
 
@@ -249,7 +265,8 @@ mod tests {
         assert_eq!(settings.deployments_path(), Path::new("/data/deployments"));
         assert_eq!(settings.runtime_path, Path::new("/run/one"));
         assert_eq!(settings.log_filter, "info");
-        assert!(settings.auth.is_none() && settings.allowed_hosts.is_empty());
+        assert!(settings.auth.is_none() && settings.allowed_hosts.is_empty() && !settings.widget_public);
+        assert!(settings.public_url.is_none() && settings.trusted_proxies.is_empty());
         assert_eq!(
             (settings.deploy_timeout, settings.shutdown_timeout),
             (Duration::from_secs(900), Duration::from_secs(60))
@@ -262,7 +279,10 @@ mod tests {
         assert_eq!(programs, [Path::new("docker"), Path::new("sops"), Path::new("shoutrrr")]);
         assert!(settings.proxies.https.is_none() && settings.proxies.http.is_none() && settings.proxies.none.is_none());
         assert!(!settings.hostname.is_empty());
-        assert_eq!(settings.password(), Ok(None));
+        assert_eq!(
+            [settings.password(), settings.viewer_password(), settings.api_key()],
+            [Ok(None), Ok(None), Ok(None)]
+        );
     }
 
     #[test]
@@ -280,7 +300,13 @@ mod tests {
                 (named("AUTH_ENABLED"), "True"),
                 (named("AUTH_USERNAME"), "anna"),
                 (named("AUTH_PASSWORD"), "correct horse"),
+                (named("VIEWER_USERNAME"), "otto"),
+                (named("VIEWER_PASSWORD"), "look around"),
+                (named("API_KEY"), "0123456789abcdef"),
+                (named("WIDGET_PUBLIC"), "true"),
                 (named("ALLOWED_HOSTS"), "Shiparr.example.com, nas"),
+                (named("PUBLIC_URL"), "https://host.example.com/shiparr/"),
+                (named("TRUSTED_PROXIES"), "127.0.0.1 172.16.0.0/12, ::1"),
                 (named("WEBHOOK_SECRET"), "shared"),
                 (named("DEPLOY_TIMEOUT"), "1"),
                 (named("SHUTDOWN_TIMEOUT"), "0"),
@@ -304,8 +330,13 @@ mod tests {
             assert_eq!(settings.data_path, std::path::absolute("data").expect("a path"));
             assert_eq!(settings.runtime_path, Path::new("/dev/shm/shiparr"));
             assert_eq!((settings.log_filter.as_str(), settings.log_format), ("warn", LogFormat::Json));
-            assert_eq!(settings.auth.as_ref().map(|auth| auth.username.as_str()), Some("anna"));
+            assert_eq!(settings.auth, Some(Auth { username: "anna".to_owned(), viewer: "otto".to_owned() }));
             assert_eq!(settings.password(), Ok(Some(Secret::new("correct horse"))));
+            assert_eq!(settings.viewer_password(), Ok(Some(Secret::new("look around"))));
+            assert_eq!(settings.api_key(), Ok(Some(Secret::new("0123456789abcdef"))));
+            assert!(settings.widget_public);
+            assert_eq!(settings.public_url.as_ref().map(PublicUrl::path), Some("/shiparr"));
+            assert_eq!(settings.trusted_proxies.len(), 3);
             assert_eq!(settings.webhook_secret("github"), Ok(Some(Secret::new("shared"))));
             assert_eq!(settings.webhook_secret("gitea"), Ok(Some(Secret::new("for gitea"))));
             assert_eq!(settings.allowed_hosts, ["shiparr.example.com", "nas"]);
@@ -332,7 +363,13 @@ mod tests {
             ("Shiparr_AUTH_ENABLED", "true"),
             ("Shiparr_AUTH_USERNAME", "a:b"),
             ("Shiparr_AUTH_PASSWORD", "changeme"),
+            ("Shiparr_VIEWER_USERNAME", "a:b"),
+            ("Shiparr_VIEWER_PASSWORD", "changeme"),
+            ("Shiparr_API_KEY", "short"),
+            ("Shiparr_WIDGET_PUBLIC", "perhaps"),
             ("Shiparr_ALLOWED_HOSTS", "https://x.example.com"),
+            ("Shiparr_PUBLIC_URL", "x.example.com"),
+            ("Shiparr_TRUSTED_PROXIES", "::1, proxy"),
             ("SHIPARR_DEPLOY_TIMEOUT", "0"),
             ("Shiparr_SHUTDOWN_TIMEOUT", "1m"),
             ("Shiparr_ENABLE_IMAGE_PRUNE", "perhaps"),
@@ -346,6 +383,14 @@ mod tests {
              info,shiparr::deploy=debug",
             "Shiparr_AUTH_USERNAME: a colon or a control character cannot be sent in Basic Auth",
             "Shiparr_AUTH_PASSWORD: `changeme` is not accepted; choose a password of your own",
+            "Shiparr_VIEWER_USERNAME: a colon or a control character cannot be sent in Basic Auth",
+            "Shiparr_VIEWER_USERNAME: `a:b` is the name of Shiparr_AUTH_USERNAME too; choose another one",
+            "Shiparr_VIEWER_PASSWORD: `changeme` is not accepted; choose a password of your own",
+            "Shiparr_API_KEY: is shorter than 16 characters; `openssl rand -hex 24` makes a good one",
+            "Shiparr_WIDGET_PUBLIC: `perhaps` is not valid; expected true or false",
+            "Shiparr_PUBLIC_URL: `x.example.com` is not valid; expected the address that people open, as in \
+             `https://host.example.com/shiparr`",
+            "Shiparr_TRUSTED_PROXIES: `proxy` is not valid; expected addresses and networks as in `127.0.0.1, 172.16.0.0/12, fd00::/8`",
             "Shiparr_ALLOWED_HOSTS: `https://x.example.com` is not a host name; expected names as in `shiparr.example.com`, without \
              scheme and port, separated by commas",
             "SHIPARR_DEPLOY_TIMEOUT: `0` is not valid; expected a whole number of seconds from 1 to 31536000",
@@ -379,8 +424,16 @@ mod tests {
             "$2b$04$EGdrhbKUv8Oc9vGiXX0HQOxSg445d458Muh7DAHskb6QbtCvdxcie",
             "$money",
         ] {
-            assert!(good(&[enabled, ("Shiparr_AUTH_PASSWORD", hash)]).auth.is_some());
+            assert!(
+                good(&[enabled, ("Shiparr_AUTH_PASSWORD", hash), ("Shiparr_VIEWER_PASSWORD", hash)]).auth.is_some()
+            );
         }
+        let named = |viewer| [enabled, ("Shiparr_AUTH_PASSWORD", "p"), ("Shiparr_AUTH_USERNAME", viewer)];
+        assert!(good(&named("viewer")).auth.is_some(), "nobody is the viewer without a password");
+        let [a, b, c] = named("viewer");
+        assert!(
+            problems(&[a, b, c, ("Shiparr_VIEWER_PASSWORD", "q")])[0].starts_with("Shiparr_VIEWER_USERNAME: `viewer`")
+        );
     }
 
     #[test]
@@ -403,11 +456,18 @@ mod tests {
                 "shiparr_port: no such setting; did you mean `Shiparr_PORT`?",
             ]
         );
+        let everybody = warnings(&[("Shiparr_TRUSTED_PROXIES", "127.0.0.1, ::/0")]);
+        assert!(
+            everybody.len() == 1 && everybody[0].starts_with("Shiparr_TRUSTED_PROXIES: with `::/0`"),
+            "{everybody:?}"
+        );
         let client = [("SHIPARR_URL", "http://x"), ("SHIPARR_USERNAME", "u"), ("SHIPARR_PASSWORD", "p")];
         assert!(warnings(&client).is_empty());
         assert_eq!(
-            warnings(&[("Shiparr_AUTH_PASSWORD", "p")]),
-            ["Shiparr_AUTH_PASSWORD: is set, but nobody is asked for it while Shiparr_AUTH_ENABLED is false"]
+            warnings(&[("Shiparr_AUTH_PASSWORD", "p"), ("Shiparr_VIEWER_PASSWORD", "p"), ("Shiparr_API_KEY", "p"),]),
+            ["AUTH_PASSWORD", "VIEWER_PASSWORD", "API_KEY"].map(|name| format!(
+                "Shiparr_{name}: is set, but nobody is asked for it while Shiparr_AUTH_ENABLED is false"
+            ))
         );
     }
 

@@ -9,7 +9,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::Environment;
-use super::settings::{Auth, LogFormat};
+use super::settings::LogFormat;
 use super::suggest::did_you_mean;
 use crate::http::Proxies;
 
@@ -31,7 +31,15 @@ pub(super) const NAMES: &[&str] = &[
     "AUTH_USERNAME",
     "AUTH_PASSWORD",
     "AUTH_PASSWORD_FILE",
+    "VIEWER_USERNAME",
+    "VIEWER_PASSWORD",
+    "VIEWER_PASSWORD_FILE",
+    "API_KEY",
+    "API_KEY_FILE",
+    "WIDGET_PUBLIC",
     "ALLOWED_HOSTS",
+    "PUBLIC_URL",
+    "TRUSTED_PROXIES",
     "WEBHOOK_SECRET",
     "WEBHOOK_SECRET_FILE",
     "DEPLOY_TIMEOUT",
@@ -49,7 +57,7 @@ const CLIENT_NAMES: &[&str] = &["SHIPARR_URL", "SHIPARR_USERNAME", "SHIPARR_PASS
 
 /// Collects problems and warnings while the environment is read.
 pub(super) struct Reading<'a> {
-    environment: &'a Environment,
+    pub(super) environment: &'a Environment,
     pub(super) problems: Vec<String>,
     pub(super) warnings: Vec<String>,
 }
@@ -68,7 +76,7 @@ impl<'a> Reading<'a> {
         })
     }
 
-    fn text(&mut self, name: &str) -> Option<(String, &'a str)> {
+    pub(super) fn text(&mut self, name: &str) -> Option<(String, &'a str)> {
         let (name, value) = self.setting(name)?;
         match value.to_str() {
             Some(text) => Some((name, text.trim())),
@@ -171,34 +179,6 @@ impl<'a> Reading<'a> {
             self.problems.push(format!("{name}: `{text}` is not valid; {expected}"));
             "info".to_owned()
         })
-    }
-
-    pub(super) fn auth(&mut self) -> Option<Auth> {
-        let enabled = self.boolean("Shiparr_AUTH_ENABLED");
-        let (name, username) =
-            self.text("AUTH_USERNAME").unwrap_or_else(|| ("Shiparr_AUTH_USERNAME".to_owned(), "admin"));
-        if username.contains(|character: char| character == ':' || character.is_control()) {
-            self.problems.push(format!("{name}: a colon or a control character cannot be sent in Basic Auth"));
-        }
-        let password = self.environment.secret("Shiparr_AUTH_PASSWORD");
-        if !enabled {
-            if matches!(password, Ok(Some(_))) {
-                let message = "is set, but nobody is asked for it while Shiparr_AUTH_ENABLED is false";
-                self.warnings.push(format!("Shiparr_AUTH_PASSWORD: {message}"));
-            }
-            return None;
-        }
-        match password.map(|found| found.map(|secret| password_problem(secret.expose()))) {
-            Err(unreadable) => self.problems.push(unreadable),
-            Ok(Some(None)) => {}
-            Ok(Some(Some(problem))) => self.problems.push(format!("Shiparr_AUTH_PASSWORD: {problem}")),
-            Ok(None) => self.problems.push(
-                "Shiparr_AUTH_PASSWORD: not set, and Shiparr_AUTH_ENABLED is true; set it, Shiparr_AUTH_PASSWORD_FILE or the \
-                 systemd credential `auth_password`"
-                    .to_owned(),
-            ),
-        }
-        Some(Auth { username: username.to_owned() })
     }
 
     pub(super) fn allowed_hosts(&mut self) -> Vec<String> {

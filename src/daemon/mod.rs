@@ -35,6 +35,7 @@ use crate::config::settings::is_in_memory;
 use crate::config::{Catalog, Settings, hash_key};
 use crate::deploy::pipeline::Host;
 use crate::git;
+use crate::metrics::Metrics;
 use crate::secrets::runtime::RuntimeFolder;
 use crate::store::Store;
 use shared::Shared;
@@ -103,7 +104,9 @@ impl Start {
         for problem in RuntimeFolder::clean_leftovers(&settings.runtime_path, &settings.data_path) {
             log::error!("plain text that an interrupted deployment left could not be removed: {problem}");
         }
-        let store = Arc::new(Store::open(&settings.data_path, settings.history_limit)?);
+        let metrics = Arc::new(Metrics::default());
+        let store = Store::open(&settings.data_path, settings.history_limit)?.counted_in(Arc::clone(&metrics));
+        let store = Arc::new(store);
         for deployment in store.recover(Timestamp::now())? {
             log::warn!("{}: deployment {} was interrupted and is queued again", deployment.repository, deployment.id);
         }
@@ -121,7 +124,7 @@ impl Start {
         };
         let driver = crate::deploy::driver(&settings);
         let host = Host { settings, store, driver, git, hash_key };
-        let shared = Arc::new(Shared::new(host, catalog));
+        let shared = Arc::new(Shared::new(host, catalog, metrics));
         shared.restore.begin(&shared.host)?;
         Ok(Start { shared, loaded, _locks: [data_lock, runtime_lock] })
     }
@@ -190,6 +193,7 @@ impl Daemon {
             reload::record(&shared.host.settings, &shared.host.store, &shared.host.hash_key, &catalog)?;
             let catalog = Arc::new(catalog);
             shared.set_catalog(Arc::clone(&catalog));
+            shared.host.store.projects_loaded();
             reload::queue_changed(&shared.host.store)?;
             self.timers.adjust(&catalog)
         });

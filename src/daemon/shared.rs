@@ -10,12 +10,15 @@ use super::activity::Activities;
 use super::restore::Restore;
 use crate::config::Catalog;
 use crate::deploy::pipeline::Host;
+use crate::metrics::Metrics;
 use crate::model::RepositoryId;
 
 /// What the daemon's threads share.
 pub struct Shared {
     /// Settings, database, driver, Git child.
     pub host: Host,
+    /// What the process counts.
+    pub metrics: Arc<Metrics>,
     /// When the daemon started.
     pub started_at: Instant,
     /// What goes on with each repository.
@@ -71,9 +74,10 @@ pub struct Docker {
 
 impl Shared {
     /// Puts together what the threads share.
-    pub fn new(host: Host, catalog: Catalog) -> Shared {
+    pub fn new(host: Host, catalog: Catalog, metrics: Arc<Metrics>) -> Shared {
         Shared {
             host,
+            metrics,
             started_at: Instant::now(),
             activities: Activities::default(),
             restore: Restore::default(),

@@ -117,7 +117,9 @@ impl Teller {
     fn send_all(&self, urls: &[Secret], message: &Message) {
         let limit = Limit::after(MESSAGE_LIMIT);
         for url in urls {
-            if let Err(error) = self.notifier.send(url, message, &limit) {
+            let sent = self.notifier.send(url, message, &limit);
+            self.shared.metrics.told(sent.is_err());
+            if let Err(error) = sent {
                 let about = message.repository.as_ref().map_or(message.host.clone(), ToString::to_string);
                 log::error!("{about}: a message was not sent: {error}");
             }
@@ -130,11 +132,11 @@ impl Teller {
             MessageKind::WellAgain => Event::WellAgain,
             MessageKind::Failure => Event::Failure,
         };
-        let DeploymentRecord { repository, commit, started_at, finished_at, error, .. } = untold.deployment;
+        let DeploymentRecord { repository, commit, actor, started_at, finished_at, error, .. } = untold.deployment;
         let duration =
             started_at.zip(finished_at).and_then(|(start, end)| Duration::try_from(end.duration_since(start)).ok());
         let last_lines = if event == Event::Failure { untold.last_lines } else { Vec::new() };
-        Message { commit, duration, error, last_lines, ..self.message(Some(repository), event) }
+        Message { commit, actor, duration, error, last_lines, ..self.message(Some(repository), event) }
     }
 
     fn checks_message(&self, record: RepositoryRecord) -> Message {
@@ -188,6 +190,7 @@ fn empty_message(shared: &Shared, repository: Option<RepositoryName>, event: Eve
         repository,
         event,
         commit: None,
+        actor: None,
         duration: None,
         error: None,
         last_lines: Vec::new(),

@@ -199,6 +199,7 @@ impl Loop {
         if self.stop.is_cancelled() {
             return Found::Nothing;
         }
+        self.shared.metrics.checked(outcome.is_err());
         let name = &self.repository.name;
         let recorded = match outcome {
             Ok(tip) => {

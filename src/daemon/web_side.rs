@@ -48,7 +48,9 @@ impl Web {
         let control_path = settings.runtime_path.join(CONTROL_SOCKET);
         let control = web::listen_control(&control_path)?;
         let side = Side { shared: Arc::clone(shared), threads: threads.clone() };
-        let context = Context::new(Arc::clone(settings), Arc::clone(&shared.host.store), Arc::new(side));
+        let (settings, store, metrics) =
+            (Arc::clone(settings), Arc::clone(&shared.host.store), Arc::clone(&shared.metrics));
+        let context = Context::new(settings, store, Arc::new(side), metrics);
         let started = web::start(context, vec![Listener::Tcp(tcp), Listener::Control(control)])?;
         let mut running = Vec::new();
         for thread in started.threads {

@@ -412,7 +412,7 @@ mod tests {
                 git: git::Child { program: "/nonexistent/git-child".into(), environment: Vec::new() },
                 hash_key: [7; 32],
             };
-            let shared = Arc::new(Shared::new(host, Catalog::default()));
+            let shared = Arc::new(Shared::new(host, Catalog::default(), Arc::default()));
             let threads = Threads::new(crossbeam_channel::unbounded().0);
             load(&shared);
             Scene { folder, shared, threads, meanwhile }

@@ -40,6 +40,7 @@ use crate::model::{Chance, Commit, CommitHash, CommitPrefix};
 use crate::secrets::Secret;
 
 pub use child::child_main;
+pub use smart_http::full_reference;
 pub use url::{RemoteUrl, Scheme};
 use wire::{Answer, Task};
 

@@ -22,7 +22,7 @@ const MAX_LIST_BYTES: usize = 1024 * 1024;
 const MAX_NAMED_BRANCHES: usize = 20;
 
 /// The full reference of a `branch` setting.
-pub(super) fn full_reference(branch: &str) -> String {
+pub fn full_reference(branch: &str) -> String {
     if branch.starts_with("refs/") || branch == "HEAD" { branch.to_owned() } else { format!("refs/heads/{branch}") }
 }
 

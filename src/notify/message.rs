@@ -67,6 +67,8 @@ pub struct Message {
     pub event: Event,
     /// Where one is known.
     pub commit: Option<Commit>,
+    /// Who asked for the deployment, where that is known.
+    pub actor: Option<String>,
     /// How long the deployment took.
     pub duration: Option<Duration>,
     /// Why it failed, in one line.
@@ -96,6 +98,9 @@ impl Message {
             let _ =
                 write!(text, "\nCommit: {} {} ({})", commit.hash.short(), line(&commit.subject), line(&commit.author));
         }
+        if let Some(actor) = &self.actor {
+            let _ = write!(text, "\nAsked by: {}", line(actor));
+        }
         if let Some(duration) = self.duration {
             let _ = write!(text, "\nDuration: {}", in_words(duration));
         }
@@ -118,6 +123,7 @@ impl Message {
     /// | `host` | this machine |
     /// | `project`, `repository` | whom it is about |
     /// | `commit` | `{hash, subject, author}` |
+    /// | `actor` | who asked for the deployment |
     /// | `duration_seconds` | of the deployment |
     /// | `error` | one line |
     /// | `log` | the last lines, on a failure |
@@ -130,6 +136,7 @@ impl Message {
             "project": self.repository.as_ref().map(|name| &name.project),
             "repository": self.repository.as_ref().map(|name| &name.name),
             "commit": self.commit,
+            "actor": self.actor,
             "duration_seconds": self.duration.map(|duration| duration.as_secs()),
             "error": self.error,
             "log": self.log(),
@@ -184,6 +191,7 @@ pub(super) mod tests {
                 subject: "Raise the limits".to_owned(),
                 author: "Ada".to_owned(),
             }),
+            actor: Some("admin".to_owned()),
             duration: Some(Duration::from_secs(72)),
             error: Some("web is unhealthy".to_owned()),
             last_lines: vec!["starting".to_owned(), "boom".to_owned()],
@@ -195,14 +203,14 @@ pub(super) mod tests {
         let message = failure();
         assert_eq!(message.title(), "home/media: deployment failed abc1234 (pi4)");
         let expected = "home/media on pi4: deployment failed\nCommit: abc1234 Raise the limits (Ada)\n\
-                        Duration: 1 min 12 s\nError: web is unhealthy\n\nLast lines of the log:\nstarting\nboom";
+                        Asked by: admin\nDuration: 1 min 12 s\nError: web is unhealthy\n\nLast lines of the log:\nstarting\nboom";
         assert_eq!(message.text(), expected);
         let json: serde_json::Value = serde_json::from_str(&message.json()).unwrap();
         assert_eq!(json["event"], "failure");
         assert_eq!(json["text"], expected);
         assert_eq!((&json["project"], &json["repository"]), (&json!("home"), &json!("media")));
         assert_eq!(json["commit"]["author"], "Ada");
-        assert_eq!(json["duration_seconds"], 72);
+        assert_eq!((&json["actor"], &json["duration_seconds"]), (&json!("admin"), &json!(72)));
         assert_eq!(json["log"], json!(["starting", "boom"]));
     }
 
@@ -212,6 +220,7 @@ pub(super) mod tests {
             repository: None,
             event: Event::DockerAway,
             commit: None,
+            actor: None,
             duration: None,
             error: None,
             last_lines: Vec::new(),

@@ -4,9 +4,9 @@ use jiff::Timestamp;
 use rusqlite::{OptionalExtension, params};
 
 use super::retries::forget_retry;
-use super::rows::stored;
+use super::rows::{stored, word};
 use super::{Store, StoreError};
-use crate::model::{DeploymentId, Ending, RepositoryId};
+use crate::model::{DeploymentId, Ending, RepositoryId, Status, Trigger};
 
 /// The error of a pending row that was cancelled.
 const CANCELLED_PENDING: &str = "cancelled before it began";
@@ -17,18 +17,19 @@ impl Store {
     /// # Errors
     /// SQLite's.
     pub fn cancel_pending(&self, id: DeploymentId, now: Timestamp) -> Result<bool, StoreError> {
-        let was_pending = self.promise(|transaction| {
-            let cancelled = transaction.execute(
+        let cancelled: Option<(RepositoryId, Trigger)> = self.promise(|transaction| {
+            let mut statement = transaction.prepare_cached(
                 "UPDATE deployments SET status = 'failed', ending = ?3, error = ?4, finished_at = ?2, told_at = ?2 \
-                 WHERE id = ?1 AND status = 'pending'",
-                params![id, stored(now), Ending::Cancelled.as_str(), CANCELLED_PENDING],
+                 WHERE id = ?1 AND status = 'pending' RETURNING repository_id, \"trigger\"",
             )?;
-            Ok(cancelled > 0)
+            let values = params![id, stored(now), Ending::Cancelled.as_str(), CANCELLED_PENDING];
+            Ok(statement.query_row(values, |row| Ok((row.get(0)?, word(row, 1)?))).optional()?)
         })?;
-        if was_pending {
-            self.changes.happened();
+        if let Some((repository, trigger)) = cancelled {
+            self.metrics.deployment_ended(trigger, Status::Failed, None);
+            self.changes.publish_deployment(id, repository);
         }
-        Ok(was_pending)
+        Ok(cancelled.is_some())
     }
 
     /// A deployment that failed is not tried again. Answers whether another try of it was waiting. Durable when it
@@ -37,7 +38,7 @@ impl Store {
     /// # Errors
     /// SQLite's.
     pub fn cancel_retry(&self, id: DeploymentId) -> Result<bool, StoreError> {
-        let waited = self.promise(|transaction| {
+        let had_one = self.promise(|transaction| {
             let repository: Option<RepositoryId> = transaction
                 .query_row(
                     "SELECT r.id FROM deployments d JOIN repositories r ON r.id = d.repository_id \
@@ -46,12 +47,13 @@ impl Store {
                     |row| row.get(0),
                 )
                 .optional()?;
-            repository.map_or(Ok(false), |repository| forget_retry(transaction, repository))
+            let Some(repository) = repository else { return Ok(None) };
+            Ok(forget_retry(transaction, repository)?.then_some(repository))
         })?;
-        if waited {
-            self.changes.happened();
+        if let Some(repository) = had_one {
+            self.changes.publish_deployment(id, repository);
         }
-        Ok(waited)
+        Ok(had_one.is_some())
     }
 }
 

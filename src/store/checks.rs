@@ -7,6 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
+use super::changes::Change;
 use super::manual::{configuration_waits, set_waiting};
 use super::open::lock;
 use super::projects::select_repositories;
@@ -48,6 +49,7 @@ impl Store {
     /// The next check of a repository is due at `at` (memory only).
     pub fn check_scheduled(&self, id: RepositoryId, at: Timestamp) {
         self.checks.change(id, |check| check.next_at = Some(at));
+        self.changes.publish(&[Change::Repository(id)]);
     }
 
     /// A check found `tip`. In one transaction, where there is something to write: a new commit is recorded as observed
@@ -74,6 +76,7 @@ impl Store {
             known.as_ref().is_some_and(|known| known.last_error.is_some() || known.observed.as_ref() != Some(tip))
         };
         if !self.read(|connection| Ok(is_news(&known(connection, id)?)))? {
+            self.changes.publish(&[Change::Repository(id)]);
             return Ok(Found::Nothing);
         }
         let found = self.promise(|transaction| {
@@ -105,7 +108,10 @@ impl Store {
             }
             queue(transaction, id, &Try::first(Trigger::Poll.into(), Asked::default()), now).map(Found::Queued)
         })?;
-        self.changes.happened();
+        match found {
+            Found::Queued(queued) => self.changes.publish_deployment(queued.deployment_id, id),
+            Found::Nothing | Found::Outdated => self.changes.publish(&[Change::Repository(id)]),
+        }
         Ok(found)
     }
 
@@ -127,6 +133,7 @@ impl Store {
         });
         let is_written = known.last_error.is_some_and(|written| written == error || was_written_lately);
         if is_written {
+            self.changes.publish(&[Change::Repository(id)]);
             return Ok(false);
         }
         self.note(|transaction| {
@@ -137,7 +144,7 @@ impl Store {
             self.checks.store_one(transaction, id)
         })?;
         self.checks.change(id, |check| check.error_written_at = Some(now));
-        self.changes.happened();
+        self.changes.publish(&[Change::Repository(id)]);
         Ok(true)
     }
 

@@ -1,8 +1,6 @@
-//! The log of each deployment: bounded, written line by line, and followed by those who wait for more.
+//! The log of each deployment: bounded, and written line by line.
 
 use std::collections::HashMap;
-use std::sync::{Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Transaction, params};
@@ -75,7 +73,7 @@ impl Store {
             writers.tails.0.insert(id, tail);
         }
         drop(writers);
-        self.changes.happened();
+        self.changes.line_written();
         Ok(())
     }
 
@@ -94,40 +92,6 @@ impl Store {
             })?;
             Ok(lines.collect::<Result<_, _>>()?)
         })
-    }
-
-    /// The number of changes so far, for [`Store::wait_for_change`]: take it, read, then wait; a change in between ends
-    /// the wait at once.
-    pub fn change_seen(&self) -> u64 {
-        *lock(&self.changes.count)
-    }
-
-    /// Waits until something changed after `seen` (a log line, a status, a record), at most `limit`; answers the new
-    /// number of changes.
-    pub fn wait_for_change(&self, seen: u64, limit: Duration) -> u64 {
-        let until = Instant::now() + limit;
-        let mut count = lock(&self.changes.count);
-        loop {
-            let left = until.saturating_duration_since(Instant::now());
-            if *count != seen || left.is_zero() {
-                return *count;
-            }
-            count = self.changes.happened.wait_timeout(count, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
-}
-
-/// The bell for those who follow something.
-#[derive(Default)]
-pub(super) struct Changes {
-    count: Mutex<u64>,
-    happened: Condvar,
-}
-
-impl Changes {
-    pub(super) fn happened(&self) {
-        *lock(&self.count) += 1;
-        self.happened.notify_all();
     }
 }
 
@@ -308,21 +272,5 @@ mod tests {
         scene.store.log(id, LogLevel::Warning, "the notifier failed", at(6)).unwrap();
         assert_eq!(texts(&scene, id), ["before", "after", "the notifier failed"]);
         assert!(lock(&scene.store.writers).tails.0.is_empty());
-    }
-
-    #[test]
-    fn followers_miss_nothing_between_reading_and_waiting() {
-        let scene = scene();
-        let id = running(&scene);
-        let seen = scene.store.change_seen();
-        assert_eq!(scene.store.wait_for_change(seen, Duration::from_millis(1)), seen, "nothing happened");
-        scene.store.log(id, LogLevel::Info, "in between", at(3)).unwrap();
-        let now = scene.store.wait_for_change(seen, Duration::from_secs(600));
-        assert_ne!(now, seen);
-        std::thread::scope(|threads| {
-            let follower = threads.spawn(|| scene.store.wait_for_change(now, Duration::from_secs(600)));
-            scene.finish(id, &failed("unhealthy"), 4);
-            assert_ne!(follower.join().unwrap(), now);
-        });
     }
 }

@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use rusqlite::{Transaction, params};
 
+use super::changes::Change;
 use super::projects::CONFIGURATION_CHANGED;
 use super::queue::{Try, queue, refuse_orphan};
 use super::{Queued, Store, StoreError};
@@ -15,17 +16,19 @@ impl Store {
     /// # Errors
     /// An orphan, or a repository that is not there, is [`StoreError::Refused`].
     pub fn configuration_changed(&self, id: RepositoryId, now: Timestamp) -> Result<Option<Queued>, StoreError> {
-        let (queued, changed) = self.promise(|transaction| {
+        let (queued, waits_now) = self.promise(|transaction| {
             refuse_orphan(transaction, id)?;
             let is_manual: bool =
                 transaction.query_row("SELECT is_manual FROM repositories WHERE id = ?1", [id], |row| row.get(0))?;
             if is_manual {
                 return Ok((None, set_waiting(transaction, id, true)?));
             }
-            Ok((Some(queue_configuration(transaction, id, now)?), true))
+            Ok((Some(queue_configuration(transaction, id, now)?), false))
         })?;
-        if changed {
-            self.changes.happened();
+        match queued {
+            Some(queued) => self.changes.publish_deployment(queued.deployment_id, id),
+            None if waits_now => self.changes.publish(&[Change::Repository(id)]),
+            None => {}
         }
         Ok(queued)
     }

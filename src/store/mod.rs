@@ -3,7 +3,10 @@
 //! The queue is the table: a trigger is accepted once its row is committed. The channel to the worker is only a bell.
 
 mod cancel;
+mod changes;
 mod checks;
+mod deliveries;
+mod gauges;
 mod history;
 mod logs;
 mod manual;
@@ -24,17 +27,21 @@ mod testing;
 mod unsettled;
 
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use rusqlite::{Connection, Transaction};
 
+use crate::metrics::Metrics;
 use crate::model::{Chance, DeploymentId, DeploymentRecord, RepositoryId, Status};
 
+use self::changes::Changes;
 use self::checks::Checks;
-use self::logs::Changes;
 use self::open::{Durability, Readers, Writers, lock};
 
+pub use self::changes::{Change, Published};
 pub use self::checks::{CheckBegun, Found};
+pub use self::deliveries::{Delivered, Delivery, How};
+pub use self::gauges::{Gauges, RepositoryGauges};
 pub use self::logs::{GRAVE_LINES_KEPT, LINE_BYTES_KEPT, LOG_BYTES_KEPT, LOG_LINES_KEPT};
 pub use self::open::DATABASE_FILE;
 pub use self::outbox::MessageKind;
@@ -185,6 +192,7 @@ pub struct Store {
     writers: Mutex<Writers>,
     checks: Checks,
     changes: Changes,
+    metrics: Arc<Metrics>,
     history_limit: u32,
 }
 
@@ -201,8 +209,15 @@ impl Store {
             writers: Mutex::new(writers),
             checks: Checks::default(),
             changes: Changes::default(),
+            metrics: Arc::default(),
             history_limit: history_limit.max(1),
         })
+    }
+
+    /// The same, whose deployments are counted in `metrics` when they end.
+    #[must_use]
+    pub fn counted_in(self, metrics: Arc<Metrics>) -> Store {
+        Store { metrics, ..self }
     }
 
     /// Answers whether the database can be read and written (for health). Writes nothing, unless the last write failed:

@@ -133,6 +133,11 @@ pub(super) fn open(data_path: &Path) -> Result<(Readers, Writers), StoreError> {
 }
 
 impl Readers {
+    /// The database's file.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Runs `work` on one of the connections.
     pub(super) fn with<T>(&self, work: impl FnOnce(&Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
         let borrowed = Borrowed { readers: self, connection: Some(self.take()?) };

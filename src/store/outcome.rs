@@ -1,5 +1,7 @@
 //! How a deployment ends.
 
+use std::time::Duration;
+
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::{Transaction, params};
 
@@ -54,13 +56,15 @@ impl Store {
             }
             tails.end(transaction, id)?;
             self.checks.store_one(transaction, running.repository_id)?;
-            trim(transaction, running.repository_id, id, history_limit)
+            trim(transaction, running.repository_id, id, history_limit)?;
+            Ok((running.repository_id, running.trigger, running.time_until(now)))
         });
         writers.tails = tails;
-        result?;
+        let (repository, trigger, time) = result?;
         writers.tails.forget(id);
         drop(writers);
-        self.changes.happened();
+        self.metrics.deployment_ended(trigger, next, time);
+        self.changes.publish_deployment(id, repository);
         Ok(())
     }
 
@@ -83,7 +87,11 @@ impl Store {
             }
             Ok(interrupted)
         })?;
-        self.changes.happened();
+        for deployment in &interrupted {
+            // When it was interrupted nobody knows.
+            self.metrics.deployment_ended(deployment.trigger, Status::Failed, None);
+            self.changes.publish_deployment(deployment.id, deployment.repository_id);
+        }
         Ok(interrupted)
     }
 }
@@ -93,6 +101,8 @@ struct Running {
     id: DeploymentId,
     repository_id: RepositoryId,
     status: Status,
+    trigger: Trigger,
+    started_at: Option<Timestamp>,
     actor: Option<String>,
     asked: Asked,
     attempt: u32,
@@ -119,8 +129,8 @@ impl Running {
         let mut statement = transaction.prepare_cached(
             "SELECT d.repository_id, d.status, d.asked, d.attempt, d.interruptions, d.only_polled, d.commit_hash, \
              r.is_manual, r.orphaned_at IS NOT NULL, \
-             EXISTS (SELECT 1 FROM deployments WHERE repository_id = r.id AND status = 'pending'), d.actor \
-             FROM deployments d JOIN repositories r ON r.id = d.repository_id WHERE d.id = ?1",
+             EXISTS (SELECT 1 FROM deployments WHERE repository_id = r.id AND status = 'pending'), d.actor, d.\"trigger\", \
+             d.started_at FROM deployments d JOIN repositories r ON r.id = d.repository_id WHERE d.id = ?1",
         )?;
         let running = statement.query_row([id], |row| {
             Ok(Running {
@@ -136,6 +146,8 @@ impl Running {
                 is_orphan: row.get(8)?,
                 has_pending: row.get(9)?,
                 actor: row.get(10)?,
+                trigger: rows::word(row, 11)?,
+                started_at: rows::optional_time(row, 12)?,
             })
         });
         match running {
@@ -144,6 +156,11 @@ impl Running {
             }
             other => Ok(other?),
         }
+    }
+
+    /// How long it ran; none where the clock was set back meanwhile.
+    fn time_until(&self, now: Timestamp) -> Option<Duration> {
+        Duration::try_from(now.duration_since(self.started_at?)).ok()
     }
 
     fn succeed(&self, transaction: &Transaction, now: Timestamp) -> Result<(), StoreError> {

@@ -5,11 +5,14 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 use rusqlite::{Connection, Row, Transaction, params};
 
+use super::changes::Change;
 use super::manual::{queue_configuration, set_waiting};
-use super::rows::{DEPLOYMENT_COLUMNS, deployment, json, last_outcome_of, optional_time, optional_word, stored, time};
+use super::rows::{
+    DEPLOYMENT_COLUMNS, deployment, json, last_outcome_of, optional_time, optional_word, stored, time, word,
+};
 use super::stack::SoFar;
 use super::{ProjectSpec, RepositorySpec, Store, StoreError};
-use crate::model::{ProjectRecord, RepositoryId, RepositoryName, RepositoryRecord};
+use crate::model::{ProjectRecord, RepositoryId, RepositoryName, RepositoryRecord, Status, Trigger};
 
 /// Of a repository `r`: its configuration is not the one that its last started deployment had. Not so where there was
 /// none.
@@ -25,7 +28,7 @@ impl Store {
     /// # Errors
     /// SQLite's; nothing is changed then.
     pub fn sync(&self, projects: &[ProjectSpec], untouched: &[String], now: Timestamp) -> Result<(), StoreError> {
-        let changed = self.promise(|transaction| {
+        let (changed, orphaned) = self.promise(|transaction| {
             let mut known = known_projects(transaction)?;
             let mut changed = false;
             for spec in projects {
@@ -36,10 +39,14 @@ impl Store {
                     changed |= orphan_project(transaction, &project, now)?;
                 }
             }
-            Ok(changed)
+            let orphaned = if changed { end_pending_of_orphans(transaction, now)? } else { Vec::new() };
+            Ok((changed, orphaned))
         })?;
+        for trigger in orphaned {
+            self.metrics.deployment_ended(trigger, Status::Failed, None);
+        }
         if changed {
-            self.changes.happened();
+            self.changes.publish(&[Change::Projects]);
         }
         Ok(())
     }
@@ -364,13 +371,19 @@ fn orphan_repository(transaction: &Transaction, id: RepositoryId, now: Timestamp
         "UPDATE repositories SET orphaned_at = ?2, retry_at = NULL, retry_of = NULL, waiting = 0 WHERE id = ?1",
         params![id, stored(now)],
     )?;
-    transaction.execute(
-        "UPDATE deployments SET status = 'failed', ending = 'orphaned', finished_at = ?2, told_at = ?2, \
-         error = 'orphaned: no project file names this repository any more' \
-         WHERE repository_id = ?1 AND status = 'pending'",
-        params![id, stored(now)],
-    )?;
     Ok(())
+}
+
+/// What became an orphan is not deployed any more. Answers what had triggered each.
+fn end_pending_of_orphans(transaction: &Transaction, now: Timestamp) -> Result<Vec<Trigger>, StoreError> {
+    let mut statement = transaction.prepare_cached(
+        "UPDATE deployments SET status = 'failed', ending = 'orphaned', finished_at = ?1, told_at = ?1, \
+         error = 'orphaned: no project file names this repository any more' \
+         WHERE status = 'pending' AND repository_id IN (SELECT id FROM repositories WHERE orphaned_at IS NOT NULL) \
+         RETURNING \"trigger\"",
+    )?;
+    let triggers = statement.query_map([stored(now)], |row| word(row, 0))?;
+    Ok(triggers.collect::<Result<_, _>>()?)
 }
 
 #[cfg(test)]
@@ -378,7 +391,6 @@ mod tests {
     use super::super::testing::{NOTHING, Scene, at, can_pass, failed, hash, home, plan, project, scene, scene_with};
     use super::super::{DeploymentFilter, Outcome};
     use super::*;
-    use crate::model::{Status, Trigger};
 
     fn names(scene: &Scene, project: Option<&str>) -> Vec<String> {
         scene.store.repositories(project).unwrap().iter().map(|record| record.name.to_string()).collect()

@@ -2,6 +2,7 @@
 
 use rusqlite::{OptionalExtension, Transaction};
 
+use super::changes::Change;
 use super::{Store, StoreError};
 use crate::model::{RepositoryId, RepositoryName};
 
@@ -36,7 +37,7 @@ impl Store {
             Ok(names)
         })?;
         self.checks.forget(ids);
-        self.changes.happened();
+        self.changes.publish(&[Change::Projects]);
         Ok(forgotten)
     }
 }

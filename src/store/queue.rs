@@ -31,7 +31,7 @@ impl Store {
             refuse_orphan(transaction, id)?;
             queue(transaction, id, &Try::first(by, asked), now)
         })?;
-        self.changes.happened();
+        self.changes.publish_deployment(queued.deployment_id, id);
         Ok(queued)
     }
 
@@ -64,14 +64,15 @@ impl Store {
             Ok(statement.exists(params![id, reason])?)
         })?;
         if differs {
-            self.note(|transaction| {
-                transaction.execute(
-                    "UPDATE deployments SET error = ?2 WHERE id = ?1 AND status = 'pending'",
-                    params![id, reason],
+            let repository: Option<RepositoryId> = self.note(|transaction| {
+                let mut statement = transaction.prepare_cached(
+                    "UPDATE deployments SET error = ?2 WHERE id = ?1 AND status = 'pending' RETURNING repository_id",
                 )?;
-                Ok(())
+                Ok(statement.query_row(params![id, reason], |row| row.get(0)).optional()?)
             })?;
-            self.changes.happened();
+            if let Some(repository) = repository {
+                self.changes.publish_deployment(id, repository);
+            }
         }
         Ok(())
     }
@@ -82,20 +83,20 @@ impl Store {
     /// # Errors
     /// A row that is not pending any more, or whose repository has another one running, is [`StoreError::Refused`].
     pub fn start(&self, id: DeploymentId, config_hash: &str, now: Timestamp) -> Result<(), StoreError> {
-        self.promise(|transaction| {
-            let started = transaction.execute(
+        let repository: RepositoryId = self.promise(|transaction| {
+            let mut statement = transaction.prepare_cached(
                 "UPDATE deployments SET status = 'running', started_at = ?2, config_hash = ?3, error = NULL \
                  WHERE id = ?1 AND status = 'pending' AND NOT EXISTS (SELECT 1 FROM deployments other \
-                 WHERE other.repository_id = deployments.repository_id AND other.status = 'running')",
-                params![id, stored(now), config_hash],
+                 WHERE other.repository_id = deployments.repository_id AND other.status = 'running') \
+                 RETURNING repository_id",
             )?;
-            if started == 0 {
+            let started = statement.query_row(params![id, stored(now), config_hash], |row| row.get(0)).optional()?;
+            started.ok_or_else(|| {
                 let problem = "is not pending, or another one of its repository is running";
-                return Err(StoreError::Refused(format!("deployment {id} cannot start: it {problem}")));
-            }
-            Ok(())
+                StoreError::Refused(format!("deployment {id} cannot start: it {problem}"))
+            })
         })?;
-        self.changes.happened();
+        self.changes.publish_deployment(id, repository);
         Ok(())
     }
 }

@@ -37,13 +37,15 @@ impl Store {
             for id in due {
                 // Another trigger may have taken it over since it was read.
                 if let Some(next) = waiting_retry(transaction, id)? {
-                    queued.push(queue(transaction, id, &next, now)?);
+                    queued.push((id, queue(transaction, id, &next, now)?));
                 }
             }
             Ok(queued)
         })?;
-        self.changes.happened();
-        Ok(queued)
+        for (id, queued) in &queued {
+            self.changes.publish_deployment(queued.deployment_id, *id);
+        }
+        Ok(queued.into_iter().map(|(_, queued)| queued).collect())
     }
 
     /// When the next retry is due.

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use rusqlite::{Transaction, params};
 use serde::{Deserialize, Serialize};
 
+use super::changes::Change;
 use super::queue::{TEXT_BYTES_KEPT, running_only};
 use super::rows::{json, one_line, stored_json};
 use super::{Store, StoreError};
@@ -41,12 +42,12 @@ impl Store {
     /// # Errors
     /// A row that is not running is [`StoreError::Refused`].
     pub fn fetched(&self, id: DeploymentId, commit: &Commit, tip: &CommitHash) -> Result<(), StoreError> {
-        self.note(|transaction| {
+        let repository = self.note(|transaction| {
             let repository = write_commit(transaction, id, commit, tip)?;
             self.checks.fetched(repository);
-            Ok(())
+            Ok(repository)
         })?;
-        self.changes.happened();
+        self.changes.publish_deployment(id, repository);
         Ok(())
     }
 
@@ -56,11 +57,12 @@ impl Store {
     /// # Errors
     /// A row that is not running is [`StoreError::Refused`].
     pub fn checked_out(&self, id: DeploymentId, commit: &Commit, tip: &CommitHash) -> Result<(), StoreError> {
-        self.note(|transaction| {
+        let repository = self.note(|transaction| {
             let repository = write_commit(transaction, id, commit, tip)?;
-            set_checked_out(transaction, repository, Some(&commit.hash))
+            set_checked_out(transaction, repository, Some(&commit.hash))?;
+            Ok(repository)
         })?;
-        self.changes.happened();
+        self.changes.publish_deployment(id, repository);
         Ok(())
     }
 
@@ -70,7 +72,7 @@ impl Store {
     /// SQLite's.
     pub fn put_back(&self, id: RepositoryId, commit: Option<&CommitHash>) -> Result<(), StoreError> {
         self.note(|transaction| set_checked_out(transaction, id, commit))?;
-        self.changes.happened();
+        self.changes.publish(&[Change::Repository(id)]);
         Ok(())
     }
 
@@ -81,7 +83,7 @@ impl Store {
     /// A row that is not running is [`StoreError::Refused`].
     pub fn up_begins(&self, id: DeploymentId, brought_up: &BroughtUp) -> Result<(), StoreError> {
         let folder = brought_up.folder.to_string_lossy();
-        self.promise(|transaction| {
+        let repository = self.promise(|transaction| {
             let written = transaction
                 .execute("UPDATE deployments SET up_began = 1 WHERE id = ?1 AND status = 'running'", [id])?;
             running_only(id, written)?;
@@ -98,9 +100,9 @@ impl Store {
                 "UPDATE repositories SET compose_project = ?2, up_folder = ?3, brought_up = ?4 WHERE id = ?1",
                 params![repository, brought_up.compose_project, folder, stored_json(&so_far)?],
             )?;
-            Ok(())
+            Ok(repository)
         })?;
-        self.changes.happened();
+        self.changes.publish_deployment(id, repository);
         Ok(())
     }
 

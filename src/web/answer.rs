@@ -56,8 +56,12 @@ impl Answer {
 
     /// Plain text.
     pub fn text(body: impl Into<Vec<u8>>) -> Answer {
-        let headers = vec![("Content-Type", "text/plain; charset=utf-8".into())];
-        Answer { status: 200, headers, body: body.into() }
+        Answer::typed("text/plain; charset=utf-8", body)
+    }
+
+    /// A body of this `Content-Type`.
+    pub fn typed(kind: &str, body: impl Into<Vec<u8>>) -> Answer {
+        Answer { status: 200, headers: vec![("Content-Type", kind.to_owned())], body: body.into() }
     }
 
     /// The same with another status.
@@ -74,8 +78,7 @@ impl Answer {
         self
     }
 
-    /// Its status code, for tests.
-    #[cfg(test)]
+    /// Its status code.
     pub fn status(&self) -> u16 {
         self.status
     }

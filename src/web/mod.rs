@@ -1,23 +1,31 @@
-//! The web: a gate that owns every client's socket, tiny_http behind it, routes, auth, the API and the widget.
+//! The web: a gate that owns every client's socket, tiny_http behind it, routes, auth, the API, webhooks and the widget.
 //!
 //! ```text
 //! client ─▶ gate (one thread) ─▶ tiny_http ─▶ handler threads ─▶ rules ▸ auth ▸ route
 //!                                                  └─▶ a thread of a pool, for what streams or takes its time
+//! store ─▶ events (one thread) ─▶ gate ─▶ all who listen
 //! ```
 //!
 //! The web never runs a deployment: it reads the store, or writes a pending row and wakes the worker. It spawns
 //! nothing: [`start`] hands its long-lived threads to the daemon as functions, and asks it ([`Daemon::spawn`]) for a
 //! thread where an answer streams or takes its time.
 
+mod access;
 mod answer;
 mod api;
 mod auth;
+mod events;
+mod failures;
 mod following;
+mod forwarded;
 pub mod gate;
 mod health;
+mod hooks;
 mod lending;
 mod listen;
+mod metrics;
 mod origin;
+mod passwords;
 mod presence;
 mod request;
 mod routes;
@@ -28,13 +36,17 @@ mod widget;
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
 use std::io;
+use std::net::IpAddr;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use crate::command::{Limit, Places};
 use crate::config::{Catalog, Settings};
 use crate::deploy::by_hand::Tools;
+use crate::metrics::Metrics;
 use crate::model::{DeploymentId, RepositoryId, RepositoryName};
 use crate::store::Store;
 
@@ -51,10 +63,13 @@ const FOLLOWERS_MAX: usize = 64;
 
 /// The kind of listener that a request came in by; set by the gate, never by a client.
 const HEADER_LISTENER: &str = "X-Shiparr-Listener";
-/// The client's address; set by the gate, never by a client.
+/// The client's address, or user on the control socket ([`Peer`]); set by the gate, never by a client.
 const HEADER_PEER: &str = "X-Shiparr-Peer";
 /// The request's number in this process; set by the gate, never by a client.
 const HEADER_REQUEST: &str = "X-Shiparr-Request";
+
+/// In an answer: its client listens from now on to what is told after this number; never passed on to a client.
+const HEADER_LISTENS: &str = "X-Shiparr-Listens";
 
 /// How a request came in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +85,38 @@ impl ListenerKind {
         match self {
             ListenerKind::Tcp => "tcp",
             ListenerKind::Control => "control",
+        }
+    }
+}
+
+/// The other end of a connection, as the system tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// Over TCP: a client, or a proxy.
+    Address(IpAddr),
+    /// Over the control socket: the user's number.
+    User(u32),
+}
+
+/// What a user's number begins with between gate and routes.
+const USER_PREFIX: &str = "uid:";
+
+impl fmt::Display for Peer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Peer::Address(address) => address.fmt(formatter),
+            Peer::User(number) => write!(formatter, "{USER_PREFIX}{number}"),
+        }
+    }
+}
+
+impl FromStr for Peer {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Peer, ()> {
+        match text.strip_prefix(USER_PREFIX) {
+            Some(number) => number.parse().map(Peer::User).map_err(drop),
+            None => text.parse().map(Peer::Address).map_err(drop),
         }
     }
 }
@@ -149,14 +196,19 @@ pub struct Context {
     pub store: Arc<Store>,
     /// The daemon around the web.
     pub daemon: Arc<dyn Daemon>,
+    /// What the process counts.
+    pub metrics: Arc<Metrics>,
     health: health::Health,
     followers: Arc<Places>,
+    events: events::Events,
+    refused_webhooks: hooks::Refusals,
 }
 
 impl Context {
     /// What the daemon gives to the web.
-    pub fn new(settings: Arc<Settings>, store: Arc<Store>, daemon: Arc<dyn Daemon>) -> Context {
-        let (health, followers) = (health::Health::default(), Places::new(FOLLOWERS_MAX));
-        Context { settings, store, daemon, health, followers }
+    pub fn new(settings: Arc<Settings>, store: Arc<Store>, daemon: Arc<dyn Daemon>, metrics: Arc<Metrics>) -> Context {
+        let (health, refused_webhooks) = Default::default();
+        let (events, followers) = (events::Events::new(), Places::new(FOLLOWERS_MAX));
+        Context { settings, store, daemon, metrics, health, followers, events, refused_webhooks }
     }
 }

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::answer::Failure;
 use super::request::Request;
+use crate::config::{PublicUrl, Settings};
 
 /// Names that nobody on the web can own.
 const PRIVATE_SUFFIXES: [&str; 4] = [".local", ".lan", ".internal", ".home.arpa"];
@@ -13,15 +14,16 @@ const PRIVATE_SUFFIXES: [&str; 4] = [".local", ".lan", ".internal", ".home.arpa"
 ///
 /// # Errors
 /// 403, with the setting that allows the name.
-pub fn check_host(request: &Request, allowed: &[String]) -> Result<(), Failure> {
+pub fn check_host(request: &Request, settings: &Settings) -> Result<(), Failure> {
     match request.header("Host") {
         // Only HTTP/1.0 comes without, and no browser speaks that.
         None => Ok(()),
-        Some(host) if is_allowed(host, allowed) => Ok(()),
+        Some(host) if is_allowed(host, &settings.allowed_hosts) || is_public(host, settings) => Ok(()),
         Some(host) => Err(Failure::forbidden(
             "host_not_allowed",
             format!(
-                "requests for the host `{host}` are not answered: add it to Shiparr_ALLOWED_HOSTS, or enable authentication"
+                "requests for the host `{host}` are not answered: add it to Shiparr_ALLOWED_HOSTS, name it in Shiparr_PUBLIC_URL, or \
+                 enable authentication"
             ),
         )),
     }
@@ -31,19 +33,28 @@ pub fn check_host(request: &Request, allowed: &[String]) -> Result<(), Failure> 
 ///
 /// # Errors
 /// 403.
-pub fn check_site(request: &Request) -> Result<(), Failure> {
+pub fn check_site(request: &Request, settings: &Settings) -> Result<(), Failure> {
     let refused = match (request.header("Sec-Fetch-Site"), request.header("Origin")) {
         (Some(site), _) => {
             let site = site.trim();
             site.eq_ignore_ascii_case("cross-site") || site.eq_ignore_ascii_case("same-site")
         }
-        (None, Some(origin)) => !is_same_host(origin, request.header("Host")),
+        // Behind a proxy the browser knows the public name, and `Host` may be another one.
+        (None, Some(origin)) => {
+            let public = settings.public_url.as_ref().map(PublicUrl::authority);
+            !is_same_host(origin, request.header("Host")) && !is_same_host(origin, public)
+        }
         (None, None) => false,
     };
     if refused {
         return Err(Failure::forbidden("cross_site", "a page of another site may not change anything here"));
     }
     Ok(())
+}
+
+fn is_public(host: &str, settings: &Settings) -> bool {
+    let public = settings.public_url.as_ref().and_then(|url| name_of(url.authority()));
+    public.is_some() && public == name_of(host)
 }
 
 fn is_allowed(host: &str, allowed: &[String]) -> bool {

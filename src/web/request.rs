@@ -2,9 +2,14 @@
 
 use std::io::Read;
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
 
 use super::answer::Failure;
-use super::{HEADER_LISTENER, HEADER_PEER, HEADER_REQUEST, ListenerKind};
+use super::forwarded::client_address;
+use super::{HEADER_LISTENER, HEADER_PEER, HEADER_REQUEST, ListenerKind, Peer, routes};
+use crate::config::{PublicUrl, Settings};
+use crate::metrics::{Answered, Metrics};
 
 /// More bytes than this never come through the gate.
 const BODY_MAX_BYTES: u64 = 1024 * 1024;
@@ -38,20 +43,35 @@ pub struct Request {
     pub segments: Vec<String>,
     /// How it came in.
     pub listener: ListenerKind,
-    /// The client's address; none on the control socket.
-    pub peer: Option<IpAddr>,
+    /// The other end of the connection: the client, or a proxy.
+    pub peer: Option<Peer>,
+    /// The client's address, as far as proxies are believed; none on the control socket.
+    pub client: Option<IpAddr>,
+    /// Whether the path is that of the public URL without the slash that links on the page need.
+    pub lacks_slash: bool,
     /// Its number in this process.
     pub id: u64,
     query: Vec<(String, String)>,
+    began: Instant,
+    metrics: Arc<Metrics>,
 }
 
 impl Request {
-    /// Reads what the gate passed on.
+    /// Reads what the gate passed on. Some proxies strip the path of the public URL and others do not: both are
+    /// understood. Its answer is counted in `metrics`.
     ///
     /// # Errors
     /// The request back, and why it is not understood: a path or query that is not percent-encoded.
-    pub fn new(inner: tiny_http::Request) -> Result<Request, Box<(tiny_http::Request, Failure)>> {
+    pub fn new(
+        inner: tiny_http::Request,
+        settings: &Settings,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Request, Box<(tiny_http::Request, Failure)>> {
+        let began = Instant::now();
         let (path, query) = inner.url().split_once('?').unwrap_or((inner.url(), ""));
+        let prefix = settings.public_url.as_ref().map_or("", PublicUrl::path);
+        let lacks_slash = !prefix.is_empty() && path == prefix;
+        let path = without_prefix(path, prefix);
         let decoded = segments(path).and_then(|segments| Ok((segments, pairs(query)?)));
         let (segments, query) = match decoded {
             Ok(decoded) => decoded,
@@ -66,15 +86,37 @@ impl Request {
         let value = |name| header(&inner, name);
         // Without the gate's word for it, a request has no privilege.
         let is_control = value(HEADER_LISTENER) == Some(ListenerKind::Control.as_str());
+        let peer = value(HEADER_PEER).and_then(|peer| peer.parse().ok());
+        let client = match peer {
+            Some(Peer::Address(address)) => {
+                Some(client_address(address, headers(&inner, "X-Forwarded-For"), &settings.trusted_proxies))
+            }
+            Some(Peer::User(_)) | None => None,
+        };
         Ok(Request {
             method,
+            client,
+            lacks_slash,
             segments,
             listener: if is_control { ListenerKind::Control } else { ListenerKind::Tcp },
-            peer: value(HEADER_PEER).and_then(|address| address.parse().ok()),
+            peer,
             id: value(HEADER_REQUEST).and_then(|id| id.parse().ok()).unwrap_or(0),
             query,
+            began,
+            metrics: Arc::clone(metrics),
             inner,
         })
+    }
+
+    /// Its method's name; `other` for one that no route has.
+    fn verb(&self) -> &'static str {
+        match self.method {
+            Method::Get if self.is_head() => "HEAD",
+            Method::Get => "GET",
+            Method::Post => "POST",
+            Method::Options => "OPTIONS",
+            Method::Other => "other",
+        }
     }
 
     /// Whether the answer lacks its body.
@@ -85,6 +127,18 @@ impl Request {
     /// The first header line of this name.
     pub fn header(&self, name: &'static str) -> Option<&str> {
         header(&self.inner, name)
+    }
+
+    /// The only header line of this name.
+    ///
+    /// # Errors
+    /// More than one: whoever reads the request before us may mean another one.
+    pub fn only_header(&self, name: &'static str) -> Result<Option<&str>, Failure> {
+        let mut lines = headers(&self.inner, name);
+        match (lines.next(), lines.next()) {
+            (first, None) => Ok(first),
+            (_, Some(_)) => Err(Failure::bad_request(format!("there is more than one {name} header"))),
+        }
     }
 
     /// A parameter of the query; the last one counts.
@@ -137,6 +191,19 @@ impl Request {
         self.id == 0
     }
 
+    /// Where a page is whose path lacks its last slash: links on it lead astray without.
+    pub fn with_slash(&self) -> String {
+        let (path, query) = self.inner.url().split_once('?').unwrap_or((self.inner.url(), ""));
+        if query.is_empty() { format!("{path}/") } else { format!("{path}/?{query}") }
+    }
+
+    /// Counts its answer, with the time until now. That is when its head is about to be sent: a stream that goes on
+    /// for hours is no slow answer.
+    pub fn answered(&self, status: u16) {
+        let what = Answered { route: routes::pattern(self), method: self.verb(), status };
+        self.metrics.request_answered(what, self.began.elapsed());
+    }
+
     /// Gives tiny_http's request back, to be answered.
     pub fn into_inner(self) -> tiny_http::Request {
         self.inner
@@ -144,7 +211,19 @@ impl Request {
 }
 
 fn header<'a>(request: &'a tiny_http::Request, name: &'static str) -> Option<&'a str> {
-    request.headers().iter().find(|header| header.field.equiv(name)).map(|header| header.value.as_str())
+    headers(request, name).next()
+}
+
+fn headers<'a>(request: &'a tiny_http::Request, name: &'static str) -> impl DoubleEndedIterator<Item = &'a str> {
+    request.headers().iter().filter(move |header| header.field.equiv(name)).map(|header| header.value.as_str())
+}
+
+/// A path below the public URL's, where it is.
+fn without_prefix<'a>(path: &'a str, prefix: &str) -> &'a str {
+    match path.strip_prefix(prefix) {
+        Some(rest) if rest.is_empty() || rest.starts_with('/') => rest,
+        _ => path,
+    }
 }
 
 /// The quality of `text/plain` against that of `application/json`, named ones only: `*/*` means JSON.
@@ -174,6 +253,12 @@ fn pairs(query: &str) -> Result<Vec<(String, String)>, Failure> {
             Ok((decode(name, true)?, decode(value, true)?))
         })
         .collect()
+}
+
+/// A field of a form (`application/x-www-form-urlencoded`); the last one counts. None: there is none, or it is no form.
+pub fn form_field(body: &[u8], name: &str) -> Option<Vec<u8>> {
+    let fields = pairs(std::str::from_utf8(body).ok()?).ok()?;
+    fields.into_iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.into_bytes())
 }
 
 fn decode(text: &str, plus_is_space: bool) -> Result<String, Failure> {
@@ -211,6 +296,33 @@ mod tests {
         }
         // An encoded slash is a character of its segment.
         assert_eq!(segments("/a%2Fb").ok(), Some(vec!["a/b".into()]));
+    }
+
+    #[test]
+    fn a_path_is_read_with_and_without_that_of_the_public_url() {
+        for (path, expected) in [
+            ("/shiparr/api/health", "/api/health"),
+            ("/api/health", "/api/health"),
+            ("/shiparr", ""),
+            ("/shiparr/", "/"),
+            ("/shiparr/shiparr/api", "/shiparr/api"),
+            ("/shiparrs/api", "/shiparrs/api"),
+            ("/Shiparr/api", "/Shiparr/api"),
+            ("/%73hiparr/api", "/%73hiparr/api"),
+            ("//shiparr/api", "//shiparr/api"),
+            ("/shiparr//api", "//api"),
+            ("/shiparr/../api", "/../api"),
+            ("/shiparr%2fapi", "/shiparr%2fapi"),
+            ("*", "*"),
+        ] {
+            assert_eq!(without_prefix(path, "/shiparr"), expected, "{path}");
+            assert_eq!(without_prefix(path, ""), path);
+        }
+        // None of the odd ones is a route.
+        for path in ["//api/health", "/../api/health", "/./api/health", "/api%2fhealth", "/api/health/"] {
+            let segments = segments(path).unwrap_or_default();
+            assert_ne!(segments, ["api", "health"], "{path}");
+        }
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Which function answers which route.
 //!
-//! Everything of spec section 5 is in [`ROUTES`]. A repository's routes exist twice, under its id and under project and
-//! name. HEAD is GET without a body; a wrong method is answered 405 with what the table has.
+//! Everything of spec section 5 is in [`ROUTES`], with what a caller must be allowed to ask for it. A repository's
+//! routes exist twice, under its id and under project and name. HEAD is GET without a body; a wrong method is answered
+//! 405 with what the table has.
 //!
 //! # The control socket
 //!
@@ -18,9 +19,11 @@
 
 use std::sync::Arc;
 
+use super::access::{Access, Caller};
 use super::answer::{Answer, Failure, Reply};
 use super::request::{Method, Request};
-use super::{Context, ListenerKind, api, health, widget};
+use super::{Context, ListenerKind, api, events, health, hooks, metrics, widget};
+use crate::config::PublicUrl;
 
 /// A request with everything that a route may need.
 pub struct Call<'a> {
@@ -30,8 +33,8 @@ pub struct Call<'a> {
     pub request: &'a Request,
     /// Its body.
     pub body: &'a [u8],
-    /// Whether the client has the rights of one who logged in.
-    pub is_trusted: bool,
+    /// Who sent it, and may do at least what the route needs.
+    pub caller: &'a Caller,
     params: Vec<(&'static str, &'a str)>,
 }
 
@@ -39,6 +42,21 @@ impl Call<'_> {
     /// A part of the path that the route's pattern names; empty where it has none of that name.
     pub fn param(&self, name: &str) -> &str {
         self.params.iter().find(|(key, _)| *key == name).map_or("", |(_, value)| value)
+    }
+
+    /// A path of ours as clients reach it, with that of the public URL in front.
+    pub fn link(&self, path: &str) -> String {
+        format!("{}{path}", self.context.settings.public_url.as_ref().map_or("", PublicUrl::path))
+    }
+
+    /// Who asks, for the log: a name, an address, or both.
+    pub fn asked_by(&self) -> String {
+        match (&self.caller.actor, self.request.client) {
+            (Some(actor), Some(address)) => format!("{actor} from {address}"),
+            (Some(actor), None) => actor.clone(),
+            (None, Some(address)) => address.to_string(),
+            (None, None) => "somebody unknown".to_owned(),
+        }
     }
 }
 
@@ -51,53 +69,65 @@ macro_rules! now {
     };
 }
 
-const ROUTES: &[(Method, &str, Handler)] = &[
-    (Method::Get, "/api/health", now!(health::health)),
-    (Method::Get, "/api/projects", now!(api::projects)),
-    (Method::Get, "/api/projects/{project}", now!(api::project)),
-    (Method::Get, "/api/projects/{project}/repositories", now!(api::repositories_of_project)),
-    (Method::Get, "/api/repositories", now!(api::all_repositories)),
-    (Method::Get, "/api/deployments", now!(api::deployments::deployments)),
-    (Method::Get, "/api/deployments/{id}", now!(api::deployments::deployment)),
-    (Method::Get, "/api/deployments/{id}/logs", api::deployments::logs),
-    (Method::Post, "/api/deployments/{id}/cancel", now!(api::cancel::cancel)),
-    (Method::Get, "/containers/{id}/logs", api::containers::container_logs),
-    (Method::Get, "/widget/dashy", now!(widget::dashy)),
-    (Method::Options, "/widget/dashy", now!(widget::preflight)),
+const ROUTES: &[(Method, &str, Access, Handler)] = &[
+    (Method::Get, "/api/health", Access::Open, now!(health::health)),
+    (Method::Get, "/api/projects", Access::View, now!(api::projects)),
+    (Method::Get, "/api/projects/{project}", Access::View, now!(api::project)),
+    (Method::Get, "/api/projects/{project}/repositories", Access::View, now!(api::repositories_of_project)),
+    (Method::Get, "/api/repositories", Access::View, now!(api::all_repositories)),
+    (Method::Get, "/api/deployments", Access::View, now!(api::deployments::deployments)),
+    (Method::Get, "/api/deployments/{id}", Access::View, now!(api::deployments::deployment)),
+    (Method::Get, "/api/deployments/{id}/logs", Access::View, api::deployments::logs),
+    (Method::Post, "/api/deployments/{id}/cancel", Access::Full, now!(api::cancel::cancel)),
+    (Method::Get, "/api/events", Access::View, now!(events::events)),
+    (Method::Get, "/containers/{id}/logs", Access::Full, api::containers::container_logs),
+    (Method::Get, "/metrics", Access::View, now!(metrics::metrics)),
+    (Method::Post, "/webhook/{provider}", Access::Open, now!(hooks::webhook)),
+    (Method::Get, "/widget/dashy", Access::Widget, now!(widget::dashy)),
+    (Method::Options, "/widget/dashy", Access::Open, now!(widget::preflight)),
 ];
 
 /// Under each of [`REPOSITORY_PREFIXES`].
-const REPOSITORY_ROUTES: &[(Method, &str, Handler)] = &[
-    (Method::Get, "", now!(api::repositories::repository)),
-    (Method::Get, "/deployments", now!(api::deployments::of_repository)),
-    (Method::Get, "/logs", api::containers::stack_logs),
-    (Method::Get, "/containers", api::containers::of_stack),
-    (Method::Post, "/deploy", now!(api::repositories::deploy)),
+const REPOSITORY_ROUTES: &[(Method, &str, Access, Handler)] = &[
+    (Method::Get, "", Access::View, now!(api::repositories::repository)),
+    (Method::Get, "/deployments", Access::View, now!(api::deployments::of_repository)),
+    (Method::Get, "/logs", Access::Full, api::containers::stack_logs),
+    (Method::Get, "/containers", Access::View, api::containers::of_stack),
+    (Method::Post, "/deploy", Access::Full, now!(api::repositories::deploy)),
 ];
 const REPOSITORY_PREFIXES: [&str; 2] = ["/api/repositories/{id}", "/api/projects/{project}/repositories/{name}"];
 
 /// On the control socket only.
-const CONTROL_ROUTES: &[(Method, &str, Handler)] = &[
-    (Method::Post, "/control/prune", now!(api::control::prune)),
-    (Method::Post, "/control/check", now!(api::control::check)),
-    (Method::Post, "/control/compose", api::control::compose),
-    (Method::Post, "/control/release", now!(api::control::release)),
-    (Method::Post, "/control/notify-test", api::control::notify_test),
+const CONTROL_ROUTES: &[(Method, &str, Access, Handler)] = &[
+    (Method::Post, "/control/prune", Access::Full, now!(api::control::prune)),
+    (Method::Post, "/control/check", Access::Full, now!(api::control::check)),
+    (Method::Post, "/control/compose", Access::Full, api::control::compose),
+    (Method::Post, "/control/release", Access::Full, now!(api::control::release)),
+    (Method::Post, "/control/notify-test", Access::Full, api::control::notify_test),
 ];
+
+/// What stands for a route in the metrics where there is none.
+pub const NO_ROUTE: (&str, &str) = ("none", "");
 
 /// Answers a request that the rules let through.
 ///
 /// # Errors
 /// The route's, 404 and 405.
-pub fn route(context: &Arc<Context>, request: &Request, body: &[u8], is_trusted: bool) -> Result<Reply, Failure> {
+pub fn route(context: &Arc<Context>, request: &Request, body: &[u8], caller: &Caller) -> Result<Reply, Failure> {
+    if caller.access < needed(request) {
+        return Err(forbidden(request));
+    }
+    if request.lacks_slash && request.method == Method::Get {
+        return Ok(Answer::empty(308).with_header("Location", request.with_slash()).into());
+    }
     let path: Vec<&str> = request.segments.iter().map(String::as_str).collect();
     let mut allowed: Vec<Method> = Vec::new();
-    for (method, prefix, rest, handler) in table(request.listener) {
-        let Some(params) = matches(prefix, rest, &path) else { continue };
-        if method == request.method {
-            return handler(&Call { context, request, body, is_trusted, params });
+    for route in table(request.listener) {
+        let Some(params) = matches(route.prefix, route.rest, &path) else { continue };
+        if route.method == request.method {
+            return (route.handler)(&Call { context, request, body, caller, params });
         }
-        allowed.push(method);
+        allowed.push(route.method);
     }
     if allowed.is_empty() {
         return Err(Failure::not_found("there is no such route"));
@@ -107,12 +137,46 @@ pub fn route(context: &Arc<Context>, request: &Request, body: &[u8], is_trusted:
     Err(failure.with_header("Allow", names.join(", ")))
 }
 
-/// Whether a path asks for no credentials: the webhooks' signature is theirs, and a preflight carries none.
-pub fn is_open(request: &Request) -> bool {
-    match request.segments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        ["api", "health"] | ["webhook", _] => true,
-        _ => request.method == Method::Options && request.header("Access-Control-Request-Method").is_some(),
+/// What a request needs. One that no route answers needs as much as others of its method, so that nobody learns from the
+/// outside which routes there are.
+pub fn needed(request: &Request) -> Access {
+    let path: Vec<&str> = request.segments.iter().map(String::as_str).collect();
+    let is_preflight = request.method == Method::Options && request.header("Access-Control-Request-Method").is_some();
+    if is_preflight || matches!(path.as_slice(), ["webhook", _]) {
+        return Access::Open;
     }
+    let answers = |route: &Route| route.method == request.method && matches(route.prefix, route.rest, &path).is_some();
+    if path == [""] && matches!(request.query_switch("embed"), Ok(true)) {
+        // The page in a dashboard's frame shows what widgets do.
+        return Access::Widget;
+    }
+    match table(request.listener).find(answers) {
+        Some(route) => route.access,
+        None if request.method.writes() => Access::Full,
+        None => Access::View,
+    }
+}
+
+/// Whether somebody who is known gets more than everybody does.
+pub fn tells_more(request: &Request) -> bool {
+    request.segments.iter().map(String::as_str).eq(["api", "health"])
+}
+
+fn forbidden(request: &Request) -> Failure {
+    let what = if request.method.writes() { "change anything" } else { "read the logs of containers" };
+    Failure::forbidden("forbidden", format!("this user may look, and not {what}: it takes Shiparr_AUTH_USERNAME"))
+}
+
+/// Whether a request brings its authentication in its body: neither rules nor credentials are looked at before that.
+pub fn is_webhook(request: &Request) -> bool {
+    request.method == Method::Post && matches!(request.segments.as_slice(), [first, _] if first == "webhook")
+}
+
+/// The pattern of a request's route, in two pieces that follow each other: for the metrics, which know no path.
+pub fn pattern(request: &Request) -> (&'static str, &'static str) {
+    let path: Vec<&str> = request.segments.iter().map(String::as_str).collect();
+    let route = table(request.listener).find(|route| matches(route.prefix, route.rest, &path).is_some());
+    route.map_or(NO_ROUTE, |route| (route.prefix, route.rest))
 }
 
 /// Adds what a dashboard's browser needs to read any answer of the widget routes, errors too.
@@ -120,12 +184,26 @@ pub fn decorate(request: &Request, answer: Answer) -> Answer {
     if request.segments.first().is_some_and(|first| first == "widget") { widget::allow_origins(answer) } else { answer }
 }
 
-fn table(listener: ListenerKind) -> impl Iterator<Item = (Method, &'static str, &'static str, Handler)> {
+/// A row of the tables.
+struct Route {
+    method: Method,
+    prefix: &'static str,
+    /// What follows the prefix.
+    rest: &'static str,
+    access: Access,
+    handler: Handler,
+}
+
+fn table(listener: ListenerKind) -> impl Iterator<Item = Route> {
     let control = if listener == ListenerKind::Control { CONTROL_ROUTES } else { &[] };
-    let plain = ROUTES.iter().chain(control).map(|(method, pattern, handler)| (*method, *pattern, "", *handler));
-    let repository = REPOSITORY_PREFIXES.into_iter().flat_map(|prefix| {
-        REPOSITORY_ROUTES.iter().map(move |(method, rest, handler)| (*method, prefix, *rest, *handler))
-    });
+    let row = |prefix: Option<&'static str>, (method, pattern, access, handler): &'static (_, _, _, Handler)| {
+        let (prefix, rest) = prefix.map_or((*pattern, ""), |prefix| (prefix, *pattern));
+        Route { method: *method, prefix, rest, access: *access, handler: *handler }
+    };
+    let plain = ROUTES.iter().chain(control).map(move |route| row(None, route));
+    let repository = REPOSITORY_PREFIXES
+        .into_iter()
+        .flat_map(move |prefix| REPOSITORY_ROUTES.iter().map(move |route| row(Some(prefix), route)));
     plain.chain(repository)
 }
 

@@ -6,13 +6,14 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use super::access::{Access, Caller};
 use super::answer::{Answer, Failure, Opening, Reply};
 use super::auth::{Attempt, Guard, Verdict};
 use super::gate::{Gate, Limits, Listener, Stop};
 use super::listen::{ListenError, private_socket};
 use super::presence::Presence;
 use super::request::Request;
-use super::{Context, ListenerKind, STREAMS_MAX, origin, routes};
+use super::{Context, ListenerKind, Peer, STREAMS_MAX, auth, origin, routes};
 use crate::command::{Place, Places};
 
 /// Threads that answer what is answered at once.
@@ -23,6 +24,9 @@ const SLOW_MAX: usize = 8;
 /// neither a Docker that hangs keeps people from logging in nor those who guess keep them from the logs; together they
 /// leave some of the gate's connections to those who are known.
 const PASSWORDS_MAX: usize = 6;
+/// Those at once of addresses that were wrong within the minute: they have places of their own, and take none from
+/// somebody who logs in.
+const GUESSES_MAX: usize = 4;
 
 /// A long-lived thread that the daemon runs; the web has ended when one of them has, and an error is a reason to start
 /// the process anew.
@@ -52,7 +56,14 @@ impl StopWeb {
     /// No new connections; requests in flight may end for three seconds. The threads end by themselves then.
     pub fn stop(&self) {
         self.server.presence.all_left();
+        self.server.context.events.stop(&self.server.context.store);
         self.gate.stop();
+    }
+
+    /// What tells listeners, for tests.
+    #[cfg(test)]
+    pub fn broadcast(&self) -> &super::gate::Broadcast {
+        &self.server.context.events.broadcast
     }
 }
 
@@ -64,6 +75,7 @@ struct Server {
     streams: Arc<Places>,
     slow: Arc<Places>,
     passwords: Arc<Places>,
+    guesses: Arc<Places>,
     is_stopping: AtomicBool,
 }
 
@@ -76,7 +88,13 @@ pub fn start(context: Context, listeners: Vec<Listener>) -> Result<Web, ListenEr
     let problem = |error: &dyn std::fmt::Display| ListenError::new(format!("the web cannot start: {error}"));
     let http = tiny_http::Server::http_unix(&socket).map_err(|error| problem(&error))?;
     let presence = Arc::new(Presence::default());
-    let gate = Gate::new(listeners, socket, Limits::of_process(), Arc::clone(&presence));
+    let gate = Gate::new(
+        listeners,
+        socket,
+        Limits::of_process(),
+        Arc::clone(&presence),
+        Arc::clone(&context.events.broadcast),
+    );
     let gate = gate.map_err(|error| problem(&error))?;
     let server = Arc::new(Server {
         http,
@@ -86,6 +104,7 @@ pub fn start(context: Context, listeners: Vec<Listener>) -> Result<Web, ListenEr
         streams: Places::new(STREAMS_MAX),
         slow: Places::new(SLOW_MAX),
         passwords: Places::new(PASSWORDS_MAX),
+        guesses: Places::new(GUESSES_MAX),
         is_stopping: AtomicBool::new(false),
     });
     let stop = StopWeb { gate: gate.stop_handle(), server: Arc::clone(&server) };
@@ -95,6 +114,12 @@ pub fn start(context: Context, listeners: Vec<Listener>) -> Result<Web, ListenEr
             Thread { name: format!("web-{number}"), run: Box::new(move || server.run()) }
         })
         .collect();
+    let tells = Arc::clone(&server);
+    let run_events = move || {
+        tells.context.events.run(&tells.context.store);
+        Ok(())
+    };
+    threads.push(Thread { name: "events".to_owned(), run: Box::new(run_events) });
     let run_gate = move || {
         let outcome = gate.run().map_err(|error| format!("the gate: {error}"));
         server.stop_handlers();
@@ -118,12 +143,13 @@ impl Server {
     fn stop_handlers(&self) {
         self.is_stopping.store(true, Ordering::Relaxed);
         (0..HANDLERS).for_each(|_| self.http.unblock());
+        self.context.events.stop(&self.context.store);
         // A stream that began while the gate was about to stop was not told.
         self.presence.all_left();
     }
 
     fn answer(self: &Arc<Server>, request: tiny_http::Request) {
-        match Request::new(request) {
+        match Request::new(request, &self.context.settings, &self.context.metrics) {
             Ok(request) if request.is_greeting() => respond(request.into_inner(), Answer::empty(204)),
             Ok(request) => self.admit(request),
             Err(refused) => respond(refused.0, refused.1.into()),
@@ -134,23 +160,32 @@ impl Server {
     fn admit(self: &Arc<Server>, request: Request) {
         let settings = &self.context.settings;
         if request.listener == ListenerKind::Control {
-            return self.dispatch(request, true);
+            let caller = match request.peer {
+                Some(Peer::User(number)) if request.method.writes() => Caller::unix_user(number),
+                _ => Caller::nameless(Access::Full),
+            };
+            return self.dispatch(request, &caller);
+        }
+        if routes::is_webhook(&request) {
+            return self.dispatch(request, &self.nameless());
         }
         if settings.auth.is_none() {
-            if let Err(failure) = origin::check_host(&request, &settings.allowed_hosts) {
+            if let Err(failure) = origin::check_host(&request, settings) {
                 return finish(request, failure.into());
             }
         }
         if request.method.writes() {
-            if let Err(failure) = origin::check_site(&request) {
+            if let Err(failure) = origin::check_site(&request, settings) {
                 return finish(request, failure.into());
             }
         }
-        if settings.auth.is_some() && routes::is_open(&request) && request.header("Authorization").is_none() {
-            return self.dispatch(request, false);
+        let nameless = self.nameless();
+        let says_who = routes::tells_more(&request) && auth::has_credentials(&request);
+        if routes::needed(&request) <= nameless.access && !says_who {
+            return self.dispatch(request, &nameless);
         }
         match self.guard.look(&request, settings, Instant::now()) {
-            Verdict::Right => self.dispatch(request, true),
+            Verdict::Right(caller) => self.dispatch(request, &caller),
             Verdict::Wrong(failure) => self.turn_away(request, failure),
             Verdict::Unknown(attempt) => self.admit_slowly(request, attempt),
         }
@@ -159,9 +194,14 @@ impl Server {
     /// A hash takes its time: the handlers stay free for those who are known.
     fn admit_slowly(self: &Arc<Server>, request: Request, attempt: Box<Attempt>) {
         let server = Arc::clone(self);
-        self.in_own_thread("web-password", &self.passwords, request, move |request, _place| {
+        let places = if attempt.is_first { &self.passwords } else { &self.guesses };
+        let place = places.take();
+        if place.is_none() {
+            self.guard.forget(&attempt);
+        }
+        self.in_own_thread("web-password", place, request, move |request, _place| {
             match server.guard.verify(&attempt) {
-                Ok(()) => server.dispatch(request, true),
+                Ok(caller) => server.dispatch(request, &caller),
                 Err(failure) => server.turn_away(request, failure),
             }
         });
@@ -169,24 +209,39 @@ impl Server {
 
     /// What is open to everybody is so for those with a wrong password too.
     fn turn_away(self: &Arc<Server>, request: Request, failure: Failure) {
-        if routes::is_open(&request) { self.dispatch(request, false) } else { finish(request, failure.into()) }
+        let nameless = self.nameless();
+        if routes::needed(&request) <= nameless.access {
+            self.dispatch(request, &nameless);
+        } else {
+            finish(request, failure.into());
+        }
     }
 
-    fn dispatch(self: &Arc<Server>, mut request: Request, is_trusted: bool) {
-        let reply = request.body().and_then(|body| routes::route(&self.context, &request, &body, is_trusted));
+    /// What everybody may do.
+    fn nameless(&self) -> Caller {
+        let settings = &self.context.settings;
+        Caller::nameless(match settings.auth {
+            None => Access::Full,
+            Some(_) if settings.widget_public => Access::Widget,
+            Some(_) => Access::Open,
+        })
+    }
+
+    fn dispatch(self: &Arc<Server>, mut request: Request, caller: &Caller) {
+        let reply = request.body().and_then(|body| routes::route(&self.context, &request, &body, caller));
         match reply {
             Ok(Reply::Now(answer)) => finish(request, answer),
             Err(failure) => finish(request, failure.into()),
             Ok(Reply::Slow(work)) => {
                 let server = Arc::clone(self);
-                self.in_own_thread("web-slow", &self.slow, request, move |request, _place| {
+                self.in_own_thread("web-slow", self.slow.take(), request, move |request, _place| {
                     let watch = server.presence.watch(request.id);
                     finish(request, work(watch.limit()));
                 });
             }
             Ok(Reply::Stream(opening)) => {
                 let server = Arc::clone(self);
-                self.in_own_thread("web-stream", &self.streams, request, move |request, _place| {
+                self.in_own_thread("web-stream", self.streams.take(), request, move |request, _place| {
                     server.write_stream(request, opening);
                 });
             }
@@ -200,6 +255,7 @@ impl Server {
             Ok(stream) => stream,
             Err(failure) => return finish(request, failure.into()),
         };
+        request.answered(200);
         let is_head = request.is_head();
         let mut writer = request.into_inner().into_writer();
         let outcome = if is_head {
@@ -212,15 +268,15 @@ impl Server {
         }
     }
 
-    /// Runs `work` in a thread of its own while one of `places` is free; answers 503 where none is.
+    /// Runs `work` in a thread of its own where there was a place for it; answers 503 where there was none.
     fn in_own_thread(
         &self,
         name: &str,
-        places: &Arc<Places>,
+        place: Option<Place>,
         request: Request,
         work: impl FnOnce(Request, Place) + Send + 'static,
     ) {
-        let Some(place) = places.take() else {
+        let Some(place) = place else {
             return finish(request, Failure::unavailable("too much of this is going on at once").into());
         };
         // Shared, so that it can be answered where no thread can be had for it.
@@ -243,6 +299,7 @@ impl Server {
 
 fn finish(request: Request, answer: Answer) {
     let answer = routes::decorate(&request, answer);
+    request.answered(answer.status());
     respond(request.into_inner(), answer);
 }
 

@@ -16,7 +16,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// An answer that is written while it comes into being.
 pub trait Stream: Send {
-    /// The head of the answer: its body comes in chunks.
+    /// The head of the answer, with the status 200: its body comes in chunks.
     fn head(&self) -> String;
 
     /// Writes it all, head and body, until it ends or the client is gone.
@@ -111,11 +111,11 @@ fn escaped(text: &str) -> io::Result<Vec<u8>> {
     Ok(quoted.as_bytes()[1..quoted.len() - 1].to_vec())
 }
 
-/// The head of an answer of this kind that comes in chunks.
+/// The head of an answer of this kind that comes in chunks. `X-Accel-Buffering` makes nginx pass them on as they come.
 pub fn head(kind: &str) -> String {
     format!(
         "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nCache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n\
-         Transfer-Encoding: chunked\r\n\r\n"
+         X-Accel-Buffering: no\r\nTransfer-Encoding: chunked\r\n\r\n"
     )
 }
 

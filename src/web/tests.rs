@@ -5,7 +5,10 @@
 mod access;
 mod api;
 mod by_hand;
+mod events;
 mod hands_on;
+mod metrics;
+mod webhooks;
 
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -193,7 +196,8 @@ impl Scene {
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = tcp.local_addr().unwrap();
         let listeners = vec![Listener::Tcp(tcp), Listener::Control(listen_control(&control).unwrap())];
-        let context = Context::new(Arc::new(settings), Arc::clone(&store), Arc::clone(&daemon) as Arc<dyn Daemon>);
+        let its_daemon = Arc::clone(&daemon) as Arc<dyn Daemon>;
+        let context = Context::new(Arc::new(settings), Arc::clone(&store), its_daemon, Arc::default());
         let web = start(context, listeners).unwrap();
         let threads = web.threads.into_iter().map(|thread| std::thread::spawn(thread.run)).collect();
         Scene { address, control, store, daemon, stop: web.stop, threads, _folder: folder }
@@ -209,6 +213,16 @@ impl Scene {
     fn ask(&self, method: &str, path: &str, headers: &[&str], body: &str) -> Reply {
         let host = if headers.iter().any(|line| line.starts_with("Host:")) { "" } else { "Host: localhost\r\n" };
         exchange(self.tcp(), method, path, host, headers, body)
+    }
+
+    /// How many clients can listen at once.
+    fn places(&self) -> usize {
+        self.stop.broadcast().places()
+    }
+
+    /// Whether anybody listens.
+    fn listens(&self) -> bool {
+        self.stop.broadcast().has_listeners()
     }
 
     fn get(&self, path: &str) -> Reply {

@@ -18,12 +18,13 @@ mod tables;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tempfile::TempDir;
 
 use crate::support::{
@@ -215,6 +216,8 @@ impl Reader {
                 self.start();
             }
             ("dotenv", _) => self.change_settings(text),
+            // Run by tests/black_box/proxies.rs, in front of a daemon of its own.
+            ("nginx", first) => assert_eq!(first, "location /shiparr/ {"),
             ("sh", "cd media" | "mkdir proxy" | "mkdir notes" | "cp /srv/stacks/notes/.env notes/.env.enc") => {
                 self.publish(text);
             }
@@ -264,6 +267,15 @@ impl Reader {
                     assert!(told.contains(expected), "no {expected}");
                 }
                 self.deployed_twice_and_listed[1] = true;
+            }
+            ("sh", "curl -s -N http://127.0.0.1:8080/api/events") => self.listen(text),
+            ("sh", first) if first.starts_with("curl -s -H 'X-Api-Key: ") => {
+                let told = self.run(text);
+                assert!(told.starts_with("[{") && !told.contains("\"error\":\"unauthorized\""), "{told}");
+            }
+            ("sh", first) if first.starts_with("push=") => {
+                let told = self.run(text);
+                assert!(told.contains("\"deployment_ids\":[") && told.contains("queued homelab/media"), "{told}");
             }
             ("sh", first) if first.starts_with("curl -s -u ") => {
                 assert!(self.run(text).starts_with("[{"));
@@ -367,6 +379,19 @@ impl Reader {
             let told = self.shell(route).output().expect("start curl").stdout;
             String::from_utf8_lossy(&told).contains("\"status\":\"success\"").then_some(())
         });
+    }
+
+    /// Listens until a deployment was told from its trigger to its end.
+    fn listen(&self, lines: &str) {
+        let mut listening = self.shell(lines).stdout(Stdio::piped()).process_group(0).spawn().expect("start bash");
+        let told = BufReader::new(listening.stdout.take().expect("it is piped"));
+        let mut lines = told.lines().map(|line| line.expect("events are text"));
+        assert!(lines.any(|line| line.starts_with("id: ")), "it listens");
+        self.run("shiparr deploy media --follow");
+        let is_end = |line: &String| line.starts_with("data: {\"id\":") && line.contains("\"status\":\"success\"");
+        assert!(lines.any(|line| is_end(&line)), "the end is told");
+        kill_process_group(Pid::from_child(&listening), Signal::KILL).expect("end it");
+        listening.wait().expect("it ended");
     }
 
     /// Loads a project file that stands for itself, with the names that it uses.

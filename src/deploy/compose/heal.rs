@@ -2,11 +2,16 @@
 //!
 //! Compose makes the new container under a temporary name (`0123456789ab_web-1`), stops the old one, removes it, renames
 //! the new one, and starts all new ones at the end. Ended in between, its next `up` starts what is there: but what Docker
-//! goes on stopping it takes for running, a container whose network was another one's it cannot start, and the temporary
-//! name it keeps.
+//! goes on stopping it takes for running, what Docker goes on removing for stopped, a container whose network was another
+//! one's it cannot start, and the temporary name it keeps.
+//!
+//! Docker finishes what it was asked when the one who asked is gone, at its own pace: so there is a look afterwards, and
+//! what stopped in the meantime is started again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
+
+use jiff::Timestamp;
 
 use super::Compose;
 use super::watch::Container;
@@ -17,35 +22,29 @@ use crate::model::LogLevel;
 /// For all of it. A container that is one too many is stopped meanwhile, which takes its grace period, and one that
 /// others depend on must become healthy.
 const HEAL_LIMIT: Duration = Duration::from_secs(120);
-/// How far back Docker is asked what it was told to stop: longer than nearly every grace period. Docker itself remembers
-/// 256 events.
-const STOPS_SECONDS: u32 = 120;
-/// Between two looks at a container that is being stopped.
+/// How often all is started: more than once only where Docker stopped or removed something in the meantime.
+const MOST_ROUNDS: u32 = 3;
+/// How far back Docker is asked what it told containers: longer than nearly every grace period.
+const TOLD_SECONDS: u32 = 120;
+/// Half of the events that Docker itself remembers, for those that come while it is asked are not in the answer. From
+/// as many on, what was before the oldest one may be forgotten; a host with many health checks makes them in seconds.
+const MANY_EVENTS: usize = 128;
+/// How much longer than its grace period a stop may take on a host that is busy. Whoever is stopped before is not waited
+/// for any longer.
+const STOP_SLACK: Duration = Duration::from_secs(10);
+/// For the end of a removal.
+const REMOVAL_LIMIT: Duration = Duration::from_secs(30);
+/// Between two looks at containers that are being stopped or removed.
 const PAUSE: Duration = Duration::from_millis(200);
+/// Before the look afterwards: time for Docker to begin with what it was asked last.
+const SETTLE_TIME: Duration = Duration::from_secs(1);
 
 impl Compose {
     /// See [`Driver::heal`](crate::deploy::Driver::heal).
     pub(super) fn start_what_stopped(&self, stack: &Stack, plan: &Plan, log: &mut dyn Log) -> Result<(), StepError> {
         let limit = Limit::after(HEAL_LIMIT);
-        self.await_stops(plan, &limit)?;
-        let containers = self.containers(&plan.project, &limit)?;
-        let there = services(&containers, plan, |_| true);
-        if there.is_empty() {
-            return Ok(());
-        }
-        log.line(LogLevel::Info, "starting again what was stopped");
-        let started = self.start(stack, plan, &there, true, &limit, log).or_else(|error| {
-            // What cannot be started as it is, because what it shares a network with is gone, is made anew: it does not
-            // run anyway.
-            let stopped = services(&self.containers(&plan.project, &limit)?, plan, Container::is_stopped);
-            if stopped.is_empty() || limit.is_over() {
-                Err(error)
-            } else {
-                self.start(stack, plan, &stopped, false, &limit, log)
-            }
-        });
-        self.give_names_back(plan, &limit, log);
-        let Err(error) = started else { return Ok(()) };
+        let mut there = BTreeSet::new();
+        let Err(error) = self.start_until_it_stays(stack, plan, &mut there, &limit, log) else { return Ok(()) };
         if limit.is_over() {
             let seconds = HEAL_LIMIT.as_secs();
             return Err(StepError::for_good(format!(
@@ -58,6 +57,64 @@ impl Compose {
         };
         let stopped = stopped.into_iter().collect::<Vec<_>>().join(", ");
         Err(StepError { message: format!("{} (not running: {stopped})", error.message), ..error })
+    }
+
+    /// Starts all that is there, again where Docker was not yet done with what it was asked before. `there` gets the
+    /// services that have or had a container.
+    fn start_until_it_stays(
+        &self,
+        stack: &Stack,
+        plan: &Plan,
+        there: &mut BTreeSet<String>,
+        limit: &Limit,
+        log: &mut dyn Log,
+    ) -> Result<(), StepError> {
+        let began = Timestamp::now();
+        there.extend(services(&self.containers(&plan.project, limit)?, plan, |_| true));
+        if there.is_empty() {
+            return Ok(());
+        }
+        self.await_stops(plan, began, limit)?;
+        let mut round = 1;
+        loop {
+            log.line(LogLevel::Info, "starting again what was stopped");
+            let started = self.start_all(stack, plan, there, limit, log);
+            self.give_names_back(plan, limit, log);
+            limit.sleep(SETTLE_TIME);
+            let was_stopping = self.await_stops(plan, began, limit)?;
+            let containers = self.containers(&plan.project, limit)?;
+            let is_done = match started {
+                Ok(()) => is_in_order(&containers, plan, began),
+                Err(_) => !was_stopping,
+            };
+            // A service loses its last container where Docker was removing it, which a list of containers does not show.
+            let has_all = services(&containers, plan, |_| true).is_superset(there);
+            if is_done && has_all || round == MOST_ROUNDS {
+                return started;
+            }
+            log.line(LogLevel::Info, "Docker was not yet done with what it was asked before");
+            round += 1;
+        }
+    }
+
+    fn start_all(
+        &self,
+        stack: &Stack,
+        plan: &Plan,
+        there: &BTreeSet<String>,
+        limit: &Limit,
+        log: &mut dyn Log,
+    ) -> Result<(), StepError> {
+        self.start(stack, plan, there, true, limit, log).or_else(|error| {
+            // What cannot be started as it is, because what it shares a network with is gone, is made anew: it does not
+            // run anyway.
+            let stopped = services(&self.containers(&plan.project, limit)?, plan, Container::is_stopped);
+            if stopped.is_empty() || limit.is_over() {
+                Err(error)
+            } else {
+                self.start(stack, plan, &stopped, false, limit, log)
+            }
+        })
     }
 
     fn start(
@@ -77,27 +134,41 @@ impl Compose {
         Ok(self.change("docker compose up", up, limit, log)?)
     }
 
-    /// Waits for containers that Docker was told to stop and that still run: it goes on when the one who told it is gone.
-    fn await_stops(&self, plan: &Plan, limit: &Limit) -> Result<(), StepError> {
-        let (since, of) = (format!("{STOPS_SECONDS}s"), format!("label=com.docker.compose.project={}", plan.project));
-        let kill = ["events", "--since", &since, "--until", "0s", "--filter", "event=kill"];
-        let args = [&kill[..], &["--filter", "type=container", "--filter", &of, "--format", "{{.ID}}"]].concat();
-        let told = self.client.ask("docker events", args, limit)?;
-        let told = String::from_utf8_lossy(&told.stdout).into_owned();
-        let told: BTreeSet<&str> = told.split_whitespace().collect();
-        let is_active =
-            |container: &Container| container.service().is_some_and(|name| plan.services.contains_key(name));
-        let is_told = |container: &Container| told.contains(&*container.id) && !container.is_stopped();
-        let containers = self.containers(&plan.project, limit)?.into_iter();
-        let mut stopping: Vec<Container> = containers.filter(|one| is_active(one) && is_told(one)).collect();
-        // One that was only told something (`docker kill -s HUP`) runs on.
-        let grace = stopping.iter().map(Container::stop_grace).max().unwrap_or_default();
-        let limit_of_stops = limit.at_most(grace + PAUSE);
-        while !stopping.is_empty() && limit_of_stops.sleep(PAUSE) {
-            let ids: Vec<&str> = stopping.iter().map(|container| container.id.as_str()).collect();
-            stopping = self.inspect(&ids, limit)?.into_iter().filter(is_told).collect();
+    /// Waits for containers that Docker is stopping or removing: it goes on when the one who told it is gone. Answers
+    /// whether there were any.
+    fn await_stops(&self, plan: &Plan, began: Timestamp, limit: &Limit) -> Result<bool, StepError> {
+        // What is told to a container after this question is seen by the look afterwards.
+        let told = self.told(limit)?;
+        let mut containers = self.containers(&plan.project, limit)?;
+        containers.retain(|container| is_active(container, plan));
+        let looked = Timestamp::now();
+        let time_left = |container: &Container| match container.is_being_removed() {
+            true => Some(REMOVAL_LIMIT),
+            false => told.may_stop_within(container, began, looked),
+        };
+        let Some(longest) = containers.iter().filter_map(time_left).max() else { return Ok(false) };
+        let patience = limit.at_most(longest);
+        containers.retain(|container| time_left(container).is_some());
+        while !containers.is_empty() && patience.sleep(PAUSE) {
+            let ids: Vec<&str> = containers.iter().map(|container| container.id.as_str()).collect();
+            let seen = self.inspect(&ids, limit)?;
+            containers = seen.into_iter().filter(|container| time_left(container).is_some()).collect();
         }
-        Ok(())
+        Ok(true)
+    }
+
+    /// Asks Docker what it told containers lately.
+    fn told(&self, limit: &Limit) -> Result<Told, StepError> {
+        let until = Timestamp::now();
+        let since = until.checked_sub(Duration::from_secs(TOLD_SECONDS.into())).unwrap_or(until);
+        // Not in the client's words for "now": they mean the last whole second, and the latest events would be missing.
+        let [since_text, until_text] =
+            [since, until].map(|time| format!("{}.{:09}", time.as_second(), time.subsec_nanosecond()));
+        // An action's name may have line breaks: that of a health check has the command in it.
+        let format = "{{.TimeNano}} {{.Actor.ID}} {{json .Action}}";
+        let args = ["events", "--since", &since_text, "--until", &until_text, "--format", format];
+        let events = self.client.ask("docker events", args, limit)?;
+        Ok(Told::read(&String::from_utf8_lossy(&events.stdout), since))
     }
 
     /// Renames containers that still have their temporary name, where the one that they are for is free.
@@ -115,6 +186,66 @@ impl Compose {
             log.line(LogLevel::Warning, &format!("a container keeps its temporary name: {error}"));
         }
     }
+}
+
+/// What Docker remembers of what it told containers, be it to stop (`docker stop`) or something else (`docker kill -s HUP`).
+struct Told {
+    /// When a container was told something for the last time, by its id.
+    last: HashMap<String, Timestamp>,
+    /// What was told before is forgotten.
+    remembered_since: Timestamp,
+}
+
+impl Told {
+    /// Reads lines of a time in nanoseconds, an id and an action; `since` is the time from which on they were asked for.
+    fn read(events: &str, since: Timestamp) -> Told {
+        let events: Vec<(Timestamp, &str, &str)> = events
+            .lines()
+            .filter_map(|line| {
+                let (time, rest) = line.split_once(' ')?;
+                let (id, action) = rest.split_once(' ')?;
+                Some((Timestamp::from_nanosecond(time.parse().ok()?).ok()?, id, action))
+            })
+            .collect();
+        let oldest = events.iter().map(|(time, ..)| *time).min().filter(|_| events.len() >= MANY_EVENTS);
+        let mut last = HashMap::new();
+        for (time, id, _) in events.into_iter().filter(|(.., action)| *action == "\"kill\"") {
+            let latest = last.entry(id.to_owned()).or_insert(time);
+            *latest = time.max(*latest);
+        }
+        Told { last, remembered_since: oldest.unwrap_or(since) }
+    }
+
+    /// How long from `now` on it takes at most until a container that may be on its way to its end is there; `None` where
+    /// none was told to stop since it was started. What is healed was told all it was told before it `began`.
+    fn may_stop_within(&self, container: &Container, began: Timestamp, now: Timestamp) -> Option<Duration> {
+        if container.is_stopped() {
+            return None;
+        }
+        let started = container.started_at();
+        let is_of_this_run = |time: &Timestamp| started.is_none_or(|started| *time >= started);
+        let forgotten = || Some(self.remembered_since.min(began)).filter(is_of_this_run);
+        let told = self.last.get(&container.id).copied().filter(is_of_this_run).or_else(forgotten)?;
+        let most = container.stop_grace().saturating_add(STOP_SLACK);
+        // A clock that was set does not make it longer than it can be.
+        let passed = Duration::try_from(now.duration_since(told)).unwrap_or_default();
+        most.checked_sub(passed).filter(|left| !left.is_zero())
+    }
+}
+
+/// Whether all active containers were started since it `began` or ran all the time, and none is one too many.
+fn is_in_order(containers: &[Container], plan: &Plan, began: Timestamp) -> bool {
+    // One that was started and has ended since did so by itself.
+    let is_left_stopped = |one: &Container| one.is_stopped() && one.started_at().is_none_or(|started| started < began);
+    let is_surplus = |one: &Container| {
+        permanent_name(one, plan).is_some_and(|name| containers.iter().any(|other| other.name() == name))
+    };
+    let mut active = containers.iter().filter(|container| is_active(container, plan));
+    !active.any(|container| is_left_stopped(container) || is_surplus(container))
+}
+
+fn is_active(container: &Container, plan: &Plan) -> bool {
+    container.service().is_some_and(|service| plan.services.contains_key(service))
 }
 
 /// The plan's services that have a container of which `holds` is true.
@@ -145,12 +276,21 @@ mod tests {
     use super::*;
 
     fn container(name: &str) -> Container {
+        container_in("running", 0, name)
+    }
+
+    /// In this state, started at this second.
+    fn container_in(state: &str, started_second: i64, name: &str) -> Container {
         serde_json::from_value(json!({
             "Id": "1", "Name": format!("/{name}"), "Created": "", "RestartCount": 0,
-            "State": {"Status": "running", "ExitCode": 0, "StartedAt": ""},
-            "Config": {"Labels": {"com.docker.compose.service": "web"}}, "HostConfig": {},
+            "State": {"Status": state, "ExitCode": 0, "StartedAt": at(started_second).to_string()},
+            "Config": {"Labels": {"com.docker.compose.service": "web"}, "StopTimeout": 20}, "HostConfig": {},
         }))
         .unwrap()
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
     }
 
     #[test]
@@ -170,6 +310,55 @@ mod tests {
             ("0123456789a_x-web-1", plan("x"), None),
         ] {
             assert_eq!(permanent_name(&container(name), &plan), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn who_was_told_to_stop_is_waited_for_and_so_is_who_may_have_been_when_docker_has_forgotten() {
+        const BEGAN: i64 = 1000;
+        let line = |second: i64, action: &str| format!("{second}000000000 1 \"{action}\"\n");
+        let few =
+            |events: &[(i64, &str)]| -> String { events.iter().map(|(time, action)| line(*time, action)).collect() };
+        let many =
+            |from: i64| -> String { (0..256).map(|number| line(from + number / 256, "exec_start: x")).collect() };
+        let (grace, slack) = (20, STOP_SLACK.as_secs());
+        for (events, state, started, now, expected) in [
+            (few(&[(995, "kill")]), "running", 10, BEGAN, Some(grace + slack - 5)),
+            (few(&[(990, "kill"), (995, "kill"), (999, "die")]), "running", 10, BEGAN, Some(grace + slack - 5)),
+            (few(&[(995, "kill")]), "exited", 10, BEGAN, None),
+            (few(&[(995, "kill")]), "running", 996, BEGAN, None),
+            (few(&[(995, "top"), (996, "")]), "running", 10, BEGAN, None),
+            // It was told something else, long ago.
+            (few(&[(900, "kill")]), "running", 10, BEGAN, None),
+            (String::new(), "running", 10, BEGAN, None),
+            (many(998), "running", 10, BEGAN, Some(grace + slack - 2)),
+            (many(998), "running", 999, BEGAN, None),
+            // What is forgotten later is of no matter: what is healed was told before.
+            (many(1012), "running", 10, BEGAN + 13, Some(grace + slack - 13)),
+            (many(1012), "running", BEGAN + 1, BEGAN + 13, None),
+        ] {
+            let told = Told::read(&events, at(BEGAN - i64::from(TOLD_SECONDS)));
+            let left = told.may_stop_within(&container_in(state, started, "x-web-1"), at(BEGAN), at(now));
+            let events = events.lines().next();
+            assert_eq!(left, expected.map(Duration::from_secs), "{events:?}… {state}, started at {started}, now {now}");
+        }
+    }
+
+    #[test]
+    fn in_order_is_what_runs_or_ended_by_itself_and_is_not_one_too_many() {
+        let plan = Plan { project: "x".to_owned(), services: [("web".to_owned(), 1)].into(), ..Plan::default() };
+        let (usual, temporary) = ("x-web-1", "0123456789ab_x-web-1");
+        for (containers, expected) in [
+            (&[("running", 10, usual)][..], true),
+            (&[("exited", 10, usual)], false),
+            (&[("exited", 1001, usual)], true),
+            (&[("created", -60_000_000_000, usual)], false),
+            (&[("running", 10, usual), ("running", 1001, temporary)], false),
+            // Somebody else has the name.
+            (&[("running", 1001, temporary)], true),
+        ] {
+            let made: Vec<_> = containers.iter().map(|(state, time, name)| container_in(state, *time, name)).collect();
+            assert_eq!(is_in_order(&made, &plan, at(1000)), expected, "{containers:?}");
         }
     }
 }

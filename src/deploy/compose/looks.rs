@@ -234,7 +234,7 @@ mod tests {
             second.cancel();
             let began = Instant::now();
             assert!(cancelled.join().unwrap().is_err());
-            assert!(began.elapsed() < Duration::from_secs(1), "left after {:?}", began.elapsed());
+            assert!(began.elapsed() < LONG / 2, "left after {:?}", began.elapsed());
             first.cancel();
             assert!(hangs.join().unwrap().unwrap().1.is_err());
             assert_eq!(number(waits.join().unwrap()), 7);

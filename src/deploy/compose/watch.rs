@@ -89,6 +89,16 @@ impl Container {
         self.state.status == "created"
     }
 
+    /// Whether Docker is removing it.
+    pub fn is_being_removed(&self) -> bool {
+        self.state.status == "removing"
+    }
+
+    /// When it was started last; `None` when Docker's time cannot be read. One that never was has a time long ago.
+    pub fn started_at(&self) -> Option<Timestamp> {
+        self.state.started_at.parse().ok()
+    }
+
     /// Ids of the containers in whose network or other namespaces it runs.
     pub fn shares_with(&self) -> impl Iterator<Item = &str> {
         let HostConfig { network_mode, ipc_mode, pid_mode, .. } = &self.host_config;
@@ -119,8 +129,8 @@ impl Container {
 
     /// How long it has been up; zero when Docker's time cannot be read. Docker's clock is this host's.
     fn up_for(&self, now: Timestamp) -> Duration {
-        let started = self.state.started_at.parse::<Timestamp>();
-        started.map(|started| Duration::try_from(now.duration_since(started)).unwrap_or_default()).unwrap_or_default()
+        let up_for = |started| Duration::try_from(now.duration_since(started)).unwrap_or_default();
+        self.started_at().map(up_for).unwrap_or_default()
     }
 }
 

@@ -20,6 +20,7 @@ pub fn cancel(call: &Call<'_>) -> Result<Answer, Failure> {
             // Whoever waited for it may go on.
             call.context.daemon.wake_worker();
             let status = find(call)?.status;
+            log::info!("{}: cancel asked by {} (deployment {})", deployment.repository, call.asked_by(), deployment.id);
             let answer = Answer::json(&serde_json::json!({ "deployment_id": deployment.id, "status": status }));
             return Ok(answer.with_status(202));
         }

@@ -79,7 +79,7 @@ fn page(call: &Call<'_>, filter: DeploymentFilter) -> Result<Answer, Failure> {
     if let Some(project) = &filter.project {
         query += &format!("&project={}", encode(project));
     }
-    Ok(answer.with_header("Link", format!("<{}?{query}>; rel=\"next\"", path_of(call))))
+    Ok(answer.with_header("Link", format!("<{}?{query}>; rel=\"next\"", call.link(&path_of(call)))))
 }
 
 /// The path of the request, encoded anew: it may hold what would end a header's value.

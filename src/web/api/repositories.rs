@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use super::{find_repository, json};
-use crate::model::{Asked, CommitPrefix, Trigger};
+use crate::model::{Asked, By, CommitPrefix, Trigger};
 use crate::web::ListenerKind;
 use crate::web::answer::{Answer, Failure};
 use crate::web::routes::Call;
@@ -24,11 +24,13 @@ pub fn deploy(call: &Call<'_>) -> Result<Answer, Failure> {
         ListenerKind::Control => Trigger::Cli,
         ListenerKind::Tcp => Trigger::Api,
     };
-    let queued = call.context.store.enqueue(record.id, trigger, asked, Timestamp::now())?;
+    let by = By { trigger, actor: call.caller.actor.clone() };
+    let queued = call.context.store.enqueue(record.id, by, asked, Timestamp::now())?;
+    log::info!("{}: deploy asked by {} (deployment {})", record.name, call.asked_by(), queued.deployment_id);
     call.context.daemon.wake_worker();
     let id = queued.deployment_id;
     let answer = Answer::json(&serde_json::json!({ "deployment_id": id, "status": "pending" }));
-    Ok(answer.with_status(202).with_header("Location", format!("/api/deployments/{id}")))
+    Ok(answer.with_status(202).with_header("Location", call.link(&format!("/api/deployments/{id}"))))
 }
 
 /// What a body asks for; none asks for nothing.

@@ -1,6 +1,5 @@
 //! What the gate knows of one client's connection.
 
-use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
@@ -12,7 +11,7 @@ use super::chunked::Decoder;
 use super::head::{Framing, RequestHead};
 use super::refusal::Refusal;
 use super::slots::Key;
-use crate::web::ListenerKind;
+use crate::web::{ListenerKind, Peer};
 
 /// Bytes that a request body may have (spec section 5).
 pub const BODY_MAX_BYTES: usize = 1024 * 1024;
@@ -45,6 +44,25 @@ impl Output {
     /// Whether everything was sent.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Sends what the socket takes of what is here and of `bytes`, and keeps the rest.
+    ///
+    /// # Errors
+    /// The socket's, other than that it is full.
+    pub fn send(&mut self, socket: &OwnedFd, bytes: &[u8]) -> Result<(), Errno> {
+        let mut sent = 0;
+        // With nothing before them, most bytes never need a place of their own.
+        while self.is_empty() && sent < bytes.len() {
+            match rustix::net::send(socket, &bytes[sent..], SendFlags::NOSIGNAL) {
+                Ok(count) => sent += count,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        self.bytes.extend_from_slice(&bytes[sent..]);
+        Ok(())
     }
 
     /// Sends what the socket takes; answers whether it took anything.
@@ -184,6 +202,11 @@ pub enum Phase {
         /// Whether the head of the answer went into the output.
         begun: bool,
     },
+    /// The answer goes on for as long as there is something to tell; see `broadcast.rs`.
+    Listening {
+        /// The client knows no chunks.
+        is_http_1_0: bool,
+    },
     /// The answer is complete; the rest of it is on its way.
     Finishing,
     /// The last answer of this connection is on its way.
@@ -198,8 +221,8 @@ pub struct Client {
     pub socket: OwnedFd,
     /// Which kind of listener it came in by.
     pub listener: ListenerKind,
-    /// Its address.
-    pub peer: Option<IpAddr>,
+    /// Who it is, as far as the system knows.
+    pub peer: Option<Peer>,
     /// Read and not yet understood; bounded by what one request head and one read can have.
     pub input: Vec<u8>,
     /// How much of `input` was searched for the end of a head.
@@ -224,7 +247,7 @@ pub struct Client {
 
 impl Client {
     /// A connection that was just accepted.
-    pub fn new(socket: OwnedFd, listener: ListenerKind, peer: Option<IpAddr>) -> Client {
+    pub fn new(socket: OwnedFd, listener: ListenerKind, peer: Option<Peer>) -> Client {
         Client {
             socket,
             listener,
@@ -245,6 +268,14 @@ impl Client {
     /// Whether the client still owes a request, or part of one.
     pub fn owes_request(&self) -> bool {
         matches!(self.phase, Phase::Head | Phase::Body(_))
+    }
+
+    /// The number of the request that is being answered.
+    pub fn request(&self) -> Option<u64> {
+        match &self.phase {
+            Phase::Answering { exchange, .. } => Some(exchange.request),
+            _ => None,
+        }
     }
 
     /// Drops the first bytes of the input.

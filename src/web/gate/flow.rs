@@ -49,6 +49,9 @@ impl Gate {
         let Some(client) = self.clients.get_mut(key) else { return };
         let mut interest = client.interest.difference(EventFlags::IN);
         if flags.contains(EventFlags::RDHUP) {
+            if matches!(client.phase, Phase::Listening { .. }) {
+                return self.drop_client(key);
+            }
             if let Phase::Answering { upstream, begun: true, .. } = client.phase {
                 if self.upstreams.get_mut(upstream).is_some_and(|upstream| upstream.is_stream) {
                     return self.drop_client(key);
@@ -59,7 +62,7 @@ impl Gate {
         self.watch_client(key, interest);
     }
 
-    fn watch_client(&mut self, key: Key, interest: EventFlags) {
+    pub(super) fn watch_client(&mut self, key: Key, interest: EventFlags) {
         let Some(client) = self.clients.get_mut(key) else { return };
         if client.interest == interest {
             return;
@@ -330,6 +333,7 @@ impl Gate {
         }
         let was_stream = upstream.is_stream;
         let client = upstream.client.and_then(|client| self.clients.get_mut(client).map(|found| (client, found)));
+        let request = client.as_ref().and_then(|(_, client)| client.request());
         let progress = client.ok_or(BadAnswer).and_then(|(client_key, client)| {
             client.keep_alive &= self.stop_at.is_none();
             feed(client, upstream, &self.scratch[..count]).map(|progress| (client_key, progress))
@@ -340,10 +344,13 @@ impl Gate {
         match progress {
             Err(BadAnswer) => self.upstream_failed(key),
             Ok((client, progress)) => {
+                let listens_after = upstream.listens_after.filter(|_| progress.done);
                 if progress.done {
                     self.release_upstream(key);
                 }
-                if progress.begun {
+                if let Some((number, request)) = listens_after.zip(request) {
+                    self.begin_to_listen(client, request, number);
+                } else if progress.begun {
                     self.flush_client(client);
                 }
             }
@@ -411,8 +418,11 @@ impl Gate {
     pub(super) fn flush_client(&mut self, key: Key) {
         let Some(client) = self.clients.get_mut(key) else { return };
         let Ok(progress) = client.output.flush(&client.socket) else { return self.drop_client(key) };
-        self.output_bytes = self.output_bytes - client.counted_bytes + client.output.len();
-        client.counted_bytes = client.output.len();
+        // Those who listen have a bound of their own, and cost others nothing.
+        let is_listening = matches!(client.phase, Phase::Listening { .. });
+        let counted_bytes = if is_listening { 0 } else { client.output.len() };
+        self.output_bytes = self.output_bytes - client.counted_bytes + counted_bytes;
+        client.counted_bytes = counted_bytes;
         let answering = match client.phase {
             Phase::Answering { upstream, begun: true, .. } => Some(upstream),
             _ => None,
@@ -420,8 +430,12 @@ impl Gate {
         let interest = client.interest;
         if client.output.is_empty() {
             client.stalled_since = None;
-            if answering.is_some() {
+            if answering.is_some() || is_listening {
                 client.deadline = None;
+            }
+            if is_listening {
+                // It will want no buffer for long.
+                std::mem::take(&mut client.output);
             }
             self.watch_client(key, interest.difference(EventFlags::OUT));
             if let Some(upstream) = answering {
@@ -490,7 +504,11 @@ impl Gate {
             Phase::Body(incoming) => incoming.head.is_head,
             Phase::Queued(exchange, _) => exchange.is_head,
             Phase::Answering { exchange, begun: false, .. } => exchange.is_head,
-            Phase::Answering { .. } | Phase::Finishing | Phase::Closing | Phase::Lingering => {
+            Phase::Answering { .. }
+            | Phase::Listening { .. }
+            | Phase::Finishing
+            | Phase::Closing
+            | Phase::Lingering => {
                 return self.drop_client(key);
             }
         };
@@ -498,19 +516,21 @@ impl Gate {
         let phase = std::mem::replace(&mut client.phase, Phase::Closing);
         client.input = Vec::new();
         client.scanned = 0;
-        self.let_go(phase);
+        self.let_go(key, phase);
         self.flush_client(key);
     }
 
     /// Whatever a phase holds beside the client.
-    fn let_go(&mut self, phase: Phase) {
+    fn let_go(&mut self, key: Key, phase: Phase) {
         match phase {
             Phase::Body(incoming) => self.body_bytes -= incoming.held_bytes(),
             Phase::Queued(_, message) => self.body_bytes -= message.len(),
             Phase::Answering { upstream, exchange, .. } => {
                 self.remove_upstream(upstream);
                 self.presence.left(exchange.request);
+                self.broadcast.give_back(exchange.request);
             }
+            Phase::Listening { .. } => self.stop_listening(key),
             Phase::Head | Phase::Finishing | Phase::Closing | Phase::Lingering => {}
         }
     }
@@ -519,7 +539,7 @@ impl Gate {
     pub(super) fn drop_client(&mut self, key: Key) {
         if let Some(client) = self.clients.remove(key) {
             self.output_bytes -= client.counted_bytes;
-            self.let_go(client.phase);
+            self.let_go(key, client.phase);
         }
     }
 
@@ -534,21 +554,17 @@ impl Gate {
             Phase::Answering { begun: false, .. } => {
                 self.refuse(key, Refusal::unavailable("the request was not answered in time"));
             }
-            Phase::Answering { .. } | Phase::Finishing | Phase::Closing | Phase::Lingering => self.drop_client(key),
+            Phase::Answering { .. }
+            | Phase::Listening { .. }
+            | Phase::Finishing
+            | Phase::Closing
+            | Phase::Lingering => self.drop_client(key),
         }
     }
 
     /// Answers that nobody reads are in memory up to a bound; past it the client that has not read for longest goes.
     fn drop_stalled_readers(&mut self) {
-        while self.output_bytes > OUTPUTS_MAX_BYTES && self.drop_stalled_reader() {}
-    }
-
-    /// The client that has not read for longest goes. `false` if all of them read.
-    pub(super) fn drop_stalled_reader(&mut self) -> bool {
-        let stalled = self.clients.iter().filter_map(|(key, client)| Some((client.stalled_since?, key)));
-        let Some((_, key)) = stalled.min_by_key(|(since, _)| *since) else { return false };
-        self.drop_client(key);
-        true
+        while self.output_bytes > OUTPUTS_MAX_BYTES && self.drop_stalled(|client| client.counted_bytes > 0) {}
     }
 }
 
@@ -559,7 +575,10 @@ fn feed(client: &mut Client, upstream: &mut Upstream, bytes: &[u8]) -> Result<Pr
     *begun |= progress.begun;
     client.keep_alive &= progress.is_framed;
     if progress.done {
-        client.phase = Phase::Finishing;
+        client.phase = match upstream.listens_after {
+            Some(_) => Phase::Listening { is_http_1_0: exchange.is_http_1_0 },
+            None => Phase::Finishing,
+        };
     }
     Ok(progress)
 }

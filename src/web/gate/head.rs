@@ -1,9 +1,7 @@
 //! Request heads: parsed with `httparse`, judged, and rewritten for tiny_http.
 
-use std::net::IpAddr;
-
 use super::refusal::Refusal;
-use crate::web::{HEADER_LISTENER, HEADER_PEER, HEADER_REQUEST, ListenerKind};
+use crate::web::{HEADER_LISTENER, HEADER_PEER, HEADER_REQUEST, ListenerKind, Peer};
 
 /// Bytes that a request head may have (spec section 5).
 pub const HEAD_MAX_BYTES: usize = 16 * 1024;
@@ -30,8 +28,8 @@ const OURS_PREFIX: &[u8] = b"x-shiparr-";
 pub struct Origin {
     /// Which kind of listener it came in by.
     pub listener: ListenerKind,
-    /// The peer's address; none on a unix socket.
-    pub peer: Option<IpAddr>,
+    /// The other end of the connection; none where the system does not say.
+    pub peer: Option<Peer>,
     /// Number of the request in this process.
     pub request: u64,
 }
@@ -255,7 +253,7 @@ mod tests {
 
     const ORIGIN: Origin = Origin {
         listener: ListenerKind::Tcp,
-        peer: Some(IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 7))),
+        peer: Some(Peer::Address(std::net::IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 7)))),
         request: 9,
     };
 

@@ -36,6 +36,8 @@ pub const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 pub const KEEPALIVE_PAUSE: Duration = Duration::from_secs(10);
 /// … and so often before it is given up.
 pub const KEEPALIVE_PROBES: u32 = 3;
+/// Most clients that listen at once.
+const LISTENERS_MAX: usize = 128;
 
 /// Connections to tiny_http that stay open.
 pub const UPSTREAMS_KEPT: usize = 4;
@@ -51,8 +53,9 @@ pub const DESCRIPTORS_PER_UPSTREAM: usize = 3;
 /// Descriptors that this process uses at most: the built-in libcurl waits with `select`, which refuses a descriptor of
 /// `FD_SETSIZE` and above, so that beyond it neither Docker nor a remote could be asked.
 const DESCRIPTORS_MAX: usize = 1024;
-/// Most connections to tiny_http that carry something other than a stream.
-const SHORT_MAX: usize = 16;
+/// Most connections to tiny_http that carry something other than a stream: more than slow answers and logins together
+/// can hold (`server.rs`).
+const SHORT_MAX: usize = 24;
 /// A complete request until a connection to tiny_http is free.
 const QUEUE_LIMIT: Duration = Duration::from_secs(30);
 /// Requests in flight when the gate is stopped.
@@ -61,8 +64,10 @@ const STOP_LIMIT: Duration = Duration::from_secs(3);
 /// Limits that depend on the process's own, and those that tests set.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections of clients at once.
+    /// Connections of clients at once, without those that listen.
     pub connections: usize,
+    /// Clients that listen at once.
+    pub listeners: usize,
     /// Connections to tiny_http that carry something other than a stream.
     pub short: usize,
     /// Connections to tiny_http in all.
@@ -87,6 +92,8 @@ impl Limits {
             (left / 2 / DESCRIPTORS_PER_UPSTREAM).clamp(UPSTREAMS_KEPT, SHORT_MAX + crate::web::STREAMS_MAX);
         Limits {
             connections: (descriptors - left).max(8),
+            // They are taken from the half that is not the clients'.
+            listeners: (left / 4).min(LISTENERS_MAX),
             short: upstreams.min(SHORT_MAX),
             upstreams,
             queue: QUEUE_LIMIT,
@@ -102,12 +109,12 @@ mod tests {
     #[test]
     fn the_usual_and_the_narrow_limit_of_descriptors() {
         let usual = Limits::within(1024);
-        assert_eq!((usual.connections, usual.short, usual.upstreams), (512, 16, 48));
+        assert_eq!((usual.connections, usual.short, usual.upstreams), (512, 24, 56));
         let large = Limits::within(524_288);
-        assert_eq!((large.connections, large.short, large.upstreams), (512, 16, 48));
-        assert!(large.connections + large.upstreams * DESCRIPTORS_PER_UPSTREAM < DESCRIPTORS_MAX);
+        assert_eq!((large.connections, large.short, large.upstreams, large.listeners), (512, 24, 56, 128));
+        assert!(large.connections + large.upstreams * DESCRIPTORS_PER_UPSTREAM + large.listeners < DESCRIPTORS_MAX);
         let narrow = Limits::within(64);
-        assert_eq!((narrow.connections, narrow.short, narrow.upstreams), (32, 5, 5));
+        assert_eq!((narrow.connections, narrow.short, narrow.upstreams, narrow.listeners), (32, 5, 5, 8));
         assert!(Limits::within(0).connections > 0);
     }
 }

@@ -6,9 +6,10 @@
 //! time over a unix socket in a private folder. It passes the answer back as it comes, and knows when the client hung
 //! up.
 //!
-//! A connection's life is `connection::Phase`; the moves between phases are in `flow.rs`, the loop around them is
-//! here.
+//! A connection's life is `connection::Phase`; the moves between phases are in `flow.rs`, those of listeners in
+//! `broadcast.rs`, the loop around them is here.
 
+mod broadcast;
 mod chunked;
 mod connection;
 mod flow;
@@ -35,8 +36,10 @@ use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::net::{SocketAddrAny, SocketFlags, sockopt};
 
-use super::ListenerKind;
 use super::presence::Presence;
+use super::{ListenerKind, Peer};
+use broadcast::Audience;
+pub use broadcast::Broadcast;
 use connection::{Client, Phase};
 pub use limits::Limits;
 use limits::{ACCEPT_PAUSE, IDLE_LIMIT, SWEEP_PAUSE, UPSTREAM_IDLE_LIMIT, UPSTREAMS_KEPT};
@@ -53,6 +56,7 @@ const READ_BYTES: usize = 64 * 1024;
 
 /// What the upper two bits of an epoll token say.
 const TOKEN_STOP: u64 = 0;
+const TOKEN_NEWS: u64 = 1;
 const TOKEN_LISTENER: u64 = 1 << 62;
 const TOKEN_CLIENT: u64 = 2 << 62;
 const TOKEN_UPSTREAM: u64 = 3 << 62;
@@ -114,6 +118,9 @@ impl Stop {
 pub struct Gate {
     epoll: OwnedFd,
     bell: Arc<OwnedFd>,
+    news: Arc<OwnedFd>,
+    broadcast: Arc<Broadcast>,
+    audience: Audience,
     presence: Arc<Presence>,
     limits: Limits,
     upstream_path: PathBuf,
@@ -154,11 +161,15 @@ impl Gate {
         upstream_path: PathBuf,
         limits: Limits,
         presence: Arc<Presence>,
+        broadcast: Arc<Broadcast>,
     ) -> io::Result<Gate> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let flags = rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK;
         let bell = Arc::new(rustix::event::eventfd(0, flags)?);
         epoll::add(&epoll, &*bell, epoll::EventData::new_u64(TOKEN_STOP), epoll::EventFlags::IN)?;
+        let news = Arc::new(rustix::event::eventfd(0, flags)?);
+        epoll::add(&epoll, &*news, epoll::EventData::new_u64(TOKEN_NEWS), epoll::EventFlags::IN)?;
+        broadcast.open(limits.listeners, Arc::clone(&news));
         let mut listening = Vec::new();
         for (index, socket) in listeners.into_iter().enumerate() {
             socket.set_nonblocking()?;
@@ -168,6 +179,9 @@ impl Gate {
         Ok(Gate {
             epoll,
             bell,
+            news,
+            broadcast,
+            audience: Audience::default(),
             presence,
             limits,
             upstream_path,
@@ -224,6 +238,7 @@ impl Gate {
             TOKEN_CLIENT => self.on_client(Key::from_bits(token & !TOKEN_KINDS), flags),
             TOKEN_UPSTREAM => self.on_upstream(Key::from_bits(token & !TOKEN_KINDS), flags),
             TOKEN_LISTENER => self.accept((token & !TOKEN_KINDS) as usize),
+            _ if token == TOKEN_NEWS => self.tell_listeners(),
             _ => self.begin_to_stop(),
         }
     }
@@ -245,6 +260,7 @@ impl Gate {
         for key in keys {
             self.drop_client(key);
         }
+        self.end_listeners();
     }
 
     fn timeout(&self) -> Option<Timespec> {
@@ -326,7 +342,7 @@ impl Gate {
     }
 
     fn on_accepted(&mut self, socket: OwnedFd, kind: ListenerKind, address: Option<SocketAddrAny>) {
-        if self.clients.len() >= self.limits.connections && !self.drop_longest_waiting() {
+        if self.clients.len() - self.audience.len() >= self.limits.connections && !self.drop_longest_waiting() {
             let refusal = Refusal::unavailable("there are too many requests at once");
             // It is as good as closed; what the socket takes at once is what the client gets.
             let _ = rustix::net::send(&socket, &refusal.to_bytes(false), rustix::net::SendFlags::NOSIGNAL);
@@ -337,8 +353,14 @@ impl Gate {
             let _ = sockopt::set_tcp_nodelay(&socket, true);
             keep_alive(&socket);
         }
-        let peer = address.and_then(|address| std::net::SocketAddr::try_from(address).ok());
-        let peer = peer.map(|address| address.ip().to_canonical());
+        let peer = match kind {
+            ListenerKind::Tcp => address
+                .and_then(|address| std::net::SocketAddr::try_from(address).ok())
+                .map(|address| Peer::Address(address.ip().to_canonical())),
+            ListenerKind::Control => {
+                rustix::net::sockopt::socket_peercred(&socket).ok().map(|known| Peer::User(known.uid.as_raw()))
+            }
+        };
         let key = self.clients.insert_with(|_| Client::new(socket, kind, peer));
         let token = epoll::EventData::new_u64(TOKEN_CLIENT | key.to_bits());
         let Some(client) = self.clients.get_mut(key) else { return };
@@ -370,6 +392,19 @@ impl Gate {
             let clients = &mut self.clients;
             self.waiting.retain(|(key, waits)| clients.get_mut(*key).is_some_and(|client| is_waiting(client, *waits)));
         }
+    }
+
+    /// The client that has not read for longest goes. `false` if all of them read.
+    fn drop_stalled_reader(&mut self) -> bool {
+        self.drop_stalled(|_| true)
+    }
+
+    fn drop_stalled(&mut self, may_go: impl Fn(&Client) -> bool) -> bool {
+        let clients = self.clients.iter().filter(|(_, client)| may_go(client));
+        let stalled = clients.filter_map(|(key, client)| Some((client.stalled_since?, key)));
+        let Some((_, key)) = stalled.min_by_key(|(since, _)| *since) else { return false };
+        self.drop_client(key);
+        true
     }
 
     /// Makes room: the client that has waited longest for its request goes, or, where none owes one, the one that has

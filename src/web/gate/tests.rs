@@ -1,6 +1,8 @@
 //! The gate in front of a real tiny_http, with clients of every kind.
 #![allow(clippy::disallowed_methods, reason = "tests run the gate and its clients in threads of their own")]
 
+mod listening;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
@@ -8,13 +10,13 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 use super::*;
-use crate::web::HEADER_REQUEST;
+use crate::web::{HEADER_LISTENS, HEADER_REQUEST};
 
 /// Nothing in these tests takes longer, unless it is broken.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A running gate; tiny_http behind it answers `/echo` with what it was asked, `/large` with a mebibyte, and streams
-/// `/stream` until its client is gone.
+/// A running gate; tiny_http behind it answers `/echo` with what it was asked, `/large` with a mebibyte, streams
+/// `/stream` until its client is gone, and makes who asks for `/listen?NUMBER` a listener of what is told after that.
 struct Running {
     address: SocketAddr,
     control: PathBuf,
@@ -22,12 +24,19 @@ struct Running {
     gate: Option<JoinHandle<io::Result<()>>>,
     server: Arc<tiny_http::Server>,
     handlers: Vec<JoinHandle<()>>,
+    broadcast: Arc<Broadcast>,
     ended_streams: mpsc::Receiver<u64>,
     _folder: tempfile::TempDir,
 }
 
-const LIMITS: Limits =
-    Limits { connections: 3000, short: 4, upstreams: 8, queue: PATIENCE, stop: Duration::from_millis(500) };
+const LIMITS: Limits = Limits {
+    connections: 3000,
+    short: 4,
+    upstreams: 8,
+    listeners: 4,
+    queue: PATIENCE,
+    stop: Duration::from_millis(500),
+};
 
 impl Running {
     fn start(limits: Limits) -> Running {
@@ -38,16 +47,18 @@ impl Running {
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = tcp.local_addr().unwrap();
         let presence = Arc::new(Presence::default());
+        let broadcast = Arc::new(Broadcast::default());
         let listeners = vec![Listener::Tcp(tcp), Listener::Control(UnixListener::bind(&control).unwrap())];
-        let gate = Gate::new(listeners, path, limits, Arc::clone(&presence)).unwrap();
+        let gate = Gate::new(listeners, path, limits, Arc::clone(&presence), Arc::clone(&broadcast)).unwrap();
         let stop = gate.stop_handle();
         let (ended, ended_streams) = mpsc::channel();
         let handlers = (0..2)
             .map(|_| {
                 let (server, presence, ended) = (Arc::clone(&server), Arc::clone(&presence), ended.clone());
+                let broadcast = Arc::clone(&broadcast);
                 std::thread::spawn(move || {
                     while let Ok(request) = server.recv() {
-                        handle(request, &presence, &ended);
+                        handle(request, &presence, &broadcast, &ended);
                     }
                 })
             })
@@ -59,6 +70,7 @@ impl Running {
             gate: Some(std::thread::spawn(move || gate.run())),
             server,
             handlers,
+            broadcast,
             ended_streams,
             _folder: folder,
         }
@@ -100,10 +112,18 @@ impl Drop for Running {
     }
 }
 
-fn handle(mut request: tiny_http::Request, presence: &Arc<Presence>, ended: &mpsc::Sender<u64>) {
+fn handle(mut request: tiny_http::Request, presence: &Arc<Presence>, broadcast: &Broadcast, ended: &mpsc::Sender<u64>) {
+    let id = request.headers().iter().find(|header| header.field.equiv(HEADER_REQUEST));
+    let id: u64 = id.map_or(0, |id| id.value.as_str().parse().unwrap());
+    if let Some(number) = request.url().strip_prefix("/listen?") {
+        let header = tiny_http::Header::from_bytes(HEADER_LISTENS, number).unwrap();
+        let status = if broadcast.reserve(id) { 200 } else { 503 };
+        let answer = tiny_http::Response::from_string("begins\n").with_status_code(status);
+        let answer = answer.with_chunked_threshold(usize::MAX);
+        let _ = request.respond(if status == 200 { answer.with_header(header) } else { answer });
+        return;
+    }
     if request.url() == "/stream" {
-        let id = request.headers().iter().find(|header| header.field.equiv(HEADER_REQUEST)).unwrap();
-        let id: u64 = id.value.as_str().parse().unwrap();
         let watch = presence.watch(id);
         let ended = ended.clone();
         std::thread::spawn(move || {
@@ -165,7 +185,9 @@ fn requests_pass_with_their_bodies_and_say_where_they_came_from() {
     control.write_all(b"GET /echo HTTP/1.0\r\nX-Shiparr-Peer: 1.1.1.1\r\n\r\n").unwrap();
     let mut answer = String::new();
     control.read_to_string(&mut answer).unwrap();
-    assert!(answer.contains("X-Shiparr-Listener: control") && !answer.contains("X-Shiparr-Peer"), "{answer}");
+    let peer = format!("X-Shiparr-Peer: uid:{}\n", rustix::process::geteuid().as_raw());
+    assert!(answer.contains("X-Shiparr-Listener: control") && answer.contains(&peer), "{answer}");
+    assert!(!answer.contains("1.1.1.1"), "{answer}");
     let chunked = running.send(
         b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n3\r\nhel\r\n2\r\nlo\r\n0\r\n\r\n",
     );
@@ -439,7 +461,7 @@ fn an_http_server_that_closes_every_connection_is_not_asked_without_a_pause() {
     let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut client = TcpStream::connect(tcp.local_addr().unwrap()).unwrap();
     let limits = Limits { queue: QUEUE_LIMIT, ..LIMITS };
-    let gate = Gate::new(vec![Listener::Tcp(tcp)], path.clone(), limits, Arc::default()).unwrap();
+    let gate = Gate::new(vec![Listener::Tcp(tcp)], path.clone(), limits, Arc::default(), Arc::default()).unwrap();
     let stop = gate.stop_handle();
     let gate = std::thread::spawn(move || gate.run());
     let connections = std::thread::spawn(move || {

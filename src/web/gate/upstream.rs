@@ -10,13 +10,15 @@ use super::chunked::Decoder;
 use super::connection::{Exchange, Output};
 use super::head::end_of_head;
 use super::slots::Key;
+use crate::web::HEADER_LISTENS;
 
 /// Bytes that the head of an answer may have.
 const ANSWER_HEAD_MAX_BYTES: usize = 64 * 1024;
 /// Header lines that an answer may have.
 const ANSWER_HEADERS_MAX: usize = 64;
 /// Header lines of tiny_http that mean its own connection, or nothing.
-const NOT_PASSED_BACK: [&str; 5] = ["connection", "keep-alive", "transfer-encoding", "content-length", "server"];
+const NOT_PASSED_BACK: [&str; 6] =
+    ["connection", "keep-alive", "transfer-encoding", "content-length", "server", HEADER_LISTENS];
 
 /// An answer that is none: tiny_http broke off, or a route wrote nonsense.
 #[derive(Debug, PartialEq, Eq)]
@@ -53,6 +55,8 @@ pub struct Upstream {
     pub output: Output,
     /// Whether the current answer has no known length: a stream.
     pub is_stream: bool,
+    /// The client listens when this answer has passed, to what is told after this number.
+    pub listens_after: Option<u64>,
     /// Since when it carries nothing.
     pub idle_since: Instant,
     reading: Reading,
@@ -67,6 +71,7 @@ impl Upstream {
             client: None,
             output: Output::default(),
             is_stream: false,
+            listens_after: None,
             idle_since: now,
             reading: Reading::Done,
         }
@@ -77,6 +82,7 @@ impl Upstream {
         self.client = client;
         self.output = Output::new(message);
         self.is_stream = false;
+        self.listens_after = None;
         self.reading = Reading::Head(Vec::new());
     }
 
@@ -101,16 +107,22 @@ impl Upstream {
                 return if fits { Ok(Progress { begun: false, done: false, is_framed }) } else { Err(BadAnswer) };
             };
             std::mem::swap(&mut rest, buffer);
-            self.reading = read_head(&rest[..end], exchange, keep_alive, to)?;
+            let head = read_head(&rest[..end], exchange, keep_alive, to)?;
+            (self.reading, self.listens_after) = (head.reading, head.listens_after);
             self.is_stream = matches!(self.reading, Reading::Chunked(_));
             input = &rest[end..];
         }
-        is_framed &= !(self.is_stream && exchange.is_http_1_0);
+        let is_endless = self.is_stream || self.listens_after.is_some();
+        is_framed &= !(is_endless && exchange.is_http_1_0);
         let used = match &mut self.reading {
             Reading::Length(left) => {
                 let take = usize::try_from(*left).unwrap_or(usize::MAX).min(input.len());
                 to.extend_from_slice(&input[..take]);
                 *left -= take as u64;
+                if *left == 0 && self.listens_after.is_some() && !exchange.is_http_1_0 {
+                    // The beginning of the stream is its first chunk.
+                    to.extend_from_slice(b"\r\n");
+                }
                 take
             }
             Reading::Chunked(decoder) => {
@@ -137,6 +149,7 @@ impl Upstream {
     pub fn release(&mut self, now: Instant) -> bool {
         self.client = None;
         self.is_stream = false;
+        self.listens_after = None;
         self.idle_since = now;
         self.reading = Reading::Done;
         self.output.is_empty()
@@ -154,7 +167,13 @@ fn pass_chunk(data: &[u8], is_http_1_0: bool, to: &mut Vec<u8>) {
     }
 }
 
-fn read_head(head: &[u8], exchange: Exchange, keep_alive: bool, to: &mut Vec<u8>) -> Result<Reading, BadAnswer> {
+/// What the head of an answer says of the rest.
+struct AnswerHead {
+    reading: Reading,
+    listens_after: Option<u64>,
+}
+
+fn read_head(head: &[u8], exchange: Exchange, keep_alive: bool, to: &mut Vec<u8>) -> Result<AnswerHead, BadAnswer> {
     let mut headers = [httparse::EMPTY_HEADER; ANSWER_HEADERS_MAX];
     let mut answer = httparse::Response::new(&mut headers);
     match answer.parse(head) {
@@ -164,10 +183,13 @@ fn read_head(head: &[u8], exchange: Exchange, keep_alive: bool, to: &mut Vec<u8>
     let status = answer.code.filter(|status| *status >= 200).ok_or(BadAnswer)?;
     // Writing to a vector cannot fail, here and below.
     let _ = write!(to, "HTTP/1.1 {status} {}\r\n", answer.reason.unwrap_or_default());
-    let (mut length, mut is_chunked) = (None, false);
+    let (mut length, mut is_chunked, mut listens_after) = (None, false, None);
     for header in answer.headers.iter() {
+        let number = || std::str::from_utf8(header.value).ok().and_then(|value| value.parse::<u64>().ok());
         if header.name.eq_ignore_ascii_case("content-length") {
-            length = std::str::from_utf8(header.value).ok().and_then(|value| value.parse::<u64>().ok());
+            length = number();
+        } else if header.name.eq_ignore_ascii_case(HEADER_LISTENS) {
+            listens_after = Some(number().ok_or(BadAnswer)?);
         } else if header.name.eq_ignore_ascii_case("transfer-encoding") {
             is_chunked = header.value.eq_ignore_ascii_case(b"chunked");
         } else if !NOT_PASSED_BACK.iter().any(|name| header.name.eq_ignore_ascii_case(name)) {
@@ -183,8 +205,15 @@ fn read_head(head: &[u8], exchange: Exchange, keep_alive: bool, to: &mut Vec<u8>
         None if has_body => return Err(BadAnswer),
         _ => Reading::Done,
     };
-    let mut closes = !keep_alive;
+    // Only what has a beginning goes on.
+    let listens_after = listens_after.filter(|_| matches!(reading, Reading::Length(1..)));
+    let mut closes = !keep_alive || listens_after.is_some();
     match length {
+        _ if listens_after.is_some() && exchange.is_http_1_0 => {}
+        Some(length) if listens_after.is_some() => {
+            let _ = write!(to, "Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n{length:x}\r\n");
+            return Ok(AnswerHead { reading, listens_after });
+        }
         _ if is_chunked && exchange.is_http_1_0 => closes |= has_body,
         _ if is_chunked => to.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
         Some(length) if status != 204 => {
@@ -198,7 +227,7 @@ fn read_head(head: &[u8], exchange: Exchange, keep_alive: bool, to: &mut Vec<u8>
         to.extend_from_slice(b"Connection: keep-alive\r\n");
     }
     to.extend_from_slice(b"\r\n");
-    Ok(reading)
+    Ok(AnswerHead { reading, listens_after })
 }
 
 #[cfg(test)]

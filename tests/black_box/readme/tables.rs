@@ -70,6 +70,8 @@ fn every_route_of_the_table_is_served() {
         let (method, route) = cell.split_once(' ').expect("a method and a route");
         let route = code(route).next().expect("a route").replace("{id}", "1");
         let route = if route.contains("/repositories") { route.replace("{name}", "home") } else { route };
+        // The answer of this one never ends.
+        let method = if route == "/api/events" { "HEAD" } else { method };
         let answer = daemon.request(method, &route.replace("{name}", "home"), &[], b"");
         let text = answer.text();
         assert_ne!(answer.status, 405, "{method} {route}");

@@ -24,6 +24,8 @@ pub const COMPOSE_5: &str = "compose-5";
 pub const TLS: &str = "tls";
 /// The right to make namespaces with mounts and a network of their own.
 pub const NAMESPACES: &str = "namespaces";
+/// promtool, of Prometheus.
+pub const PROMTOOL: &str = "promtool";
 /// sshd, for ssh remotes.
 pub const SSHD: &str = "sshd";
 
@@ -54,7 +56,7 @@ pub fn compose_5_config() -> Option<PathBuf> {
 fn present() -> &'static BTreeSet<&'static str> {
     static PRESENT: OnceLock<BTreeSet<&'static str>> = OnceLock::new();
     PRESENT.get_or_init(|| {
-        let tests: [(&str, bool); 9] = [
+        let tests: [(&str, bool); 10] = [
             (DOCKER, works("docker", &["image", "inspect", IMAGE]) && works("docker", &["compose", "version"])),
             (SOPS, works("sops", &["--version"]) && works("age-keygen", &["--version"])),
             (GIT, works("sh", &["-c", "test -x \"$(git --exec-path)/git-http-backend\""])),
@@ -63,6 +65,7 @@ fn present() -> &'static BTreeSet<&'static str> {
             (COMPOSE_5, compose_5_config().is_some()),
             (TLS, works("nginx", &["-v"]) && works("openssl", &["version"])),
             (NAMESPACES, works("unshare", &["--mount", "--net", "--pid", "--fork", "--mount-proc", "ip", "link"])),
+            (PROMTOOL, works("promtool", &["--version"])),
             (SSHD, works("sh", &["-c", "command -v ssh-keygen && test -x /usr/sbin/sshd"])),
         ];
         tests.into_iter().filter(|(_, here)| *here).map(|(name, _)| name).collect()

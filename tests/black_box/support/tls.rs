@@ -1,19 +1,18 @@
 //! TLS in front of a Git remote: nginx with a certificate of its own authority.
 
 use std::fs;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use tempfile::TempDir;
 
-use super::wait::{SHORT, wait_until};
+use super::nginx::Nginx;
 
 /// `https://HOST:PORT` in front of `http://127.0.0.1:BEHIND`.
 pub struct Tls {
-    folder: TempDir,
     port: u16,
-    nginx: Child,
+    nginx: Nginx,
 }
 
 impl Tls {
@@ -34,27 +33,12 @@ impl Tls {
     fn start(alternative_name: &str, port: u16, behind: u16) -> Tls {
         let folder = TempDir::with_prefix("shiparr-test-tls-").expect("make a folder");
         make_certificate(&folder, alternative_name);
-        let here = folder.path().display();
-        let configuration = format!(
-            "daemon off;\npid {here}/pid;\nerror_log {here}/error.log;\nevents {{}}\nhttp {{\n  access_log off;\n  \
-             client_body_temp_path {here}/body;\n  proxy_temp_path {here}/proxy;\n  fastcgi_temp_path {here}/fastcgi;\n  \
-             uwsgi_temp_path {here}/uwsgi;\n  scgi_temp_path {here}/scgi;\n  server {{\n    \
-             listen 127.0.0.1:{port} ssl;\n    ssl_certificate {here}/server.pem;\n    \
-             ssl_certificate_key {here}/server.key;\n    location / {{ proxy_pass http://127.0.0.1:{behind}; }}\n  }}\n}}\n"
+        let here = folder.path().display().to_string();
+        let server = format!(
+            "    listen 127.0.0.1:{port} ssl;\n    ssl_certificate {here}/server.pem;\n    \
+             ssl_certificate_key {here}/server.key;\n    location / {{ proxy_pass http://127.0.0.1:{behind}; }}"
         );
-        let file = folder.path().join("nginx.conf");
-        fs::write(&file, configuration).expect("write the configuration");
-        let nginx = Command::new("nginx")
-            .arg("-c")
-            .arg(&file)
-            .arg("-e")
-            .arg(folder.path().join("error.log"))
-            .stdin(Stdio::null())
-            .spawn()
-            .expect("start nginx");
-        let tls = Tls { folder, port, nginx };
-        wait_until(SHORT, "nginx to listen", || TcpStream::connect(("127.0.0.1", port)).ok().map(drop));
-        tls
+        Tls { port, nginx: Nginx::start(folder, port, &server) }
     }
 
     /// `https://127.0.0.1:PORT/NAME.git`.
@@ -64,16 +48,7 @@ impl Tls {
 
     /// The certificate of the authority.
     pub fn ca_file(&self) -> PathBuf {
-        self.folder.path().join("ca.pem")
-    }
-}
-
-impl Drop for Tls {
-    fn drop(&mut self) {
-        // nginx takes its workers along only when it is asked to end.
-        let pid = rustix::process::Pid::from_child(&self.nginx);
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        let _ = self.nginx.wait();
+        self.nginx.folder().join("ca.pem")
     }
 }
 

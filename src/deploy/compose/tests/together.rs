@@ -75,26 +75,35 @@ fn stacks_that_wait_share_their_looks() {
     let start = Barrier::new(STACKS as usize);
     let timing =
         Timing { since: Timestamp::now(), health_timeout: HEALTH_TIMEOUT, settle_time: Duration::from_secs(3) };
-    std::thread::scope(|scope| {
-        for number in 0..STACKS {
+    let began: Vec<Instant> = std::thread::scope(|scope| {
+        let wait = |number: u32| {
             let (stuck, start, timing) = (&stuck, &start, &timing);
             scope.spawn(move || {
                 let plan = stuck.plan(number);
                 start.wait();
+                let began = Instant::now();
                 let waited = stuck.compose.wait(&plan, timing, &Limit::after(LIMIT), &mut Lines::default());
                 let message = waited.unwrap_err().message;
                 assert!(message.contains(&format!("{}-a-1 is created and not started", plan.project)), "{message}");
-            });
-        }
+                began
+            })
+        };
+        let waiting: Vec<_> = (0..STACKS).map(wait).collect();
+        waiting.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
+    // A busy host does not let all begin at the same time: whoever is late looks for as long after the others.
+    let late = began.iter().max().unwrap().duration_since(*began.iter().min().unwrap());
+    let most = MOST_CALLS + (late.as_millis() / FIRST_PAUSE.as_millis()) as usize;
     // When it fails, each says what its own container wrote last.
     let calls: Vec<String> = stuck.calls().into_iter().filter(|verb| verb != "logs").collect();
-    assert!(calls.len() <= MOST_CALLS, "{} for {STACKS} stacks: {calls:?}", calls.len());
+    assert!(calls.len() <= most, "{} for {STACKS} stacks, late by {late:?}: {calls:?}", calls.len());
     assert_eq!(stuck.compose.looks.wanted_count(), 0, "nobody waits any more");
 }
 
 #[test]
 fn whoever_is_cancelled_leaves_at_once_also_while_docker_hangs() {
+    /// Far less than the client hangs, also on a host that is busy.
+    const AT_ONCE: Duration = Duration::from_secs(10);
     // A client that does not listen to SIGTERM either.
     let stuck = Stuck::new("trap '' TERM; sleep 60");
     let limits: Vec<Limit> = (0..4).map(|_| Limit::after(LIMIT)).collect();
@@ -121,7 +130,7 @@ fn whoever_is_cancelled_leaves_at_once_also_while_docker_hangs() {
             limit.cancel();
             let took = waiting.join().unwrap().saturating_duration_since(cancelled);
             println!("left after {took:?}");
-            assert!(took < Duration::from_millis(500), "left after {took:?}");
+            assert!(took < AT_ONCE, "left after {took:?}");
         }
     });
 }

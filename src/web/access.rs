@@ -1,0 +1,83 @@
+//! What a caller may do, and what a route needs: the same scale.
+
+use std::path::Path;
+
+use crate::config::read_bounded;
+
+/// Users of this host.
+const PASSWD: &str = "/etc/passwd";
+/// Bytes of it that are read at most.
+const PASSWD_MAX_BYTES: u64 = 1024 * 1024;
+
+/// Ordered: whoever may do something may do what stands above it here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Access {
+    /// Everybody, also where there is a password: the signature of a webhook is its own, a preflight carries nothing.
+    Open,
+    /// What dashboards read; everybody while `Shiparr_WIDGET_PUBLIC`.
+    Widget,
+    /// Looking. The logs of deployments belong to it, the output of the containers does not: what a deployment logs went
+    /// through the scrubber and says why something failed, which is what somebody looks for; what an application writes is
+    /// its own affair, and may hold the data of its users.
+    View,
+    /// Everything: what changes something, and container logs.
+    Full,
+}
+
+/// Who sent a request, as far as it is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// What they may do.
+    pub access: Access,
+    /// Their name, where they have one.
+    pub actor: Option<String>,
+}
+
+impl Caller {
+    /// Somebody who said nothing about themselves.
+    pub fn nameless(access: Access) -> Caller {
+        Caller { access, actor: None }
+    }
+
+    /// A user of this host, who came by the control socket: by the name that `/etc/passwd` has, else by number.
+    pub fn unix_user(number: u32) -> Caller {
+        // Whoever cannot be found there is known by number.
+        let users = read_bounded(Path::new(PASSWD), PASSWD_MAX_BYTES).unwrap_or_default();
+        let name = find_user(&String::from_utf8_lossy(&users), number).map(str::to_owned);
+        Caller::named(Access::Full, name.unwrap_or_else(|| format!("uid {number}")))
+    }
+
+    /// Somebody with a name.
+    pub fn named(access: Access, actor: impl Into<String>) -> Caller {
+        Caller { access, actor: Some(actor.into()) }
+    }
+}
+
+/// `name:password:number:…`, a line a user.
+fn find_user(users: &str, number: u32) -> Option<&str> {
+    users.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next().filter(|name| !name.is_empty())?;
+        (fields.nth(1)?.parse() == Ok(number)).then_some(name)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_is_found_by_the_number() {
+        let users = "root:x:0:0:root:/root:/bin/bash\n\n::1:\nanna:x:1000:1000::/home/anna:/bin/sh\nlast:x";
+        assert_eq!(find_user(users, 0), Some("root"));
+        assert_eq!(find_user(users, 1000), Some("anna"));
+        assert_eq!([1, 100].map(|number| find_user(users, number)), [None, None]);
+        assert_eq!(Caller::unix_user(0), Caller::named(Access::Full, "root"));
+        assert_eq!(Caller::unix_user(4_000_000_000).actor.as_deref(), Some("uid 4000000000"));
+    }
+
+    #[test]
+    fn whoever_may_do_more_may_do_less() {
+        assert!(Access::Open < Access::Widget && Access::Widget < Access::View && Access::View < Access::Full);
+    }
+}
