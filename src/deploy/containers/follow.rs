@@ -510,7 +510,8 @@ mod tests {
             lab.docker(&["restart", "--time", "0", &format!("{late}-er")]);
             assert_eq!(next(), Some(format!("{late}-er | here")));
         });
-        assert!(took < Duration::from_secs(1), "{took:?}");
+        // Within a second; more only where the machine is busy.
+        assert!(took < Duration::from_secs(5), "{took:?}");
         assert!(!is_followed(&id) && !is_followed(&lab.labels.project));
     }
 
