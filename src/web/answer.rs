@@ -7,6 +7,7 @@ use tiny_http::{Header, Response, StatusCode};
 
 use super::presence::Watch;
 use super::stream::Stream;
+use crate::command::Limit;
 use crate::store::StoreError;
 
 /// A complete answer.
@@ -21,8 +22,9 @@ pub struct Answer {
 pub enum Reply {
     /// The answer is here.
     Now(Answer),
-    /// Somebody else has to be asked for it: it is made in a thread of its own.
-    Slow(Box<dyn FnOnce() -> Answer + Send>),
+    /// Somebody else has to be asked for it: it is made in a thread of its own, which should end with the limit: that
+    /// is cancelled when it is known that the client is gone.
+    Slow(Box<dyn FnOnce(&Limit) -> Answer + Send>),
     /// One that is written as it comes into being, and opened in the thread that writes it.
     Stream(Opening),
 }

@@ -410,11 +410,18 @@ fn without_docker_its_logs_are_a_bad_gateway() {
     };
     scene.store.up_begins(id, &brought_up).unwrap();
     let base = "/api/projects/home/repositories/web";
-    for path in [&format!("{base}/logs"), &format!("{base}/containers"), "/containers/web-1/logs"] {
+    for path in [
+        &format!("{base}/logs"),
+        &format!("{base}/logs?follow=1"),
+        &format!("{base}/containers"),
+        "/containers/web-1/logs",
+        "/containers/web-1/logs?follow=1",
+    ] {
         let answer = scene.get(path);
         assert_eq!((answer.status, &answer.json()["error"]), (502, &json!("bad_gateway")), "{path}");
     }
-    assert_eq!(scene.get("/api/projects/home/repositories/web/logs?follow=1").status, 400);
-    assert_eq!(scene.get("/api/projects/home/repositories/web/logs?tail=x").status, 400);
+    for query in ["tail=x", "tail=10001", "since=yesterday", "follow=maybe"] {
+        assert_eq!(scene.get(&format!("{base}/logs?{query}")).status, 400, "{query}");
+    }
     assert_eq!(scene.get("/containers/-v/logs").status, 404);
 }
