@@ -6,6 +6,7 @@
 mod activity;
 mod docker;
 mod finish;
+mod heartbeat;
 mod lend;
 mod lock;
 mod logging;
@@ -160,6 +161,9 @@ impl Daemon {
             let (shared, loaded, also) = (Arc::clone(shared), start.loaded.clone(), threads.clone());
             threads
                 .start("reload", threads::SMALL_STACK_BYTES, move || reload::watch(&shared, loaded, &also, &events))?;
+        }
+        if let Some(heartbeat) = heartbeat::Heartbeat::new(shared, &threads)? {
+            threads.start("heartbeat", threads::SMALL_STACK_BYTES, move || heartbeat.run())?;
         }
         let mut timers = Timers::new(Arc::clone(shared), threads.clone());
         timers.adjust(&shared.catalog())?;

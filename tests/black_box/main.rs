@@ -14,6 +14,7 @@ mod cloned;
 mod deploying;
 mod events;
 mod faults;
+mod heartbeat;
 mod hostile;
 mod killed;
 mod layouts;
