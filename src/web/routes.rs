@@ -71,6 +71,7 @@ macro_rules! now {
 
 const ROUTES: &[(Method, &str, Access, Handler)] = &[
     (Method::Get, "/api/health", Access::Open, now!(health::health)),
+    (Method::Get, "/api/summary", Access::View, now!(api::summary::summary)),
     (Method::Get, "/api/projects", Access::View, now!(api::projects)),
     (Method::Get, "/api/projects/{project}", Access::View, now!(api::project)),
     (Method::Get, "/api/projects/{project}/repositories", Access::View, now!(api::repositories_of_project)),
@@ -85,11 +86,14 @@ const ROUTES: &[(Method, &str, Access, Handler)] = &[
     (Method::Post, "/webhook/{provider}", Access::Open, now!(hooks::webhook)),
     (Method::Get, "/widget/dashy", Access::Widget, now!(widget::dashy)),
     (Method::Options, "/widget/dashy", Access::Open, now!(widget::preflight)),
+    (Method::Get, "/widget/dashy/list", Access::Widget, now!(widget::dashy_list)),
+    (Method::Options, "/widget/dashy/list", Access::Open, now!(widget::preflight)),
 ];
 
 /// Under each of [`REPOSITORY_PREFIXES`].
 const REPOSITORY_ROUTES: &[(Method, &str, Access, Handler)] = &[
     (Method::Get, "", Access::View, now!(api::repositories::repository)),
+    (Method::Get, "/health", Access::View, now!(api::summary::health)),
     (Method::Get, "/deployments", Access::View, now!(api::deployments::of_repository)),
     (Method::Get, "/logs", Access::Full, api::containers::stack_logs),
     (Method::Get, "/containers", Access::View, api::containers::of_stack),

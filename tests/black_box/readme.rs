@@ -221,6 +221,10 @@ impl Reader {
             ("sh", "cd media" | "mkdir proxy" | "mkdir notes" | "cp /srv/stacks/notes/.env notes/.env.enc") => {
                 self.publish(text);
             }
+            ("yaml", first) if first.starts_with("# Dashy: ") || first.starts_with("# Homepage: ") => {
+                self.ask_all(text)
+            }
+            ("yaml", first) if first.starts_with("# Grafana: ") => assert!(text.contains("type: file"), "{text}"),
             ("yaml", "services:") => self.check_compose_file(text),
             ("yaml", "project: homelab") if !Path::new("/etc/shiparr/projects/homelab.yaml").exists() => {
                 fs::write("/etc/shiparr/projects/homelab.yaml", text).expect("write the project file");
@@ -276,6 +280,9 @@ impl Reader {
             ("sh", first) if first.starts_with("push=") => {
                 let told = self.run(text);
                 assert!(told.contains("\"deployment_ids\":[") && told.contains("queued homelab/media"), "{told}");
+            }
+            ("sh", first) if first.ends_with("/media/health") => {
+                assert!(self.run(text).starts_with("{\"status\":\"ok\""));
             }
             ("sh", first) if first.starts_with("curl -s -u ") => {
                 assert!(self.run(text).starts_with("[{"));
@@ -402,6 +409,16 @@ impl Reader {
         let told = self.run(&format!("GITHUB_TOKEN=one FORGEJO_TOKEN=two shiparr check {}", folder.display()));
         let repositories = if text.contains("\n  proxy:") { "1 repositories" } else { "2 repositories" };
         assert!(told.contains(&format!("1 projects with {repositories}")), "{told}");
+    }
+
+    /// Asks what a dashboard would ask.
+    fn ask_all(&self, text: &str) {
+        let urls: Vec<&str> = text.split_whitespace().filter(|word| word.starts_with("http://nas.lan:8080/")).collect();
+        assert!(!urls.is_empty(), "{text}");
+        for url in urls {
+            let here = url.replace("nas.lan", "127.0.0.1");
+            self.run(&format!("curl -sf -o /dev/null -H 'X-Api-Key: a-long-key-of-your-own' '{here}'"));
+        }
     }
 
     fn check_compose_file(&self, text: &str) {

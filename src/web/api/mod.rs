@@ -6,6 +6,7 @@ pub mod control;
 pub mod deployments;
 pub mod json;
 pub mod repositories;
+pub mod summary;
 
 use super::Context;
 use super::answer::{Answer, Failure};

@@ -1,6 +1,7 @@
 //! What the routes answer.
 
 use super::*;
+use crate::model::Chance;
 
 #[test]
 fn projects_and_repositories_have_their_shape() {
@@ -270,7 +271,6 @@ fn unknown_routes_and_wrong_methods_are_told() {
         "/api/repositories/x",
         "/api/repositories/-1",
         "/api/deployments/99999999999999999999",
-        "/widget/dashy/list?project=home",
         "/api/openapi.json",
         "/api/repositories/999/containers",
         "/../etc/passwd",
@@ -317,6 +317,87 @@ fn the_widget_shows_four_values_a_repository() {
     assert_eq!((missing.status, missing.header("access-control-allow-origin")), (400, Some("*")));
     assert_eq!(scene.get("/widget/dashy?project=nobody").status, 404);
     assert_eq!(scene.get("/widget/dashy?project=lab").json(), json!({ "widgets": [] }));
+}
+
+#[test]
+fn the_list_has_the_shape_that_dashy_reads() {
+    let scene = Scene::new();
+    let id = scene.succeed("web");
+    let answer = scene.get("/widget/dashy/list?project=home");
+    assert_eq!((answer.status, answer.header("access-control-allow-origin")), (200, Some("*")));
+    let items = answer.json();
+    let ended = scene.store.deployment(id).unwrap().unwrap().finished_at.unwrap();
+    assert_eq!(items[0]["value"]["text"], "unknown -");
+    assert_eq!(items[1]["date"], crate::web::api::json::time(ended));
+    assert_eq!(items[1]["value"]["text"], format!("running {}", &format!("{id:040x}")[..7]));
+    assert_eq!(
+        items[1]["link"],
+        json!({ "text": "web", "url": "http://localhost/#/repositories/home/web", "title": "home/web" })
+    );
+    assert_eq!(scene.get("/widget/dashy/list").status, 400);
+    assert_eq!(scene.get("/widget/dashy/list?project=nobody").status, 404);
+    assert_eq!(scene.get("/widget/dashy/list?project=lab").json(), json!([]));
+
+    let scene = Scene::with(&[("Shiparr_PUBLIC_URL", "https://nas.example.com/shiparr")]);
+    let items = scene.get("/widget/dashy/list?project=home").json();
+    assert_eq!(items[1]["link"]["url"], "https://nas.example.com/shiparr/#/repositories/home/web");
+}
+
+#[test]
+fn a_summary_counts_each_repository_once() {
+    let scene = Scene::new();
+    let counts = |scene: &Scene| {
+        let told = scene.get("/api/summary").json();
+        assert_eq!(told["version"], env!("CARGO_PKG_VERSION"));
+        assert!(told["host"].as_str().is_some_and(|host| !host.is_empty()));
+        ["repositories", "ok", "failed", "deploying", "waiting", "orphaned", "unreachable"]
+            .map(|name| told[name].as_u64().unwrap())
+    };
+    assert_eq!(counts(&scene), [2, 0, 0, 0, 0, 0, 0]);
+    scene.succeed("web");
+    let media = scene.start_deployment("media");
+    assert_eq!(counts(&scene), [2, 1, 0, 1, 0, 0, 0]);
+    let failed = Outcome::Failed { error: "unhealthy".into(), chance: Chance::Final };
+    scene.store.finish(media, &failed, Timestamp::now()).unwrap();
+    for hours in [2, 0] {
+        let at = Timestamp::now() - jiff::SignedDuration::from_hours(hours);
+        scene.store.check_failed(scene.id("web"), "gone", at).unwrap();
+    }
+    assert_eq!(counts(&scene), [2, 1, 1, 0, 0, 0, 1]);
+    scene.store.sync(&[spec("home", &["web"])], &[], Timestamp::now()).unwrap();
+    assert_eq!(counts(&scene), [1, 1, 0, 0, 0, 1, 1]);
+}
+
+#[test]
+fn the_health_of_a_repository_is_that_of_what_was_last_deployed() {
+    let scene = Scene::new();
+    let path = "/api/projects/home/repositories/web/health";
+    let reason = |words: &str| {
+        let answer = scene.get(path);
+        let told = answer.json();
+        assert_eq!((answer.status, &told["error"]), (503, &json!("unhealthy")));
+        assert!(told["message"].as_str().unwrap().contains(words), "{told}");
+    };
+    reason("home/web: it was never deployed");
+    let id = scene.succeed("web");
+    let well = json!({ "status": "ok", "commit_hash": format!("{id:040x}") });
+    assert_eq!(scene.get(path).json(), well);
+    assert_eq!(scene.get(&format!("/api/repositories/{}/health", scene.id("web"))).json(), well);
+    let second = scene.start_deployment("web");
+    assert_eq!(scene.get(path).json(), well, "while the next one is under way");
+    let failed = Outcome::Failed { error: "web-1 is unhealthy".into(), chance: Chance::Final };
+    scene.store.finish(second, &failed, Timestamp::now()).unwrap();
+    reason(&format!("deployment {second} failed: web-1 is unhealthy"));
+    scene.succeed("web");
+    for hours in [2, 0] {
+        assert_eq!(scene.get(path).status, 200);
+        let at = Timestamp::now() - jiff::SignedDuration::from_hours(hours);
+        scene.store.check_failed(scene.id("web"), "no route to host", at).unwrap();
+    }
+    reason("its checks have failed for an hour: no route to host");
+    scene.store.sync(&[spec("home", &["media"])], &[], Timestamp::now()).unwrap();
+    reason("orphaned");
+    assert_eq!(scene.get("/api/projects/home/repositories/nobody/health").status, 404);
 }
 
 #[test]
