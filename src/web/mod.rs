@@ -1,4 +1,5 @@
-//! The web: a gate that owns every client's socket, tiny_http behind it, routes, auth, the API, webhooks and the widget.
+//! The web: a gate that owns every client's socket, tiny_http behind it, routes, auth, the API, webhooks, the widget and
+//! the status page.
 //!
 //! ```text
 //! client ─▶ gate (one thread) ─▶ tiny_http ─▶ handler threads ─▶ rules ▸ auth ▸ route
@@ -25,6 +26,7 @@ mod lending;
 mod listen;
 mod metrics;
 mod origin;
+mod page;
 mod passwords;
 mod presence;
 mod request;
