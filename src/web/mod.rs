@@ -23,6 +23,7 @@ mod hooks;
 mod lending;
 mod listen;
 mod metrics;
+mod openapi;
 mod origin;
 mod passwords;
 mod presence;
