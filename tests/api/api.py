@@ -89,6 +89,8 @@ class Scene:
             "PATH": os.environ["PATH"], "HOME": str(self.folder / "home"), "Shiparr_PORT": str(self.port),
             "Shiparr_CONFIG_PATH": str(self.folder / "projects"), "Shiparr_DATA_PATH": str(self.folder / "data"),
             "Shiparr_RUNTIME_PATH": str(self.runtime), "Shiparr_WEBHOOK_SECRET": WEBHOOK_SECRET,
+            # See hooks.py.
+            "Shiparr_TRUSTED_PROXIES": "127.0.0.1",
             **{name: os.environ[name] for name in ("DOCKER_HOST", "DOCKER_CONFIG") if name in os.environ}, **settings,
         }
         with open(self.folder / "log", "ab") as log:
@@ -128,6 +130,13 @@ class Scene:
         [(field, values)] = wanted.items()
         found = lambda: {one["name"]: one[field] for one in self.get("/api/repositories")}
         wait_until(READY_LIMIT_SECONDS, f"{field} to be {values}", lambda: found() == values)
+
+    def deploy_web(self):
+        """Whatever was asked of it before, it runs then."""
+        with urllib.request.urlopen(self.request("/api/projects/home/repositories/web/deploy", "POST"), timeout=ANSWER_LIMIT_SECONDS):
+            pass
+        status = lambda: self.get("/api/projects/home/repositories/web")["status"]
+        wait_until(READY_LIMIT_SECONDS, "a deployment of web to succeed", lambda: status() == "success")
 
     def stop(self):
         """It must have lived until now, and end well."""
@@ -222,11 +231,11 @@ def run_schemathesis(scene, document, arguments, *options):
     """Whether it found nothing."""
     file = scene.folder / "openapi.json"
     file.write_text(json.dumps(document))
-    config = Path(__file__).parent / "schemathesis.toml"
-    command = ["schemathesis", "--config-file", str(config.absolute()), "run", str(file), "--url", scene.url(), "--no-color"]
+    here = Path(__file__).parent.absolute()
+    command = ["schemathesis", "--config-file", str(here / "schemathesis.toml"), "run", str(file), "--url", scene.url(), "--no-color"]
     command += ["--checks", "all", "--continue-on-failure", "--seed", str(arguments.seed), "--max-examples", str(arguments.examples)]
     # What it leaves behind it leaves in that folder.
-    return subprocess.run([*command, *options], cwd=scene.folder / "work", check=False).returncode == 0
+    return subprocess.run([*command, *options], cwd=scene.folder / "work", env={**os.environ, "SCHEMATHESIS_HOOKS": str(here / "hooks.py")}, check=False).returncode == 0
 
 
 def main():
@@ -245,6 +254,7 @@ def main():
         scene.stop()
         scene.start(Shiparr_AUTH_ENABLED="true", Shiparr_AUTH_PASSWORD=PASSWORD, Shiparr_API_KEY=KEY)
         document = fetch_document(scene)
+        scene.deploy_web()
         ask_by_hand(scene, document)
         is_well &= run_schemathesis(scene, document, arguments, "--auth", f"{USER}:{PASSWORD}")
         scene.stop()
