@@ -9,6 +9,7 @@ mod events;
 mod hands_on;
 mod metrics;
 mod openapi;
+mod page;
 mod webhooks;
 
 use std::collections::HashMap;
