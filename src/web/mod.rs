@@ -25,6 +25,7 @@ mod hooks;
 mod lending;
 mod listen;
 mod metrics;
+mod openapi;
 mod origin;
 mod page;
 mod passwords;

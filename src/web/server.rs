@@ -225,12 +225,7 @@ impl Server {
 
     /// What everybody may do.
     fn nameless(&self) -> Caller {
-        let settings = &self.context.settings;
-        Caller::nameless(match settings.auth {
-            None => Access::Full,
-            Some(_) if settings.widget_public => Access::Widget,
-            Some(_) => Access::Open,
-        })
+        Caller::nameless(Access::of_everybody(&self.context.settings))
     }
 
     fn dispatch(self: &Arc<Server>, mut request: Request, caller: &Caller) {
