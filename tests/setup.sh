@@ -21,6 +21,10 @@ SHOUTRRR_VERSION=v0.13.2
 SHOUTRRR_FOLDER=$TESTS_CACHE/shoutrrr-$SHOUTRRR_VERSION
 GO_BUILDS_LIMIT_SECONDS=900
 
+# What asks a daemon whatever its OpenAPI document allows, and what it does not.
+SCHEMATHESIS_VERSION=4.32.5
+SCHEMATHESIS_FOLDER=$TESTS_CACHE/schemathesis-$SCHEMATHESIS_VERSION
+
 # Installs what is missing, makes the image, and begins what takes long in the background.
 set_up_tests() {
     begin_go_builds
@@ -41,6 +45,30 @@ set_up_tests() {
     say "Docker Engine $(docker version --format '{{.Server.Version}}'), Compose $(compose_version), image $TEST_IMAGE"
     # What was installed cannot be missing: a test that cannot run is then a failure, not a test to skip.
     export SHIPARR_TESTS_REQUIRE_ALL=1
+}
+
+# A browser without a window, and what drives it, for the tests of the status page.
+set_up_browser() {
+    if ! have chromium || ! have chromedriver; then
+        install_apt_packages chromium chromium-driver
+    fi
+    say "$(chromium --version 2>/dev/null)"
+}
+
+# Python programs have a folder of their own each: distributions leave theirs alone.
+set_up_schemathesis() {
+    if [ ! -x "$SCHEMATHESIS_FOLDER/bin/schemathesis" ]; then
+        python3 -c 'import ensurepip' 2>/dev/null || install_apt_packages python3-venv
+        say "installing: schemathesis $SCHEMATHESIS_VERSION (once, for $TESTS_CACHE)"
+        rm -rf "$SCHEMATHESIS_FOLDER"
+        mkdir -p "$TESTS_CACHE"
+        if ! { python3 -m venv "$SCHEMATHESIS_FOLDER" &&
+            quietly "$SCHEMATHESIS_FOLDER/bin/pip" install --disable-pip-version-check "schemathesis==$SCHEMATHESIS_VERSION"; }; then
+            rm -rf "$SCHEMATHESIS_FOLDER"
+            die "schemathesis $SCHEMATHESIS_VERSION could not be installed"
+        fi
+    fi
+    say "$("$SCHEMATHESIS_FOLDER/bin/schemathesis" --version)"
 }
 
 set_up_shellcheck() { have shellcheck || install_apt_packages shellcheck; }

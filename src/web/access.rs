@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::config::read_bounded;
+use crate::config::{Settings, read_bounded};
 
 /// Users of this host.
 const PASSWD: &str = "/etc/passwd";
@@ -22,6 +22,17 @@ pub enum Access {
     View,
     /// Everything: what changes something, and container logs.
     Full,
+}
+
+impl Access {
+    /// What somebody may do who says nothing about themselves, over TCP.
+    pub fn of_everybody(settings: &Settings) -> Access {
+        match settings.auth {
+            None => Access::Full,
+            Some(_) if settings.widget_public => Access::Widget,
+            Some(_) => Access::Open,
+        }
+    }
 }
 
 /// Who sent a request, as far as it is known.

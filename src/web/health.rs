@@ -9,7 +9,7 @@ use super::Context;
 use super::access::Access;
 use super::answer::{Answer, Failure};
 use super::routes::Call;
-use crate::config::Severity;
+use crate::config::{Catalog, Severity};
 
 /// How old an answer may be.
 const CHECKS_MAX_AGE: Duration = Duration::from_secs(1);
@@ -17,9 +17,17 @@ const CHECKS_MAX_AGE: Duration = Duration::from_secs(1);
 /// The last look.
 #[derive(Default)]
 pub struct Health {
-    last: Mutex<Option<(Instant, Arc<Checks>)>>,
+    last: Mutex<Option<Look>>,
     /// Held while somebody looks: a database that another program holds makes that take seconds.
     looking: Mutex<()>,
+}
+
+#[derive(Clone)]
+struct Look {
+    at: Instant,
+    /// The configuration as it was then.
+    catalog: Arc<Catalog>,
+    checks: Arc<Checks>,
 }
 
 struct Checks {
@@ -49,31 +57,33 @@ pub fn health(call: &Call<'_>) -> Result<Answer, Failure> {
 
 impl Health {
     fn checks(&self, context: &Context) -> Arc<Checks> {
-        let known = self.last();
+        // Another configuration is seen at once: whoever hears that it was loaded asks for its problems.
+        let catalog = context.daemon.catalog();
+        let known = self.last().filter(|look| Arc::ptr_eq(&look.catalog, &catalog));
         let _one_looks = match (&known, self.looking.try_lock()) {
-            (Some((at, checks)), _) if at.elapsed() < CHECKS_MAX_AGE => return Arc::clone(checks),
+            (Some(look), _) if look.at.elapsed() < CHECKS_MAX_AGE => return Arc::clone(&look.checks),
             // The threads that answer are few: they do not all wait for the one who looks.
-            (Some((_, checks)), Err(TryLockError::WouldBlock)) => return Arc::clone(checks),
+            (Some(look), Err(TryLockError::WouldBlock)) => return Arc::clone(&look.checks),
             (None, Err(TryLockError::WouldBlock)) => self.looking.lock().unwrap_or_else(PoisonError::into_inner),
             (_, Ok(looking)) => looking,
             (_, Err(TryLockError::Poisoned(cut_short))) => cut_short.into_inner(),
         };
-        let checks = Arc::new(look(context));
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), Arc::clone(&checks)));
+        let checks = Arc::new(look(context, &catalog));
+        let look = Look { at: Instant::now(), catalog, checks: Arc::clone(&checks) };
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(look);
         checks
     }
 
-    fn last(&self) -> Option<(Instant, Arc<Checks>)> {
+    fn last(&self) -> Option<Look> {
         // It is whole whatever a thread that held it did.
         self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-fn look(context: &Context) -> Checks {
+fn look(context: &Context, catalog: &Catalog) -> Checks {
     let records = context.store.ping().and_then(|()| context.store.repositories(None));
     let database = records.as_ref().err().map(|error| json!({ "message": error.to_string() }));
     let docker = context.daemon.docker_problem().map(|message| json!({ "message": message }));
-    let catalog = context.daemon.catalog();
     let errors: Vec<_> = catalog.problems.iter().filter(|problem| problem.severity == Severity::Error).collect();
     let config = (!errors.is_empty()).then(|| json!({ "problems": errors }));
     let failing: Vec<Value> = records

@@ -13,6 +13,9 @@ pub const CONTROL_SOCKET: &str = "shiparr.sock";
 const CONTROL_GROUP: &str = "shiparr";
 /// The folder in the runtime folder that only this process looks into.
 const PRIVATE_FOLDER: &str = "http";
+/// Connections that the kernel keeps until the gate accepts them, where the system allows so many (`somaxconn`). Past
+/// it a client's first packet is lost and comes again a second later; the standard library's 128 are soon there.
+const BACKLOG: i32 = 4096;
 
 /// Why nothing listens, in one line that names the setting.
 #[derive(Debug, thiserror::Error)]
@@ -32,7 +35,11 @@ impl ListenError {
 /// The address's, with the settings that name it.
 pub fn listen_tcp(host: &str, port: u16) -> Result<TcpListener, ListenError> {
     let host_alone = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
-    TcpListener::bind((host_alone, port)).map_err(|error| {
+    let bound = TcpListener::bind((host_alone, port)).and_then(|listener| {
+        rustix::net::listen(&listener, BACKLOG)?;
+        Ok(listener)
+    });
+    bound.map_err(|error| {
         let hint = match error.kind() {
             ErrorKind::AddrInUse => "another program listens there: choose another Shiparr_PORT",
             ErrorKind::AddrNotAvailable => "this host has no such address: see Shiparr_HOST",

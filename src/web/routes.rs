@@ -22,7 +22,7 @@ use std::sync::Arc;
 use super::access::{Access, Caller};
 use super::answer::{Answer, Failure, Reply};
 use super::request::{Method, Request};
-use super::{Context, ListenerKind, api, events, health, hooks, metrics, widget};
+use super::{Context, ListenerKind, api, events, health, hooks, metrics, openapi, page, widget};
 use crate::config::PublicUrl;
 
 /// A request with everything that a route may need.
@@ -70,6 +70,8 @@ macro_rules! now {
 }
 
 const ROUTES: &[(Method, &str, Access, Handler)] = &[
+    (Method::Get, "/", Access::View, now!(page::page)),
+    (Method::Get, "/assets/{name}", Access::Widget, now!(page::asset)),
     (Method::Get, "/api/health", Access::Open, now!(health::health)),
     (Method::Get, "/api/summary", Access::View, now!(api::summary::summary)),
     (Method::Get, "/api/projects", Access::View, now!(api::projects)),
@@ -81,6 +83,7 @@ const ROUTES: &[(Method, &str, Access, Handler)] = &[
     (Method::Get, "/api/deployments/{id}/logs", Access::View, api::deployments::logs),
     (Method::Post, "/api/deployments/{id}/cancel", Access::Full, now!(api::cancel::cancel)),
     (Method::Get, "/api/events", Access::View, now!(events::events)),
+    (Method::Get, "/api/openapi.json", Access::View, now!(openapi::openapi)),
     (Method::Get, "/containers/{id}/logs", Access::Full, api::containers::container_logs),
     (Method::Get, "/metrics", Access::View, now!(metrics::metrics)),
     (Method::Post, "/webhook/{provider}", Access::Open, now!(hooks::webhook)),
@@ -99,7 +102,8 @@ const REPOSITORY_ROUTES: &[(Method, &str, Access, Handler)] = &[
     (Method::Get, "/containers", Access::View, api::containers::of_stack),
     (Method::Post, "/deploy", Access::Full, now!(api::repositories::deploy)),
 ];
-const REPOSITORY_PREFIXES: [&str; 2] = ["/api/repositories/{id}", "/api/projects/{project}/repositories/{name}"];
+/// A repository by its id, and by the names of project and repository.
+pub const REPOSITORY_PREFIXES: [&str; 2] = ["/api/repositories/{id}", "/api/projects/{project}/repositories/{name}"];
 
 /// On the control socket only.
 const CONTROL_ROUTES: &[(Method, &str, Access, Handler)] = &[
@@ -181,6 +185,11 @@ pub fn pattern(request: &Request) -> (&'static str, &'static str) {
     let path: Vec<&str> = request.segments.iter().map(String::as_str).collect();
     let route = table(request.listener).find(|route| matches(route.prefix, route.rest, &path).is_some());
     route.map_or(NO_ROUTE, |route| (route.prefix, route.rest))
+}
+
+/// All routes that are served over TCP: method, pattern, and what a caller must be allowed to ask for it.
+pub fn served() -> impl Iterator<Item = (Method, String, Access)> {
+    table(ListenerKind::Tcp).map(|route| (route.method, format!("{}{}", route.prefix, route.rest), route.access))
 }
 
 /// Adds what a dashboard's browser needs to read any answer of the widget routes, errors too.

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::access::{Access, Caller};
 use super::answer::{Answer, Failure, Opening, Reply};
@@ -13,11 +13,14 @@ use super::gate::{Gate, Limits, Listener, Stop};
 use super::listen::{ListenError, private_socket};
 use super::presence::Presence;
 use super::request::Request;
-use super::stream::{Place, Places};
 use super::{Context, ListenerKind, Peer, STREAMS_MAX, auth, origin, routes};
+use crate::command::{Place, Places};
+use crate::pulse;
 
 /// Threads that answer what is answered at once.
 const HANDLERS: usize = 4;
+/// A thread that answers does so within this: the gate has given up its client before.
+const HANDLER_LIMIT: Duration = Duration::from_secs(300);
 /// Answers at once that wait for somebody else: Docker, a notifier.
 const SLOW_MAX: usize = 8;
 /// Requests at once that wait for a password hash: as many as a browser sends. Others than the slow answers, so that
@@ -132,7 +135,10 @@ pub fn start(context: Context, listeners: Vec<Listener>) -> Result<Web, ListenEr
 impl Server {
     fn run(self: &Arc<Server>) -> Result<(), String> {
         loop {
-            match self.http.recv() {
+            pulse::rests();
+            let received = self.http.recv();
+            pulse::next_within(HANDLER_LIMIT);
+            match received {
                 Ok(request) => self.answer(request),
                 Err(_) if self.is_stopping.load(Ordering::Relaxed) => return Ok(()),
                 Err(error) => return Err(format!("the HTTP server: {error}")),
@@ -219,12 +225,7 @@ impl Server {
 
     /// What everybody may do.
     fn nameless(&self) -> Caller {
-        let settings = &self.context.settings;
-        Caller::nameless(match settings.auth {
-            None => Access::Full,
-            Some(_) if settings.widget_public => Access::Widget,
-            Some(_) => Access::Open,
-        })
+        Caller::nameless(Access::of_everybody(&self.context.settings))
     }
 
     fn dispatch(self: &Arc<Server>, mut request: Request, caller: &Caller) {
@@ -233,7 +234,11 @@ impl Server {
             Ok(Reply::Now(answer)) => finish(request, answer),
             Err(failure) => finish(request, failure.into()),
             Ok(Reply::Slow(work)) => {
-                self.in_own_thread("web-slow", self.slow.take(), request, |request, _place| finish(request, work()));
+                let server = Arc::clone(self);
+                self.in_own_thread("web-slow", self.slow.take(), request, move |request, _place| {
+                    let watch = server.presence.watch(request.id);
+                    finish(request, work(watch.limit()));
+                });
             }
             Ok(Reply::Stream(opening)) => {
                 let server = Arc::clone(self);

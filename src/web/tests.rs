@@ -8,6 +8,8 @@ mod by_hand;
 mod events;
 mod hands_on;
 mod metrics;
+mod openapi;
+mod page;
 mod webhooks;
 
 use std::collections::HashMap;

@@ -12,6 +12,7 @@ pub struct BadChunk;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Size { digits: u8, value: u64 },
+    Blank { value: u64 },
     Extension { value: u64 },
     SizeLf { value: u64 },
     Data { left: u64 },
@@ -67,12 +68,16 @@ impl Decoder {
     fn step(&mut self, byte: u8) -> Result<State, BadChunk> {
         Ok(match (self.state, byte) {
             (State::Size { digits: 1.., value }, b'\r') => State::SizeLf { value },
-            (State::Size { digits: 1.., value }, b';' | b' ' | b'\t') => State::Extension { value },
+            (State::Size { digits: 1.., value } | State::Blank { value }, b';') => State::Extension { value },
+            (State::Size { digits: 1.., value } | State::Blank { value }, b' ' | b'\t') => {
+                self.overhead(byte)?;
+                State::Blank { value }
+            }
             (State::Size { digits, value }, byte) if digits < SIZE_MAX_DIGITS => {
                 let digit = (byte as char).to_digit(16).ok_or(BadChunk)?;
                 State::Size { digits: digits + 1, value: value * 16 + u64::from(digit) }
             }
-            (State::Extension { value }, b'\r') => State::SizeLf { value },
+            (State::Blank { value } | State::Extension { value }, b'\r') => State::SizeLf { value },
             (State::Extension { value }, byte) => {
                 self.overhead(byte)?;
                 State::Extension { value }
@@ -114,7 +119,7 @@ mod tests {
 
     #[test]
     fn a_body_comes_apart_in_pieces_of_any_size() {
-        let body = b"5\r\nhello\r\n00006;name=value\r\n world\r\n0\r\nTrailer: x\r\n\r\n";
+        let body = b"5\r\nhello\r\n00006 \t;name=value\r\n world\r\n0\r\nTrailer: x\r\n\r\n";
         for piece_bytes in 1..body.len() + 1 {
             assert_eq!(decode(body, piece_bytes), Ok((b"hello world".to_vec(), body.len(), true)), "{piece_bytes}");
         }
@@ -145,6 +150,7 @@ mod tests {
             "123456789\r\n",
             "1\r\nxy\r\n",
             "5;a\nb\r\nhello",
+            "5 a\r\nhello",
             "0\r\nTrailer\n\r\n",
             " 5\r\nhello",
             "1\r\nx\n0\r\n\r\n",

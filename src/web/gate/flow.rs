@@ -10,13 +10,13 @@ use super::connection::{Client, Exchange, Incoming, Phase};
 use super::head::{self, HEAD_MAX_BYTES, Origin};
 use super::limits::{
     ANSWER_LIMIT, BODIES_MAX_BYTES, BODY_LIMIT, CONNECT_PAUSE, DESCRIPTORS_PER_UPSTREAM, GREETING_LIMIT,
-    GREETING_PAUSE, HEAD_LIMIT, LINGER_LIMIT, OUTPUT_MAX_BYTES, OUTPUTS_MAX_BYTES, UPSTREAM_IDLE_LIMIT, UPSTREAMS_KEPT,
-    WRITE_LIMIT,
+    GREETING_PAUSE, HEAD_LIMIT, IDLE_LIMIT, LINGER_LIMIT, OUTPUT_MAX_BYTES, OUTPUTS_MAX_BYTES, UPSTREAM_IDLE_LIMIT,
+    UPSTREAMS_KEPT, WRITE_LIMIT,
 };
 use super::refusal::Refusal;
 use super::slots::Key;
 use super::upstream::{BadAnswer, Progress, Upstream};
-use super::{Gate, TOKEN_CLIENT, TOKEN_UPSTREAM};
+use super::{Gate, READ_BYTES, TOKEN_CLIENT, TOKEN_UPSTREAM};
 
 /// What is watched for while a client owes a request.
 const READING: EventFlags = EventFlags::IN.union(EventFlags::RDHUP);
@@ -88,7 +88,12 @@ impl Gate {
 
     fn read_client(&mut self, key: Key) {
         let Some(client) = self.clients.get_mut(key) else { return };
-        match rustix::io::read(&client.socket, &mut self.scratch[..]) {
+        // Of what follows a head, no more is kept than a head may have: with pipelined requests it waits for its turn.
+        let room = match client.phase {
+            Phase::Head => (HEAD_MAX_BYTES + 1).saturating_sub(client.input.len()).max(1),
+            _ => READ_BYTES,
+        };
+        match rustix::io::read(&client.socket, &mut self.scratch[..room]) {
             // What is here is no complete request, and the rest will not come.
             Ok(0) => self.drop_client(key),
             Ok(_) if matches!(client.phase, Phase::Lingering) => {}
@@ -113,21 +118,15 @@ impl Gate {
         if !matches!(client.phase, Phase::Head) {
             return Ok(());
         }
-        // RFC 9112, section 2.2: empty lines before a request are no part of it.
-        let empty = client.input.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+        let empty = head::empty_lines(&client.input);
         if empty > 0 {
             client.consume(empty);
         }
-        let Some(first) = client.input.first() else { return Ok(()) };
-        if !first.is_ascii_alphabetic() {
-            let message = if *first == 0x16 { "this port speaks http, not https" } else { "this is not HTTP" };
-            return Err(Refusal::bad_request(message));
+        if client.input.is_empty() {
+            return Ok(());
         }
         let had_begun = client.scanned > 0;
-        let Some(end) = head::end_of_head(&client.input, &mut client.scanned) else {
-            if client.input.len() > HEAD_MAX_BYTES {
-                return Err(Refusal::head_too_large());
-            }
+        let Some(end) = head::find(&client.input, &mut client.scanned)? else {
             if !had_begun {
                 let deadline = self.now + HEAD_LIMIT;
                 client.deadline = Some(deadline);
@@ -135,9 +134,6 @@ impl Gate {
             }
             return Ok(());
         };
-        if end > HEAD_MAX_BYTES {
-            return Err(Refusal::head_too_large());
-        }
         self.requests += 1;
         let origin = Origin { listener: client.listener, peer: client.peer, request: self.requests };
         let head = head::parse(&client.input[..end], origin)?;
@@ -172,8 +168,9 @@ impl Gate {
         if used > 0 {
             client.consume(used);
         }
+        while self.body_bytes > BODIES_MAX_BYTES && self.drop_slowest_body(key) {}
         if self.body_bytes > BODIES_MAX_BYTES {
-            return Err(Refusal::unavailable("there are too many request bodies at once"));
+            return Err(Refusal::TOO_MANY_BODIES);
         }
         if is_complete {
             self.enqueue(key);
@@ -477,7 +474,7 @@ impl Gate {
             Phase::Finishing if client.keep_alive && self.stop_at.is_none() => {
                 let interest = client.interest | READING;
                 let has_input = !client.input.is_empty();
-                self.wait_for_request(key);
+                self.wait_for_request(key, IDLE_LIMIT);
                 self.watch_client(key, interest);
                 if has_input {
                     self.advance(key);
@@ -497,7 +494,7 @@ impl Gate {
     }
 
     /// Answers for tiny_http, and closes.
-    fn refuse(&mut self, key: Key, refusal: Refusal) {
+    pub(super) fn refuse(&mut self, key: Key, refusal: Refusal) {
         let Some(client) = self.clients.get_mut(key) else { return };
         let is_head = match &client.phase {
             Phase::Head => client.input.starts_with(b"HEAD "),

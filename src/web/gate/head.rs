@@ -8,7 +8,7 @@ use crate::web::{HEADER_LISTENER, HEADER_PEER, HEADER_REQUEST, ListenerKind, Pee
 /// Bytes that a request head may have (spec section 5).
 pub const HEAD_MAX_BYTES: usize = 16 * 1024;
 /// Header lines that a request head may have.
-const HEADERS_MAX: usize = 64;
+const HEADERS_MAX: usize = 100;
 
 /// Header lines that mean one connection only, or that the gate writes itself.
 const NOT_PASSED_ON: [&str; 9] = [
@@ -21,6 +21,15 @@ const NOT_PASSED_ON: [&str; 9] = [
     "upgrade",
     "expect",
     "content-length",
+];
+/// Header lines by which is decided who may do what: of two that differ, one reader believes the first and another one
+/// the last.
+const SINGLE: [(&str, &str); 5] = [
+    ("host", "there is more than one Host header"),
+    ("origin", "there is more than one Origin header"),
+    ("sec-fetch-site", "there is more than one Sec-Fetch-Site header"),
+    ("authorization", "there is more than one Authorization header"),
+    ("x-api-key", "there is more than one X-Api-Key header"),
 ];
 /// Headers that no client can set.
 const OURS_PREFIX: &[u8] = b"x-shiparr-";
@@ -60,6 +69,28 @@ pub struct RequestHead {
     pub is_head: bool,
     /// Whether the client waits for `100 Continue` before it sends the body.
     pub expects_continue: bool,
+}
+
+/// How many bytes of empty lines lie before a request: they are no part of it (RFC 9112, section 2.2).
+pub fn empty_lines(input: &[u8]) -> usize {
+    input.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count()
+}
+
+/// The length of the request head that `input` begins with, if it is complete; `scanned` remembers what was looked at
+/// before.
+///
+/// # Errors
+/// What cannot become a head any more: no HTTP by its first byte, or longer than [`HEAD_MAX_BYTES`].
+pub fn find(input: &[u8], scanned: &mut usize) -> Result<Option<usize>, Refusal> {
+    match input.first() {
+        None => return Ok(None),
+        Some(first) if first.is_ascii_alphabetic() => {}
+        // The first byte of a TLS handshake.
+        Some(0x16) => return Err(Refusal::bad_request("this port speaks http, not https")),
+        Some(_) => return Err(Refusal::bad_request("this is not HTTP")),
+    }
+    let end = end_of_head(input, scanned);
+    if end.unwrap_or(input.len()) > HEAD_MAX_BYTES { Err(Refusal::head_too_large()) } else { Ok(end) }
 }
 
 /// The length of the head in `buffer` with its empty line, if it is complete; `scanned` remembers what was looked at
@@ -194,11 +225,12 @@ struct Facts {
 impl Facts {
     fn of(headers: &[httparse::Header<'_>], is_http_1_0: bool) -> Result<Facts, Refusal> {
         let mut facts = Facts::default();
-        let mut hosts = 0;
+        check_single(headers)?;
+        let mut has_host = false;
         for header in headers {
             let is = |name: &str| header.name.eq_ignore_ascii_case(name);
             if is("host") {
-                hosts += 1;
+                has_host = true;
                 if !header.value.is_ascii() {
                     return Err(Refusal::bad_request("the Host header is not ASCII"));
                 }
@@ -224,12 +256,7 @@ impl Facts {
                 facts.expects_continue = !is_http_1_0;
             }
         }
-        match hosts {
-            1 => Ok(facts),
-            0 if is_http_1_0 => Ok(facts),
-            0 => Err(Refusal::bad_request("there is no Host header")),
-            _ => Err(Refusal::bad_request("there is more than one Host header")),
-        }
+        if has_host || is_http_1_0 { Ok(facts) } else { Err(Refusal::bad_request("there is no Host header")) }
     }
 
     fn framing(&self) -> Result<Framing, Refusal> {
@@ -242,6 +269,14 @@ impl Facts {
 
     fn keep_alive(&self, is_http_1_0: bool) -> bool {
         !self.wants_close && (!is_http_1_0 || self.wants_keep_alive)
+    }
+}
+
+fn check_single(headers: &[httparse::Header<'_>]) -> Result<(), Refusal> {
+    let count = |name: &str| headers.iter().filter(|header| header.name.eq_ignore_ascii_case(name)).count();
+    match SINGLE.iter().find(|(name, _)| count(name) > 1) {
+        Some((_, message)) => Err(Refusal::bad_request(message)),
+        None => Ok(()),
     }
 }
 
@@ -340,6 +375,8 @@ mod tests {
         for head in [
             "GET / HTTP/1.1\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nOrigin: http://a\r\norigin: http://b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nAuthorization: a\r\nAuthorization: b\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: \u{e4}\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\n folded: b\r\n\r\n",
             "GET / HTTP/1.1\r\nHost : a\r\n\r\n",

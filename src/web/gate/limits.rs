@@ -8,7 +8,7 @@ use rustix::process::{Resource, getrlimit};
 pub const HEAD_LIMIT: Duration = Duration::from_secs(10);
 /// From the end of the head to the last byte of the body.
 pub const BODY_LIMIT: Duration = Duration::from_secs(30);
-/// A connection on which nothing is asked.
+/// A connection that has had an answer and asks nothing more.
 pub const IDLE_LIMIT: Duration = Duration::from_secs(75);
 /// A request until the first byte of its answer.
 pub const ANSWER_LIMIT: Duration = Duration::from_secs(120);
@@ -18,6 +18,8 @@ pub const WRITE_LIMIT: Duration = Duration::from_secs(30);
 pub const LINGER_LIMIT: Duration = Duration::from_secs(2);
 /// Pause after `accept` failed for want of descriptors or memory.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Without a failure of `accept` for so long, it counts as well again.
+pub const ACCEPT_CALM: Duration = Duration::from_secs(10);
 /// Pause before another connection to tiny_http is tried.
 pub const CONNECT_PAUSE: Duration = Duration::from_millis(20);
 /// Pause before another connection to tiny_http is greeted after one that broke off instead of an answer: the next one
@@ -30,6 +32,12 @@ pub const SWEEP_PAUSE: Duration = Duration::from_millis(20);
 /// An unused connection to tiny_http beyond [`UPSTREAMS_KEPT`]; each costs a thread.
 pub const UPSTREAM_IDLE_LIMIT: Duration = Duration::from_secs(10);
 
+/// A connection on which nothing comes is asked whether its other end is still there after this, …
+pub const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+/// … again after each of these, …
+pub const KEEPALIVE_PAUSE: Duration = Duration::from_secs(10);
+/// … and so often before it is given up.
+pub const KEEPALIVE_PROBES: u32 = 3;
 /// Most clients that listen at once.
 const LISTENERS_MAX: usize = 128;
 
@@ -54,6 +62,9 @@ const SHORT_MAX: usize = 24;
 const QUEUE_LIMIT: Duration = Duration::from_secs(30);
 /// Requests in flight when the gate is stopped.
 const STOP_LIMIT: Duration = Duration::from_secs(3);
+/// From a connection's begin to the first byte of its first request. Browsers connect ahead of a request that may never
+/// come, but drop such a connection sooner, and connect anew where it was closed.
+const FIRST_REQUEST_LIMIT: Duration = Duration::from_secs(30);
 
 /// Limits that depend on the process's own, and those that tests set.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +77,8 @@ pub struct Limits {
     pub short: usize,
     /// Connections to tiny_http in all.
     pub upstreams: usize,
+    /// A new connection has this long until its first request begins.
+    pub first_request: Duration,
     /// A complete request waits this long for a connection to tiny_http.
     pub queue: Duration,
     /// Requests in flight when the gate is stopped have this long.
@@ -90,6 +103,7 @@ impl Limits {
             listeners: (left / 4).min(LISTENERS_MAX),
             short: upstreams.min(SHORT_MAX),
             upstreams,
+            first_request: FIRST_REQUEST_LIMIT,
             queue: QUEUE_LIMIT,
             stop: STOP_LIMIT,
         }

@@ -34,15 +34,16 @@ use std::time::{Duration, Instant};
 use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
-use rustix::net::{SocketAddrAny, SocketFlags};
+use rustix::net::{SocketAddrAny, SocketFlags, sockopt};
 
 use super::presence::Presence;
 use super::{ListenerKind, Peer};
+use crate::pulse;
 use broadcast::Audience;
 pub use broadcast::Broadcast;
 use connection::{Client, Phase};
 pub use limits::Limits;
-use limits::{ACCEPT_PAUSE, IDLE_LIMIT, SWEEP_PAUSE, UPSTREAM_IDLE_LIMIT, UPSTREAMS_KEPT};
+use limits::{ACCEPT_CALM, ACCEPT_PAUSE, SWEEP_PAUSE, UPSTREAM_IDLE_LIMIT, UPSTREAMS_KEPT};
 use refusal::Refusal;
 use slots::{Key, Slots};
 use upstream::Upstream;
@@ -98,6 +99,8 @@ impl AsFd for Listener {
 struct Listening {
     socket: Listener,
     paused_until: Option<Instant>,
+    /// When `accept` first failed and when it last did, until it has been well for [`ACCEPT_CALM`].
+    failing: Option<(Instant, Instant)>,
 }
 
 /// Tells the gate to stop, from any thread.
@@ -174,7 +177,7 @@ impl Gate {
         for (index, socket) in listeners.into_iter().enumerate() {
             socket.set_nonblocking()?;
             epoll::add(&epoll, &socket, listener_token(index), epoll::EventFlags::IN)?;
-            listening.push(Listening { socket, paused_until: None });
+            listening.push(Listening { socket, paused_until: None, failing: None });
         }
         Ok(Gate {
             epoll,
@@ -217,10 +220,12 @@ impl Gate {
         let mut events = Vec::with_capacity(EVENTS_AT_ONCE);
         while !self.has_stopped() {
             let timeout = self.timeout();
+            pulse::rests();
             match epoll::wait(&self.epoll, spare_capacity(&mut events), timeout.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
+            pulse::next_within(Duration::ZERO);
             self.now = Instant::now();
             for event in events.drain(..) {
                 self.on_event(event.data.u64(), event.flags);
@@ -315,7 +320,12 @@ impl Gate {
             let kind = listening.socket.kind();
             let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
             match rustix::net::acceptfrom_with(&listening.socket, flags) {
-                Ok((socket, address)) => self.on_accepted(socket, kind, address),
+                Ok((socket, address)) => {
+                    if let Err(error) = self.on_accepted(socket, kind, address) {
+                        self.pause_listener(index, error);
+                        return;
+                    }
+                }
                 Err(Errno::AGAIN) => return,
                 // The client is gone already, or the network says something about it.
                 Err(
@@ -341,16 +351,22 @@ impl Gate {
         }
     }
 
-    fn on_accepted(&mut self, socket: OwnedFd, kind: ListenerKind, address: Option<SocketAddrAny>) {
+    fn on_accepted(
+        &mut self,
+        socket: OwnedFd,
+        kind: ListenerKind,
+        address: Option<SocketAddrAny>,
+    ) -> Result<(), Errno> {
         if self.clients.len() - self.audience.len() >= self.limits.connections && !self.drop_longest_waiting() {
             let refusal = Refusal::unavailable("there are too many requests at once");
             // It is as good as closed; what the socket takes at once is what the client gets.
             let _ = rustix::net::send(&socket, &refusal.to_bytes(false), rustix::net::SendFlags::NOSIGNAL);
-            return;
+            return Ok(());
         }
         if kind == ListenerKind::Tcp {
             // Without it answers are merely later.
-            let _ = rustix::net::sockopt::set_tcp_nodelay(&socket, true);
+            let _ = sockopt::set_tcp_nodelay(&socket, true);
+            keep_alive(&socket);
         }
         let peer = match kind {
             ListenerKind::Tcp => address
@@ -362,21 +378,21 @@ impl Gate {
         };
         let key = self.clients.insert_with(|_| Client::new(socket, kind, peer));
         let token = epoll::EventData::new_u64(TOKEN_CLIENT | key.to_bits());
-        let Some(client) = self.clients.get_mut(key) else { return };
+        let Some(client) = self.clients.get_mut(key) else { return Ok(()) };
         client.interest = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
         if let Err(error) = epoll::add(&self.epoll, &client.socket, token, client.interest) {
-            log::warn!("a connection was turned away: {error}");
             self.clients.remove(key);
-            return;
+            return Err(error);
         }
-        self.wait_for_request(key);
+        self.wait_for_request(key, self.limits.first_request);
+        Ok(())
     }
 
-    /// From now on the client owes a request.
-    fn wait_for_request(&mut self, key: Key) {
+    /// From now on the client owes a request, whose first byte has to come within `limit`.
+    fn wait_for_request(&mut self, key: Key, limit: Duration) {
         let Some(client) = self.clients.get_mut(key) else { return };
         client.phase = Phase::Head;
-        let deadline = self.now + IDLE_LIMIT;
+        let deadline = self.now + limit;
         client.deadline = Some(deadline);
         self.wake_at(deadline);
         self.may_make_room(key);
@@ -423,12 +439,22 @@ impl Gate {
         self.drop_stalled_reader()
     }
 
+    /// Of the clients whose body is not complete, the one goes that has taken longest for it: whoever sends much and
+    /// does not end keeps nobody else from sending. `false` if there is none but `another`.
+    fn drop_slowest_body(&mut self, another: Key) -> bool {
+        let bodies = self.clients.iter().filter_map(|(key, client)| match &client.phase {
+            Phase::Body(incoming) if key != another && incoming.held_bytes() > 0 => Some((client.deadline?, key)),
+            _ => None,
+        });
+        let Some((_, key)) = bodies.min_by_key(|(deadline, _)| *deadline) else { return false };
+        self.refuse(key, Refusal::TOO_MANY_BODIES);
+        true
+    }
+
     fn pause_listener(&mut self, index: usize, error: Errno) {
         let until = self.now + ACCEPT_PAUSE;
         let Some(listening) = self.listeners.get_mut(index) else { return };
-        if listening.paused_until.is_none() {
-            log::warn!("cannot accept connections for now: {error}");
-        }
+        listening.note_failure(error, self.now);
         listening.paused_until = Some(until);
         // A listener that cannot be taken off the list is only asked again too early.
         let _ = epoll::modify(&self.epoll, &listening.socket, listener_token(index), epoll::EventFlags::empty());
@@ -436,24 +462,52 @@ impl Gate {
     }
 
     fn resume_listeners(&mut self) {
-        let mut next = None;
+        let mut wakes = Vec::new();
         for (index, listening) in self.listeners.iter_mut().enumerate() {
-            match listening.paused_until {
-                Some(until) if until <= self.now => {
-                    let token = listener_token(index);
-                    listening.paused_until =
-                        match epoll::modify(&self.epoll, &listening.socket, token, epoll::EventFlags::IN) {
-                            Ok(()) => None,
-                            Err(_) => Some(self.now + ACCEPT_PAUSE),
-                        };
-                    next = next.or(listening.paused_until);
-                }
-                until => next = next.or(until),
+            if listening.paused_until.is_some_and(|until| until <= self.now) {
+                let (token, flags) = (listener_token(index), epoll::EventFlags::IN);
+                let resumed = epoll::modify(&self.epoll, &listening.socket, token, flags);
+                listening.paused_until = resumed.err().map(|_| self.now + ACCEPT_PAUSE);
             }
+            wakes.extend(listening.paused_until);
+            wakes.extend(listening.look_whether_well(self.now));
         }
-        if let Some(at) = next {
-            self.wake_at(at);
+        wakes.into_iter().for_each(|at| self.wake_at(at));
+    }
+}
+
+impl Listening {
+    /// `accept` failed. That is told when it begins, and when it has been well again for a while: a host that has run
+    /// out of descriptors fails many times a second, and now and then it does not.
+    fn note_failure(&mut self, error: Errno, now: Instant) {
+        if self.failing.is_none() {
+            log::warn!("cannot accept connections for now: {error}");
         }
+        self.failing = Some((self.failing.map_or(now, |(since, _)| since), now));
+    }
+
+    /// Answers when to look again.
+    fn look_whether_well(&mut self, now: Instant) -> Option<Instant> {
+        let (since, last) = self.failing?;
+        if now < last + ACCEPT_CALM {
+            return Some(last + ACCEPT_CALM);
+        }
+        self.failing = None;
+        log::info!("connections are accepted again; for {} s some were not", (last - since).as_secs());
+        None
+    }
+}
+
+/// A host that vanished (no network, no power) says nothing of it: a stream with nothing to tell would stay for ever.
+fn keep_alive(socket: &OwnedFd) {
+    let set = || {
+        sockopt::set_socket_keepalive(socket, true)?;
+        sockopt::set_tcp_keepidle(socket, limits::KEEPALIVE_IDLE)?;
+        sockopt::set_tcp_keepintvl(socket, limits::KEEPALIVE_PAUSE)?;
+        sockopt::set_tcp_keepcnt(socket, limits::KEEPALIVE_PROBES)
+    };
+    if let Err(error) = set() {
+        log::debug!("no keepalive on a connection: {error}");
     }
 }
 

@@ -8,6 +8,9 @@ pub struct Refusal {
 }
 
 impl Refusal {
+    /// The bodies of all requests together take the memory that there is for them.
+    pub const TOO_MANY_BODIES: Refusal = Refusal::unavailable("there are too many request bodies at once");
+
     /// It is not HTTP/1.1 as RFC 9112 has it.
     pub fn bad_request(message: &'static str) -> Refusal {
         Refusal { status: 400, message }
@@ -25,11 +28,11 @@ impl Refusal {
 
     /// The head is too large.
     pub fn head_too_large() -> Refusal {
-        Refusal { status: 431, message: "a request head may have 16 KiB and 64 header lines" }
+        Refusal { status: 431, message: "a request head may have 16 KiB and 100 header lines" }
     }
 
     /// There is no room, or no answer.
-    pub fn unavailable(message: &'static str) -> Refusal {
+    pub const fn unavailable(message: &'static str) -> Refusal {
         Refusal { status: 503, message }
     }
 

@@ -1,6 +1,7 @@
 //! The gate in front of a real tiny_http, with clients of every kind.
 #![allow(clippy::disallowed_methods, reason = "tests run the gate and its clients in threads of their own")]
 
+mod enduring;
 mod listening;
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -33,6 +34,7 @@ const LIMITS: Limits = Limits {
     connections: 3000,
     short: 4,
     upstreams: 8,
+    first_request: PATIENCE,
     listeners: 4,
     queue: PATIENCE,
     stop: Duration::from_millis(500),

@@ -200,6 +200,14 @@ impl Daemon {
         self.child.as_ref().expect("it runs").id()
     }
 
+    /// Its memory, in KiB.
+    #[track_caller]
+    pub fn resident_kib(&self) -> u64 {
+        let text = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
+        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("the field is there");
+        line.split_whitespace().next().and_then(|number| number.parse().ok()).expect("a number of KiB")
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.pid()).expect("a pid fits")).expect("a pid is not 0");
@@ -508,8 +516,8 @@ fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
-/// Ends what a killed daemon left behind: processes whose HOME is the one that only this daemon had.
-fn kill_those_at_home(home: &Path) {
+/// Ends what a killed program left behind: processes whose HOME is the one that only it had.
+pub fn kill_those_at_home(home: &Path) {
     let mark = format!("HOME={}\0", home.display());
     let Ok(processes) = fs::read_dir("/proc") else { return };
     for process in processes.flatten() {
