@@ -463,4 +463,33 @@ mod tests {
         assert_eq!(asked.body, b"proxy");
         assert!(server.join().unwrap().starts_with("GET http://example.com/x HTTP/1.1"));
     }
+
+    /// Runs in a process of its own, which it fills with descriptors.
+    #[test]
+    #[ignore = "run by descriptors_beyond_those_of_select_are_waited_for in a process of its own"]
+    fn with_many_descriptors() {
+        use rustix::process::{Resource, getrlimit, setrlimit};
+        const TAKEN: u64 = 1100;
+        let mut limits = getrlimit(Resource::Nofile);
+        limits.current = Some(TAKEN + 100);
+        setrlimit(Resource::Nofile, limits).expect("a hard limit of 1200 open files, as `ulimit -Hn` tells it");
+        let any = std::fs::File::open("/dev/null").unwrap();
+        let _taken: Vec<_> = (0..TAKEN).map(|_| any.try_clone().unwrap()).collect();
+        let (url, server) = serve("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        // A name, so that the resolver's thread is waited for too.
+        let url = url.replace("127.0.0.1", "localhost");
+        assert_eq!(send(&request(&url), &limit()).unwrap().body, b"ok");
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn descriptors_beyond_those_of_select_are_waited_for() {
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--ignored", "--nocapture", "http::tests::with_many_descriptors"])
+            .output()
+            .unwrap();
+        let why = "libcurl was built without HAVE_POLL: was cargo started outside this repository's folder, whose .cargo/config.toml it needs?";
+        assert!(output.status.success(), "{why} {}", String::from_utf8_lossy(&output.stdout));
+        assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"));
+    }
 }

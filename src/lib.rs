@@ -6,7 +6,7 @@
 //! |---|---|
 //! | [`cli`] | the verbs of the command line, and the client of the control socket |
 //! | [`daemon`] | start and stop order, signals, supervision, timers, the worker, reload |
-//! | [`web`] | the gate in front of tiny_http, routes, auth, API, webhooks, widget |
+//! | [`web`] | the gate in front of tiny_http, routes, auth, API, webhooks, events, widgets, status page |
 //! | [`deploy`] | the pipeline from commit to running stack, and the drivers that run stacks |
 //! | [`config`] | settings from the environment, project files |
 //! | [`store`] | the database: projects, repositories, the queue, history, logs |
@@ -16,6 +16,7 @@
 //! | [`http`] | outgoing HTTP |
 //! | [`metrics`] | what the process counts, and Prometheus' text format |
 //! | [`command`] | the only place that starts a process |
+//! | [`pulse`] | whether threads still go round |
 //! | [`model`] | plain types, statuses and their transitions |
 //!
 //! Imports run down that list only.
@@ -29,6 +30,7 @@
 //!  main: signals, start, stop ────┤                         ▼ up has ended
 //!  reload: looks at project files ┘                       waiter, one a stack that is waited for
 //!  docker: asks whether it answers                          │     └─ driver: looks at the containers
+//!  heartbeat: tells that all is well                        │
 //!  events: store ─▶ gate ─▶ all who listen                  │
 //!                                                           ▼ finished row
 //!                                                         teller ─ child: shoutrrr
@@ -56,7 +58,7 @@
 //! 5. Everything that waits has a time limit, everything that grows has a bound, and each is a named constant or a
 //!    setting with its unit in its name.
 //! 6. A long-lived thread that dies takes the process down with a non-zero exit, and who supervises it starts it again.
-//!    A failed reload changes nothing.
+//!    A failed reload changes nothing. One that hangs is known by its [`pulse`].
 //! 7. A secret is a type that does not print, and the log of a command passes through a scrubber that knows the secrets
 //!    handed to it.
 //! 8. `last_commit_hash` moves only after a success.
@@ -73,6 +75,7 @@ pub mod http;
 pub mod metrics;
 pub mod model;
 pub mod notify;
+pub mod pulse;
 pub mod secrets;
 pub mod store;
 pub mod web;

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use super::variables::{Reading, is_host_name, password_problem};
 use crate::secrets::Secret;
+use crate::secrets::url::UrlParts;
 
 /// Characters that an API key has at least: nobody can be slowed down enough for shorter ones.
 const KEY_CHARS_MIN: usize = 16;
@@ -172,7 +173,7 @@ impl Reading<'_> {
         username.to_owned()
     }
 
-    /// Judges a secret that only matters while auth is enabled.
+    /// Judges a secret, which only matters where it `is_used`.
     fn secret_of(&mut self, name: &str, problem: fn(&str) -> Option<&'static str>, is_used: bool) -> Found {
         match self.environment.secret(name) {
             Ok(None) => return Found::Absent,
@@ -185,6 +186,11 @@ impl Reading<'_> {
             Ok(Some(secret)) => self.problems.extend(judged(name, &secret, problem)),
         }
         Found::Present
+    }
+
+    /// Judges the URL of heartbeats, which is looked up at each use.
+    pub(super) fn heartbeat_url(&mut self) {
+        self.secret_of("Shiparr_HEARTBEAT_URL", url_problem, true);
     }
 
     pub(super) fn public_url(&mut self) -> Option<PublicUrl> {
@@ -243,9 +249,38 @@ pub(super) fn key_problem(key: &str) -> Option<&'static str> {
     (key.len() < KEY_CHARS_MIN).then_some("is shorter than 16 characters; `openssl rand -hex 24` makes a good one")
 }
 
+/// What is wrong with a URL that is asked and holds a token, where something is.
+pub(super) fn url_problem(url: &str) -> Option<&'static str> {
+    if !url.starts_with("https://") && !url.starts_with("http://") {
+        return Some("is no http:// or https:// URL");
+    }
+    if !url.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Some("holds a space or a character that a URL cannot hold");
+    }
+    match UrlParts::of(url) {
+        Some(parts) if parts.host.is_empty() => Some("names no host"),
+        Some(parts) if !parts.user.is_empty() || parts.password.is_some() => {
+            Some("holds a user or a password, which nobody sends; only its path and query may be secret")
+        }
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_url_that_is_asked_has_a_host_and_no_password() {
+        for url in ["https://hc-ping.com/token", "http://[::1]:3001/api/push/token?status=up&msg=OK&ping="] {
+            assert_eq!(url_problem(url), None, "{url}");
+        }
+        for url in
+            ["", "hc-ping.com/token", "ftp://h/x", "https:///token", "https://u:p@h/x", "https://h/a b", "https://h/\n"]
+        {
+            assert!(url_problem(url).is_some(), "{url}");
+        }
+    }
 
     #[test]
     fn a_public_url_is_an_origin_and_a_path() {

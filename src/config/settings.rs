@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Environment;
-use super::access::{Auth, Network, PublicUrl, judged, key_problem};
+use super::access::{Auth, Network, PublicUrl, judged, key_problem, url_problem};
 use super::variables::{MAX_HISTORY, Reading, default_runtime_path, password_problem};
 use crate::http::Proxies;
 use crate::secrets::Secret;
@@ -127,6 +127,7 @@ impl Settings {
             config_path,
             environment: Arc::new(environment.clone()),
         };
+        read.heartbeat_url();
         read.doubles();
         read.unknown_names();
         if read.problems.is_empty() {
@@ -158,6 +159,14 @@ impl Settings {
     /// As those of [`Settings::password`].
     pub fn api_key(&self) -> Result<Option<Secret>, String> {
         self.judged_secret("Shiparr_API_KEY", key_problem)
+    }
+
+    /// `Shiparr_HEARTBEAT_URL`, as it is now: its path or query holds a token.
+    ///
+    /// # Errors
+    /// As those of [`Settings::password`].
+    pub fn heartbeat_url(&self) -> Result<Option<Secret>, String> {
+        self.judged_secret("Shiparr_HEARTBEAT_URL", url_problem)
     }
 
     fn judged_secret(&self, name: &str, problem: fn(&str) -> Option<&'static str>) -> Result<Option<Secret>, String> {
@@ -280,8 +289,8 @@ mod tests {
         assert!(settings.proxies.https.is_none() && settings.proxies.http.is_none() && settings.proxies.none.is_none());
         assert!(!settings.hostname.is_empty());
         assert_eq!(
-            [settings.password(), settings.viewer_password(), settings.api_key()],
-            [Ok(None), Ok(None), Ok(None)]
+            [settings.password(), settings.viewer_password(), settings.api_key(), settings.heartbeat_url()],
+            [Ok(None), Ok(None), Ok(None), Ok(None)]
         );
     }
 
@@ -308,6 +317,7 @@ mod tests {
                 (named("PUBLIC_URL"), "https://host.example.com/shiparr/"),
                 (named("TRUSTED_PROXIES"), "127.0.0.1 172.16.0.0/12, ::1"),
                 (named("WEBHOOK_SECRET"), "shared"),
+                (named("HEARTBEAT_URL"), "https://hc-ping.com/token"),
                 (named("DEPLOY_TIMEOUT"), "1"),
                 (named("SHUTDOWN_TIMEOUT"), "0"),
                 (named("ENABLE_IMAGE_PRUNE"), "1"),
@@ -334,6 +344,7 @@ mod tests {
             assert_eq!(settings.password(), Ok(Some(Secret::new("correct horse"))));
             assert_eq!(settings.viewer_password(), Ok(Some(Secret::new("look around"))));
             assert_eq!(settings.api_key(), Ok(Some(Secret::new("0123456789abcdef"))));
+            assert_eq!(settings.heartbeat_url(), Ok(Some(Secret::new("https://hc-ping.com/token"))));
             assert!(settings.widget_public);
             assert_eq!(settings.public_url.as_ref().map(PublicUrl::path), Some("/shiparr"));
             assert_eq!(settings.trusted_proxies.len(), 3);
@@ -366,6 +377,7 @@ mod tests {
             ("Shiparr_VIEWER_USERNAME", "a:b"),
             ("Shiparr_VIEWER_PASSWORD", "changeme"),
             ("Shiparr_API_KEY", "short"),
+            ("Shiparr_HEARTBEAT_URL", "https://me:hush@hc-ping.com/token"),
             ("Shiparr_WIDGET_PUBLIC", "perhaps"),
             ("Shiparr_ALLOWED_HOSTS", "https://x.example.com"),
             ("Shiparr_PUBLIC_URL", "x.example.com"),
@@ -387,6 +399,7 @@ mod tests {
             "Shiparr_VIEWER_USERNAME: `a:b` is the name of Shiparr_AUTH_USERNAME too; choose another one",
             "Shiparr_VIEWER_PASSWORD: `changeme` is not accepted; choose a password of your own",
             "Shiparr_API_KEY: is shorter than 16 characters; `openssl rand -hex 24` makes a good one",
+            "Shiparr_HEARTBEAT_URL: holds a user or a password, which nobody sends; only its path and query may be secret",
             "Shiparr_WIDGET_PUBLIC: `perhaps` is not valid; expected true or false",
             "Shiparr_PUBLIC_URL: `x.example.com` is not valid; expected the address that people open, as in \
              `https://host.example.com/shiparr`",

@@ -42,6 +42,8 @@ pub(super) const NAMES: &[&str] = &[
     "TRUSTED_PROXIES",
     "WEBHOOK_SECRET",
     "WEBHOOK_SECRET_FILE",
+    "HEARTBEAT_URL",
+    "HEARTBEAT_URL_FILE",
     "DEPLOY_TIMEOUT",
     "SHUTDOWN_TIMEOUT",
     "ENABLE_IMAGE_PRUNE",

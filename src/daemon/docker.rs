@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::shared::Shared;
 use super::threads::Threads;
 use crate::command::Limit;
+use crate::pulse;
 
 /// While it answers.
 const ASK_EVERY: Duration = Duration::from_secs(15);
@@ -49,6 +50,7 @@ impl Watch {
     /// Asks until the daemon stops.
     pub fn run(&self) {
         while !self.threads.are_stopping() {
+            pulse::next_within(QUESTION_LIMIT + ASK_EVERY);
             let pause = if ask(&self.shared).is_ok() { ASK_EVERY } else { ASK_AGAIN };
             self.sleep(pause);
         }

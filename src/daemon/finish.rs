@@ -9,6 +9,7 @@ use super::shared::Shared;
 use super::threads::{STACK_BYTES, Threads};
 use crate::config::Repository;
 use crate::deploy::pipeline::{Ended, Job, Waiting};
+use crate::pulse;
 use crate::store::StoreError;
 
 /// An outcome that the database does not take, on a full disk say, is offered to it again after this.
@@ -66,6 +67,7 @@ fn record(shared: &Shared, threads: &Threads, ended: &Ended) {
             log::error!("{name}: the outcome of deployment {id} is not recorded yet: {error}");
             was_logged = true;
         }
+        pulse::next_within(RECORD_AGAIN);
         // What is not allowed now never will be; what a stop leaves counts as interrupted at the next start.
         if matches!(error, StoreError::Refused(_)) || !sleep(threads) {
             break;

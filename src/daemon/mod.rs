@@ -6,10 +6,12 @@
 mod activity;
 mod docker;
 mod finish;
+mod heartbeat;
 mod lend;
 mod lock;
 mod logging;
 mod once;
+mod places;
 mod reload;
 mod restore;
 mod shared;
@@ -36,6 +38,7 @@ use crate::config::{Catalog, Settings, hash_key};
 use crate::deploy::pipeline::Host;
 use crate::git;
 use crate::metrics::Metrics;
+use crate::pulse;
 use crate::secrets::runtime::RuntimeFolder;
 use crate::store::Store;
 use shared::Shared;
@@ -60,6 +63,8 @@ const INTERRUPTED_LIMIT: Duration = Duration::from_secs(30);
 /// Project files that could not be loaded (the database refused, or there was no room for a thread) are loaded again
 /// after this.
 const RELOAD_AGAIN: Duration = Duration::from_secs(10);
+/// Reading the project files takes less, also of a folder on a slow network.
+const RELOAD_LIMIT: Duration = Duration::from_secs(300);
 /// Messages that are under way at a stop may still go out for this long; the rest is told at the next start.
 const TELL_LIMIT: Duration = Duration::from_secs(2);
 
@@ -157,6 +162,9 @@ impl Daemon {
             threads
                 .start("reload", threads::SMALL_STACK_BYTES, move || reload::watch(&shared, loaded, &also, &events))?;
         }
+        if let Some(heartbeat) = heartbeat::Heartbeat::new(shared, &threads)? {
+            threads.start("heartbeat", threads::SMALL_STACK_BYTES, move || heartbeat.run())?;
+        }
         let mut timers = Timers::new(Arc::clone(shared), threads.clone());
         timers.adjust(&shared.catalog())?;
 
@@ -167,8 +175,13 @@ impl Daemon {
 
     fn live(mut self, events: &Receiver<Event>) -> anyhow::Result<ExitCode> {
         let mut is_loaded = true;
+        let threads = self.threads.clone();
+        let watched = threads.watch_this_one("main");
         loop {
-            match next_event(events, is_loaded)? {
+            pulse::rests();
+            let event = next_event(events, is_loaded)?;
+            pulse::next_within(RELOAD_LIMIT);
+            match event {
                 Event::Reload => is_loaded = self.reload(),
                 Event::Stop => break,
                 Event::ThreadDied(name) => {
@@ -180,6 +193,8 @@ impl Daemon {
                 }
             }
         }
+        // What ends now has limits of its own.
+        drop(watched);
         self.stop();
         Ok(ExitCode::SUCCESS)
     }

@@ -15,6 +15,7 @@ use super::shared::Shared;
 use super::threads::Threads;
 use crate::config::project::Deploy;
 use crate::config::{Accepted, AcceptedRepository, Basis, Catalog, Problem, Settings, Severity};
+use crate::pulse;
 use crate::store::{ProjectSpec, RepositorySpec, Store};
 
 /// How often the folder is looked at. Looking (not inotify) also sees changes on network and overlay file systems.
@@ -117,6 +118,7 @@ pub fn watch(shared: &Arc<Shared>, mut loaded: Signature, threads: &Threads, eve
     let folder = &shared.host.settings.config_path;
     let mut changed: Option<(Signature, Instant)> = None;
     while !threads.are_stopping() {
+        pulse::next_within(LOOK_EVERY);
         std::thread::sleep(LOOK_EVERY);
         let now = signature(folder);
         if now == loaded {

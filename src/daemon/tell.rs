@@ -13,6 +13,7 @@ use crate::command::Limit;
 use crate::config::{Repository, Template};
 use crate::model::{DeploymentRecord, RepositoryName, RepositoryRecord};
 use crate::notify::{Event, Message, Notifier, distinct, label};
+use crate::pulse;
 use crate::secrets::Secret;
 use crate::store::{MessageKind, StoreError, Untold};
 use crate::web::NotifyResult;
@@ -46,7 +47,9 @@ impl Teller {
     /// Tells until the daemon stops.
     pub fn run(&self) {
         while !self.threads.are_stopping() {
+            pulse::next_within(LOOK_EVERY);
             self.tell_all();
+            pulse::next_within(LOOK_EVERY);
             self.shared.wait_for_news(LOOK_EVERY);
         }
     }
@@ -116,6 +119,7 @@ impl Teller {
 
     fn send_all(&self, urls: &[Secret], message: &Message) {
         let limit = Limit::after(MESSAGE_LIMIT);
+        pulse::next_within(MESSAGE_LIMIT);
         for url in urls {
             let sent = self.notifier.send(url, message, &limit);
             self.shared.metrics.told(sent.is_err());

@@ -4,10 +4,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use crossbeam_channel::Sender;
 
 use super::Event;
+use crate::pulse::{Pulses, Watched};
 
 /// Stack of a thread that checks or waits; the system maps only what is touched.
 pub const SMALL_STACK_BYTES: usize = 256 * 1024;
@@ -19,12 +21,26 @@ pub const STACK_BYTES: usize = 1024 * 1024;
 pub struct Threads {
     events: Sender<Event>,
     stopping: Arc<AtomicBool>,
+    pulses: Pulses,
 }
 
 impl Threads {
     /// Deaths are sent to `events`.
     pub fn new(events: Sender<Event>) -> Threads {
-        Threads { events, stopping: Arc::new(AtomicBool::new(false)) }
+        Threads { events, stopping: Arc::new(AtomicBool::new(false)), pulses: Pulses::default() }
+    }
+
+    /// Watches the pulse of the calling thread, which was not started here, until the answer is dropped.
+    pub fn watch_this_one(&self, name: &str) -> Watched {
+        self.pulses.watch(name)
+    }
+
+    /// Whether every thread has, until `now`, given its heartbeat in time.
+    ///
+    /// # Errors
+    /// The name of the one that has been late for longest.
+    pub fn all_alive(&self, now: Instant) -> Result<(), String> {
+        self.pulses.all_alive(now)
     }
 
     /// From now on threads may end: the daemon stops.
@@ -75,6 +91,7 @@ impl Threads {
         let threads = self.clone();
         let who = name.to_owned();
         std::thread::Builder::new().name(name.to_owned()).stack_size(stack_bytes).spawn(move || {
+            let _watched = threads.pulses.watch(&who);
             let panicked = catch_unwind(AssertUnwindSafe(body)).is_err();
             if panicked || (!may_end && !threads.are_stopping()) {
                 // Main may be gone already: then nobody needs to know.
@@ -86,7 +103,10 @@ impl Threads {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::pulse;
 
     #[test]
     fn a_thread_that_ends_or_panics_is_told_of() {
@@ -105,5 +125,26 @@ mod tests {
             })
             .collect();
         assert_eq!(died, ["ends", "panics"]);
+    }
+
+    #[test]
+    fn a_thread_that_hangs_is_told_of_until_it_goes_on() {
+        let (events, _received) = crossbeam_channel::unbounded();
+        let threads = Threads::new(events);
+        let (said, hears) = crossbeam_channel::bounded(0);
+        let (end, ends) = crossbeam_channel::bounded::<()>(0);
+        let body = move || {
+            pulse::next_within(Duration::from_secs(60));
+            said.send(()).unwrap();
+            let _ = ends.recv();
+        };
+        let hangs = threads.start_for_a_while("hangs", SMALL_STACK_BYTES, body).unwrap();
+        hears.recv().unwrap();
+        let now = Instant::now();
+        assert_eq!(threads.all_alive(now), Ok(()));
+        assert_eq!(threads.clone().all_alive(now + Duration::from_secs(600)), Err("hangs".to_owned()));
+        drop(end);
+        hangs.join().unwrap();
+        assert_eq!(threads.all_alive(now + Duration::from_secs(600)), Ok(()));
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvError, Sender, select};
 use jiff::Timestamp;
 
+use super::places::Places;
 use super::shared::{Bell, Shared};
 use super::threads::{SMALL_STACK_BYTES, Threads};
 use crate::command::Limit;
@@ -15,6 +16,7 @@ use crate::config::{Catalog, Repository};
 use crate::deploy::{checkout, remote};
 use crate::git;
 use crate::model::{CommitHash, RepositoryId, RepositoryName};
+use crate::pulse;
 use crate::store::{CheckBegun, Found, StoreError};
 
 /// A check that takes longer has failed.
@@ -36,6 +38,7 @@ const FAILURE_LOGGED_EVERY: Duration = Duration::from_secs(600);
 pub struct Timers {
     shared: Arc<Shared>,
     threads: Threads,
+    places: Arc<Places>,
     running: BTreeMap<RepositoryName, Timer>,
 }
 
@@ -59,7 +62,7 @@ struct Timer {
 impl Timers {
     /// None yet.
     pub fn new(shared: Arc<Shared>, threads: Threads) -> Timers {
-        Timers { shared, threads, running: BTreeMap::new() }
+        Timers { shared, threads, places: Arc::new(Places::new()), running: BTreeMap::new() }
     }
 
     /// Makes the timers agree with the catalog: only what changed is rescheduled.
@@ -106,6 +109,7 @@ impl Timers {
         let stop = Limit::after(FOREVER);
         let timer = Loop {
             shared: Arc::clone(&self.shared),
+            places: Arc::clone(&self.places),
             id: record.id,
             repository: Arc::clone(&repository),
             heard,
@@ -136,6 +140,7 @@ impl Timer {
 /// What a timer's thread works with.
 struct Loop {
     shared: Arc<Shared>,
+    places: Arc<Places>,
     id: RepositoryId,
     repository: Arc<Repository>,
     heard: Receiver<Word>,
@@ -161,6 +166,7 @@ impl Loop {
     fn run(mut self, mut due: Instant) {
         self.tell_next(due);
         loop {
+            pulse::next_within(due.saturating_duration_since(Instant::now()));
             let word = select! {
                 recv(self.heard) -> word => Some(word),
                 recv(self.asked.rung()) -> _ => None,
@@ -193,6 +199,10 @@ impl Loop {
     }
 
     fn check(&mut self) -> Found {
+        pulse::rests();
+        let places = Arc::clone(&self.places);
+        let _place = places.take(self.failure.is_some());
+        pulse::next_within(CHECK_LIMIT);
         let limit = self.stop.at_most(CHECK_LIMIT);
         let begun = self.shared.host.store.check_begins(self.id);
         let outcome = tip(&self.shared, &self.repository, &limit);

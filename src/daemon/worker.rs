@@ -20,6 +20,7 @@ use crate::deploy::control::{Cause, Control};
 use crate::deploy::pipeline::{self, Begun, Job};
 use crate::deploy::{checkout, settle};
 use crate::model::{CommitHash, DeploymentId, DeploymentRecord, RepositoryName, RepositoryRecord, Status};
+use crate::pulse;
 use crate::store::StoreError;
 
 /// The queue is looked at this often even when nobody rings: a bell that is lost costs at most this.
@@ -28,6 +29,12 @@ const LOOK_AGAIN: Duration = Duration::from_secs(30);
 const DOCKER_AGAIN: Duration = Duration::from_secs(2);
 /// After the database refused.
 const DATABASE_AGAIN: Duration = Duration::from_secs(5);
+/// For everything that the worker does beside deployments in one round; each part of it has a limit of its own, which
+/// together are less.
+const ROUND_LIMIT: Duration = Duration::from_secs(600);
+/// For what a deployment does after its time is over: containers that an `up` had stopped are started again, files are
+/// put back.
+const AFTER_LIMIT: Duration = Duration::from_secs(600);
 /// For asking what a row that waits for another one of its repository would change. A remote that hangs holds up the
 /// queue for as long.
 const LOOK_AHEAD_LIMIT: Duration = Duration::from_secs(20);
@@ -73,6 +80,7 @@ impl Worker {
     pub fn run(&self) {
         self.put_back_interrupted();
         while !self.threads.are_stopping() {
+            pulse::next_within(ROUND_LIMIT);
             let pause = match self.look() {
                 Ok(Look::Ran) => continue,
                 Ok(Look::Blocked { by_docker: true }) => DOCKER_AGAIN,
@@ -83,6 +91,7 @@ impl Worker {
                 }
             };
             let pause = if self.shared.restore.go_on(&self.shared) { DOCKER_AGAIN.min(pause) } else { pause };
+            pulse::next_within(pause);
             self.shared.wait_for_work(pause);
         }
     }
@@ -97,6 +106,7 @@ impl Worker {
             Vec::new()
         });
         for record in records {
+            pulse::next_within(ROUND_LIMIT);
             let done = match catalog.repository(&record.name) {
                 Some(repository) => settle::put_back_interrupted(host, repository, &record),
                 None if record.orphaned_at.is_some() => settle::tell_of_orphan(host, &record),
@@ -187,6 +197,7 @@ impl Worker {
         *candidates = ready;
         self.forget_looks(&behind);
         for Candidate { deployment, repository, behind } in behind {
+            pulse::next_within(ROUND_LIMIT);
             let Some(running) = behind else { continue };
             let reason = format!("waits for deployment {} of the same repository to end", running.deployment);
             self.shared.host.store.waits_for(deployment.id, Some(&reason))?;
@@ -247,6 +258,7 @@ impl Worker {
         let Some(record) = host.store.repository(id)? else {
             return Err(StoreError::Refused(format!("{} has no record in the database", repository.name)));
         };
+        pulse::next_within(repository.timeout.saturating_add(AFTER_LIMIT));
         let control = Control::new(repository.timeout);
         if let Err(who) = activities.begin(id, deployment_id, &control) {
             host.store.waits_for(deployment_id, Some(&held(&repository.name, &who)))?;
@@ -301,7 +313,7 @@ fn dependency_unmet(record: &RepositoryRecord) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::{BTreeMap, BTreeSet};
     use std::path::Path;
     use std::sync::atomic::{AtomicBool, Ordering};
@@ -383,15 +395,15 @@ mod tests {
     }
 
     /// A worker on one repository, whose every deployment fails for want of git.
-    struct Scene {
+    pub(in crate::daemon) struct Scene {
         folder: tempfile::TempDir,
-        shared: Arc<Shared>,
-        threads: Threads,
+        pub(in crate::daemon) shared: Arc<Shared>,
+        pub(in crate::daemon) threads: Threads,
         meanwhile: Meanwhile,
     }
 
     impl Scene {
-        fn new() -> Scene {
+        pub(in crate::daemon) fn new() -> Scene {
             let folder = tempfile::tempdir().unwrap();
             for name in ["projects", "data", "runtime"] {
                 std::fs::create_dir(folder.path().join(name)).unwrap();

@@ -17,6 +17,7 @@ use super::answer::{Answer, Failure};
 use super::api::json;
 use super::gate::Broadcast;
 use super::routes::Call;
+use crate::pulse;
 use crate::store::{Change, Store, StoreError};
 
 /// How long a browser waits until it connects again.
@@ -77,6 +78,7 @@ impl Events {
     pub fn run(&self, store: &Store) {
         let mut quiet_since = Instant::now();
         while let Some(told) = self.wait_for_listeners() {
+            pulse::next_within(QUIET_LIMIT);
             let is_over = || self.is_stopping.load(Ordering::SeqCst);
             let left = QUIET_LIMIT.saturating_sub(quiet_since.elapsed());
             store.wait_for_published(left, |published| published.last > told || is_over());
@@ -120,6 +122,7 @@ impl Events {
             if state.is_live {
                 return Some(state.told);
             }
+            pulse::rests();
             state = self.woken.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::access::{Access, Caller};
 use super::answer::{Answer, Failure, Opening, Reply};
@@ -15,9 +15,12 @@ use super::presence::Presence;
 use super::request::Request;
 use super::{Context, ListenerKind, Peer, STREAMS_MAX, auth, origin, routes};
 use crate::command::{Place, Places};
+use crate::pulse;
 
 /// Threads that answer what is answered at once.
 const HANDLERS: usize = 4;
+/// A thread that answers does so within this: the gate has given up its client before.
+const HANDLER_LIMIT: Duration = Duration::from_secs(300);
 /// Answers at once that wait for somebody else: Docker, a notifier.
 const SLOW_MAX: usize = 8;
 /// Requests at once that wait for a password hash: as many as a browser sends. Others than the slow answers, so that
@@ -132,7 +135,10 @@ pub fn start(context: Context, listeners: Vec<Listener>) -> Result<Web, ListenEr
 impl Server {
     fn run(self: &Arc<Server>) -> Result<(), String> {
         loop {
-            match self.http.recv() {
+            pulse::rests();
+            let received = self.http.recv();
+            pulse::next_within(HANDLER_LIMIT);
+            match received {
                 Ok(request) => self.answer(request),
                 Err(_) if self.is_stopping.load(Ordering::Relaxed) => return Ok(()),
                 Err(error) => return Err(format!("the HTTP server: {error}")),

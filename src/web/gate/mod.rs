@@ -38,6 +38,7 @@ use rustix::net::{SocketAddrAny, SocketFlags, sockopt};
 
 use super::presence::Presence;
 use super::{ListenerKind, Peer};
+use crate::pulse;
 use broadcast::Audience;
 pub use broadcast::Broadcast;
 use connection::{Client, Phase};
@@ -219,10 +220,12 @@ impl Gate {
         let mut events = Vec::with_capacity(EVENTS_AT_ONCE);
         while !self.has_stopped() {
             let timeout = self.timeout();
+            pulse::rests();
             match epoll::wait(&self.epoll, spare_capacity(&mut events), timeout.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
+            pulse::next_within(Duration::ZERO);
             self.now = Instant::now();
             for event in events.drain(..) {
                 self.on_event(event.data.u64(), event.flags);
