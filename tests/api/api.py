@@ -266,7 +266,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--binary", required=True)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--examples", type=int, default=30)
+    parser.add_argument("--examples", type=int, default=20)
     parser.add_argument("--keep", action="store_true")
     arguments = parser.parse_args()
     scene = Scene(arguments.binary)
