@@ -6,13 +6,15 @@ mod child;
 mod limit;
 mod lines;
 mod memory;
+mod places;
+mod several;
 
 use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
 use std::ops::ControlFlow;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
+use std::process::{ChildStdout, ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -22,6 +24,8 @@ pub use limit::Limit;
 use lines::Lines;
 pub use lines::{CUT, MAX_LINE_BYTES};
 pub use memory::MemoryFile;
+pub use places::{Place, Places};
+pub use several::Several;
 
 /// Time between SIGTERM and SIGKILL unless a command says otherwise (spec section 4, step 4).
 const GRACE: Duration = Duration::from_secs(15);
@@ -105,6 +109,7 @@ pub struct Command {
     folder: Option<PathBuf>,
     input: Option<Vec<u8>>,
     grace: Duration,
+    is_merged: bool,
 }
 
 impl Command {
@@ -118,6 +123,7 @@ impl Command {
             folder: None,
             input: None,
             grace: GRACE,
+            is_merged: false,
         }
     }
 
@@ -160,6 +166,13 @@ impl Command {
     #[must_use]
     pub fn grace(mut self, grace: Duration) -> Command {
         self.grace = grace;
+        self
+    }
+
+    /// Makes both of its outputs one, [`Output::Out`], so that what it says stays in the order in which it said it.
+    #[must_use]
+    pub fn merged(mut self) -> Command {
+        self.is_merged = true;
         self
     }
 
@@ -217,7 +230,7 @@ impl Command {
 
     /// `limit_bytes` is what the error names where `on_bytes` has had enough.
     fn run(
-        mut self,
+        self,
         limit: &Limit,
         limit_bytes: usize,
         on_bytes: &mut dyn FnMut(Output, &[u8]) -> ControlFlow<()>,
@@ -229,10 +242,10 @@ impl Command {
         if limit.is_over() {
             return Err(CommandError::TimedOut { program });
         }
-        let input = self.input.take();
-        let child = self.prepare(input.is_some()).spawn().map_err(|source| self.start_error(source))?;
-        let end = Running::new(child, input.unwrap_or_default())
-            .and_then(|running| running.finish(limit, self.grace, on_bytes))
+        let grace = self.grace;
+        let end = self
+            .start()?
+            .finish(limit, grace, on_bytes)
             .map_err(|source| CommandError::Talk { program: program.clone(), source })?;
         match end {
             End::Exited(status) => Ok(status),
@@ -240,6 +253,22 @@ impl Command {
             End::Cancelled => Err(CommandError::Cancelled { program }),
             End::Refused => Err(CommandError::TooMuchOutput { program, limit_bytes }),
         }
+    }
+
+    /// Starts it, to be read by somebody who has others too.
+    fn start(mut self) -> Result<Running, CommandError> {
+        let program = self.program.display().to_string();
+        let input = self.input.take();
+        let mut command = self.prepare(input.is_some());
+        let merged = if self.is_merged { Some(merge(&mut command)) } else { None };
+        let merged = merged.transpose().map_err(|source| CommandError::Start { program: program.clone(), source })?;
+        let mut child = command.spawn().map_err(|source| self.start_error(source))?;
+        // The ends that the child writes to.
+        drop(command);
+        if let Some(end) = merged {
+            child.stdout = Some(end);
+        }
+        Running::new(child, input.unwrap_or_default()).map_err(|source| CommandError::Talk { program, source })
     }
 
     /// In a process group of its own, with pipes.
@@ -287,6 +316,13 @@ impl Command {
             _ => CommandError::NotFound { program },
         }
     }
+}
+
+/// Gives both outputs to one pipe; answers the end to read from.
+fn merge(command: &mut std::process::Command) -> std::io::Result<ChildStdout> {
+    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    command.stdout(writer.try_clone()?).stderr(writer);
+    Ok(reader.into())
 }
 
 /// The last bytes of an output.

@@ -79,7 +79,8 @@ pub fn send(request: &Request, limit: &Limit) -> Result<Response, HttpError> {
 /// Only the body of a success (a status of 2xx) is handed over; any other is in the answer, as [`send`] has it.
 ///
 /// # Errors
-/// As [`send`]; `on_piece` returning `false` ends it without an error.
+/// As [`send`]; `on_piece` returning `false` ends it without an error. It also gets an empty piece now and then, at least
+/// every second or so while nothing comes, to say whether it still wants more.
 pub fn stream(request: &Request, limit: &Limit, on_piece: OnPiece<'_>) -> Result<Response, HttpError> {
     exchange(request, limit, Some(on_piece))
 }
@@ -99,7 +100,7 @@ enum Ended {
 }
 
 /// One request and its answer. With `on_piece`, the body of a success goes there.
-fn exchange(request: &Request, limit: &Limit, mut on_piece: Option<OnPiece<'_>>) -> Result<Response, HttpError> {
+fn exchange(request: &Request, limit: &Limit, on_piece: Option<OnPiece<'_>>) -> Result<Response, HttpError> {
     check_url(&request.url)?;
     if limit.is_over() {
         return Err(over(limit));
@@ -108,6 +109,7 @@ fn exchange(request: &Request, limit: &Limit, mut on_piece: Option<OnPiece<'_>>)
     let head = RefCell::new(Response { status: 0, headers: Vec::new(), body: Vec::new() });
     let head_bytes = Cell::new(0_usize);
     let ended = Cell::new(Ended::No);
+    let on_piece = RefCell::new(on_piece);
     let mut body = Vec::new();
     let outcome = {
         let mut transfer = easy.transfer();
@@ -123,7 +125,8 @@ fn exchange(request: &Request, limit: &Limit, mut on_piece: Option<OnPiece<'_>>)
             })
             .and_then(|()| {
                 transfer.write_function(|piece| {
-                    if let Some(on_piece) = on_piece.as_mut().filter(|_| head.borrow().status / 100 == 2) {
+                    let is_success = head.borrow().status / 100 == 2;
+                    if let Some(on_piece) = on_piece.borrow_mut().as_mut().filter(|_| is_success) {
                         if on_piece(piece) {
                             return Ok(piece.len());
                         }
@@ -138,7 +141,17 @@ fn exchange(request: &Request, limit: &Limit, mut on_piece: Option<OnPiece<'_>>)
                     Ok(0)
                 })
             })
-            .and_then(|()| transfer.progress_function(|_, _, _, _| !limit.is_over()));
+            .and_then(|()| {
+                transfer.progress_function(|_, _, _, _| {
+                    let is_success = head.borrow().status / 100 == 2;
+                    let mut on_piece = on_piece.borrow_mut();
+                    let wants_more = on_piece.as_mut().filter(|_| is_success).is_none_or(|on_piece| on_piece(&[]));
+                    if !wants_more {
+                        ended.set(Ended::ByCaller);
+                    }
+                    wants_more && !limit.is_over()
+                })
+            });
         configured.and_then(|()| transfer.perform())
     };
     match (outcome, ended.get()) {
@@ -381,7 +394,7 @@ mod tests {
         let mut taken = Vec::new();
         let response = stream(&request(&url), &limit(), &mut |piece| {
             taken.extend_from_slice(piece);
-            false
+            piece.is_empty()
         });
         assert_eq!((response.unwrap().status, taken.as_slice()), (200, &b"one"[..]));
         let (url, _server) = serve("HTTP/1.1 409 No\r\nContent-Length: 3\r\n\r\nwhy");

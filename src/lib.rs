@@ -6,7 +6,7 @@
 //! |---|---|
 //! | [`cli`] | the verbs of the command line, and the client of the control socket |
 //! | [`daemon`] | start and stop order, signals, supervision, timers, the worker, reload |
-//! | [`web`] | the gate in front of tiny_http, routes, auth, API, webhooks, widget |
+//! | [`web`] | the gate in front of tiny_http, routes, auth, API, webhooks, events, widgets, status page |
 //! | [`deploy`] | the pipeline from commit to running stack, and the drivers that run stacks |
 //! | [`config`] | settings from the environment, project files |
 //! | [`store`] | the database: projects, repositories, the queue, history, logs |

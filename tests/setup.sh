@@ -43,6 +43,14 @@ set_up_tests() {
     export SHIPARR_TESTS_REQUIRE_ALL=1
 }
 
+# A browser without a window, and what drives it, for the tests of the status page.
+set_up_browser() {
+    if ! have chromium || ! have chromedriver; then
+        install_apt_packages chromium chromium-driver
+    fi
+    say "$(chromium --version 2>/dev/null)"
+}
+
 set_up_shellcheck() { have shellcheck || install_apt_packages shellcheck; }
 
 set_up_rust() {

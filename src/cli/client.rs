@@ -1,10 +1,12 @@
 //! The client of the control socket, or of `--url`.
 
+use std::io::Write;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -21,8 +23,6 @@ use crate::web::CONTROL_SOCKET;
 const SYSTEM_RUNTIME_PATH: &str = "/run/shiparr";
 /// An answer takes at most this; a followed log may take as long as a deployment.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
-/// A log is followed for at most this.
-const FOLLOW_LIMIT: Duration = Duration::from_secs(24 * 3600);
 /// An answer is at most this large.
 const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 
@@ -205,19 +205,16 @@ impl Client {
         accepted(&request, response).map(drop)
     }
 
-    /// Follows a text until the daemon ends it.
+    /// Prints a text as it comes, until the daemon ends it or nobody reads any more (`| head`).
     ///
     /// # Errors
     /// As [`Client::get`].
-    pub fn follow(&self, path: &str, on_piece: &mut dyn FnMut(&[u8]) -> bool) -> anyhow::Result<()> {
+    pub fn follow(&self, path: &str) -> anyhow::Result<()> {
         let mut request = self.request("GET", path);
         request.headers.push(("Accept".to_owned(), "text/plain".to_owned()));
         let response =
-            http::stream(&request, &Limit::after(FOLLOW_LIMIT), on_piece).with_context(|| self.unreachable())?;
-        if response.status >= 400 {
-            bail!("the log cannot be followed: the daemon answered {}", response.status);
-        }
-        Ok(())
+            http::stream(&request, &Limit::after(Duration::MAX), &mut print).with_context(|| self.unreachable())?;
+        accepted(&request, response).map(drop)
     }
 
     /// The repository that a person means: `project/repository`, or a name that is unique.
@@ -275,6 +272,18 @@ impl Client {
             None => format!("cannot talk to the daemon at {}", self.base),
         }
     }
+}
+
+/// Prints a piece of a text. `false` where nobody reads any more, which an empty piece finds out too.
+fn print(piece: &[u8]) -> bool {
+    let mut out = std::io::stdout().lock();
+    if !piece.is_empty() {
+        return out.write_all(piece).and_then(|()| out.flush()).is_ok();
+    }
+    // Asked for nothing, the kernel tells that the other end of a pipe is closed.
+    let mut asked = [PollFd::new(&out, PollFlags::empty())];
+    let is_closed = rustix::event::poll(&mut asked, Some(&Timespec::default())).is_ok_and(|ready| ready > 0);
+    !is_closed
 }
 
 /// The same with a JSON body.

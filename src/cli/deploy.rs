@@ -1,6 +1,5 @@
 //! `shiparr deploy REPO`.
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -59,11 +58,8 @@ pub fn run(client: &Client, args: &DeployArgs) -> anyhow::Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    client.follow(&format!("/api/deployments/{id}/logs?follow=1"), &mut |piece| {
-        let mut out = std::io::stdout().lock();
-        // Where nobody reads any more, following ends; the deployment goes on.
-        out.write_all(piece).and_then(|()| out.flush()).is_ok()
-    })?;
+    // Where nobody reads any more, following ends; the deployment goes on.
+    client.follow(&format!("/api/deployments/{id}/logs?follow=1"))?;
     let deployment: serde_json::Value = client.get(&format!("/api/deployments/{id}"))?;
     if args.json {
         println!("{deployment}");

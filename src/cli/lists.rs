@@ -1,4 +1,4 @@
-//! The verbs that only show: status, history, logs, health; and the test message.
+//! The verbs that only show: status, history, health; and the test message.
 
 use std::process::ExitCode;
 
@@ -103,31 +103,6 @@ pub fn history(client: &Client, given: &str, limit: u32, json: bool) -> anyhow::
         ]);
     }
     table.print();
-    Ok(ExitCode::SUCCESS)
-}
-
-/// `shiparr logs REPO`.
-///
-/// # Errors
-/// The daemon's refusal.
-pub fn logs(client: &Client, given: &str, tail: u32, deployment: Option<&str>, json: bool) -> anyhow::Result<ExitCode> {
-    let repository = client.repository(given)?;
-    let text = match deployment {
-        None => client.get_text(&format!("/api/repositories/{}/logs?tail={tail}", repository.id))?,
-        Some("last") => {
-            let last = repository.last_deployment.as_ref().context("it was never deployed")?;
-            client.get_text(&format!("/api/deployments/{}/logs", last.id))?
-        }
-        Some(id) => {
-            let id: i64 = id.parse().with_context(|| format!("`{id}` is neither a deployment's id nor `last`"))?;
-            client.get_text(&format!("/api/deployments/{id}/logs"))?
-        }
-    };
-    if json {
-        println!("{}", serde_json::json!({ "logs": text }));
-    } else {
-        print!("{text}");
-    }
     Ok(ExitCode::SUCCESS)
 }
 

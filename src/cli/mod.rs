@@ -6,6 +6,7 @@ mod client;
 mod compose;
 mod deploy;
 mod lists;
+mod logs;
 mod prune;
 mod table;
 
@@ -62,19 +63,7 @@ enum Verb {
     /// there is nothing
     Cancel(cancel::CancelArgs),
     /// Show the container logs of a repository's stack, or the log of one of its deployments
-    Logs {
-        /// project/repository, or the repository's name where it is unique
-        repository: String,
-        /// How many lines, at most
-        #[arg(long, default_value_t = 100)]
-        tail: u32,
-        /// The log of this deployment instead: its id, or `last`
-        #[arg(long, value_name = "ID")]
-        deployment: Option<String>,
-        /// Print JSON: an object with the text as `logs`
-        #[arg(long)]
-        json: bool,
-    },
+    Logs(logs::LogsArgs),
     /// List a repository's deployments, newest first
     History {
         /// project/repository, or the repository's name where it is unique
@@ -140,9 +129,7 @@ impl CommandLine {
             Verb::Deploy(args) => deploy::run(&client()?, &args),
             Verb::Compose(args) => compose::run(client()?, &environment, &args),
             Verb::Cancel(args) => cancel::run(&client()?, &args),
-            Verb::Logs { repository, tail, deployment, json } => {
-                lists::logs(&client()?, &repository, tail, deployment.as_deref(), json)
-            }
+            Verb::Logs(args) => logs::run(&client()?, &args),
             Verb::History { repository, limit, json } => lists::history(&client()?, &repository, limit, json),
             Verb::Prune { yes, json } => prune::run(&client()?, yes, json),
             Verb::NotifyTest { repository, json } => lists::notify_test(&client()?, repository.as_deref(), json),

@@ -146,6 +146,40 @@ impl Running {
         }
     }
 
+    /// One look at a child that runs among others, without waiting: hands over what it has said since, at most one
+    /// piece of each output, and answers how it ended once it has. Somebody who holds its pipes after its end has until
+    /// `drains_until`, which begins with that end.
+    pub(super) fn look(
+        &mut self,
+        drains_until: &mut Option<Instant>,
+        on_bytes: &mut dyn FnMut(Output, &[u8]) -> ControlFlow<()>,
+    ) -> std::io::Result<Option<ExitStatus>> {
+        if self.read_outputs(on_bytes)?.is_break() {
+            return Ok(None);
+        }
+        self.notice_exit()?;
+        if !self.exited {
+            return Ok(None);
+        }
+        let now = Instant::now();
+        let until = *drains_until.get_or_insert(now + DRAIN);
+        if !self.pipes_closed() {
+            if now < until {
+                return Ok(None);
+            }
+            self.signal_group(Signal::KILL);
+        }
+        self.reap().map(Some)
+    }
+
+    /// What says that there is something to read, or that the child has ended.
+    pub(super) fn awaited(&self) -> impl Iterator<Item = PollFd<'_>> {
+        let stdout = self.stdout.as_ref().map(|pipe| PollFd::new(pipe, PollFlags::IN));
+        let stderr = self.stderr.as_ref().map(|pipe| PollFd::new(pipe, PollFlags::IN));
+        let end = self.pidfd.as_ref().filter(|_| !self.exited).map(|pidfd| PollFd::new(pidfd, PollFlags::IN));
+        stdout.into_iter().chain(stderr).chain(end)
+    }
+
     /// Sleeps until there is something to read, to write or to decide.
     fn wait(&self, limit: &Limit, stage: Stage) -> std::io::Result<()> {
         let time = match stage {
@@ -157,11 +191,7 @@ impl Running {
         let time = Timespec::try_from(time.min(TICK)).map_err(std::io::Error::other)?;
         let mut waited_for = Vec::with_capacity(4);
         waited_for.extend(self.stdin.as_ref().map(|pipe| PollFd::new(pipe, PollFlags::OUT)));
-        waited_for.extend(self.stdout.as_ref().map(|pipe| PollFd::new(pipe, PollFlags::IN)));
-        waited_for.extend(self.stderr.as_ref().map(|pipe| PollFd::new(pipe, PollFlags::IN)));
-        if !self.exited {
-            waited_for.extend(self.pidfd.as_ref().map(|pidfd| PollFd::new(pidfd, PollFlags::IN)));
-        }
+        waited_for.extend(self.awaited());
         match rustix::event::poll(&mut waited_for, Some(&time)) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(errno) => Err(errno.into()),
@@ -215,7 +245,7 @@ impl Running {
         let _ = rustix::process::kill_process(self.pid, signal);
     }
 
-    fn signal_group(&self, signal: Signal) {
+    pub(super) fn signal_group(&self, signal: Signal) {
         // An error means that nobody is left in the group, or that they are another user's.
         let _ = rustix::process::kill_process_group(self.pid, signal);
     }

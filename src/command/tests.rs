@@ -96,6 +96,18 @@ fn lines_come_as_they_are_written_and_from_both_outputs() {
 }
 
 #[test]
+fn merged_outputs_keep_their_order() {
+    let mut lines = Vec::new();
+    let script = "i=0; while [ $i -lt 500 ]; do echo $i; i=$((i+1)); echo $i >&2; i=$((i+1)); done";
+    let status = shell(script).merged().stream(&Limit::after(LONG), &mut |output, line| {
+        assert_eq!(output, Output::Out);
+        lines.push(line.to_owned());
+    });
+    assert!(status.unwrap().success());
+    assert!(lines.into_iter().eq((0..500).map(|number: u32| number.to_string())));
+}
+
+#[test]
 fn a_line_is_handed_over_while_the_child_runs() {
     let limit = Limit::after(LONG);
     let cancelled = limit.clone();

@@ -11,7 +11,7 @@ use crate::secrets::url::UrlParts;
 const KEY_CHARS_MIN: usize = 16;
 
 /// How the paths of routes begin.
-const ROUTES_BEGIN: [&str; 6] = ["api", "containers", "control", "metrics", "webhook", "widget"];
+const ROUTES_BEGIN: [&str; 7] = ["api", "assets", "containers", "control", "metrics", "webhook", "widget"];
 
 /// Basic Auth, where it is enabled. The passwords are looked up at each use:
 /// [`Settings::password`](super::Settings::password), [`Settings::viewer_password`](super::Settings::viewer_password).

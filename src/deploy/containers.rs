@@ -1,6 +1,11 @@
 //! The containers of stacks that Shiparr deployed, how they are, and their logs, for whoever looks at them.
 
-use std::collections::{HashMap, VecDeque};
+mod follow;
+mod logs;
+#[cfg(test)]
+mod testing;
+
+use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -10,14 +15,15 @@ use serde::Deserialize;
 use crate::command::{Command, CommandError, Limit};
 use crate::config::Settings;
 
+pub use follow::{Followed, follow};
+pub use logs::{Wanted, logs, stack_logs};
+
 /// Docker has to answer within this.
 const ASK_LIMIT: Duration = Duration::from_secs(10);
+/// Between SIGTERM and SIGKILL: what only asks has nothing to finish, and is gone within a second of whom it asked for.
+const GRACE: Duration = Duration::from_millis(500);
 /// What a list of containers may have.
 const LIST_MAX_BYTES: usize = 4 * 1024 * 1024;
-/// The newest bytes of logs that one answer holds.
-const LOGS_MAX_BYTES: usize = 4 * 1024 * 1024;
-/// Containers of one stack whose logs are read.
-const LOGGED_MAX: usize = 100;
 /// Labels hold anything, so each field is JSON.
 const LIST_FORMAT: &str = concat!(
     r#"{"id":{{json .ID}},"name":{{json .Names}},"#,
@@ -86,14 +92,18 @@ impl From<CommandError> for DockerError {
 ///
 /// # Errors
 /// Docker's, or that it is not there.
-pub fn containers_of(stacks: &[StackLabels], settings: &Settings) -> Result<Vec<Container>, DockerError> {
+pub fn containers_of(
+    stacks: &[StackLabels],
+    settings: &Settings,
+    limit: &Limit,
+) -> Result<Vec<Container>, DockerError> {
     let label = match stacks {
         [] => return Ok(Vec::new()),
         [one] => format!("label=com.docker.compose.project={}", one.project),
         _ => "label=com.docker.compose.project".to_owned(),
     };
     let args = ["ps", "--all", "--no-trunc", "--filter", label.as_str(), "--format", LIST_FORMAT];
-    let listed = docker(settings).args(args).capture(&Limit::after(ASK_LIMIT), LIST_MAX_BYTES)?;
+    let listed = docker(settings).args(args).capture(&limit.at_most(ASK_LIMIT), LIST_MAX_BYTES)?;
     if !listed.status.success() {
         return Err(DockerError(first_line(&listed.stderr)));
     }
@@ -107,13 +117,17 @@ pub fn containers_of(stacks: &[StackLabels], settings: &Settings) -> Result<Vec<
 ///
 /// # Errors
 /// Docker's, or that it is not there.
-pub fn conditions(containers: Vec<Container>, settings: &Settings) -> Result<Vec<(Container, Condition)>, DockerError> {
+pub fn conditions(
+    containers: Vec<Container>,
+    settings: &Settings,
+    limit: &Limit,
+) -> Result<Vec<(Container, Condition)>, DockerError> {
     if containers.is_empty() {
         return Ok(Vec::new());
     }
     let ids = containers.iter().map(|container| container.id.as_str());
     let args = ["inspect", "--type", "container", "--format", CONDITION_FORMAT].into_iter().chain(ids);
-    let told = docker(settings).args(args).capture(&Limit::after(ASK_LIMIT), LIST_MAX_BYTES)?;
+    let told = docker(settings).args(args).capture(&limit.at_most(ASK_LIMIT), LIST_MAX_BYTES)?;
     // Those that are there are told of all the same.
     let is_gone = |line: &str| line.to_ascii_lowercase().contains("no such container");
     let mut complaints = told.stderr.lines().filter(|line| !line.trim().is_empty());
@@ -125,50 +139,10 @@ pub fn conditions(containers: Vec<Container>, settings: &Settings) -> Result<Vec
     Ok(containers.into_iter().filter_map(condition_of).collect())
 }
 
-/// The container that somebody means by an id, the beginning of one (12 digits or more), or a name.
-pub fn find<'a>(containers: &'a [Container], wanted: &str) -> Option<&'a Container> {
+/// The container that somebody means by an id, the beginning of one (12 digits or more), or a name: its place in the list.
+pub fn find(containers: &[Container], wanted: &str) -> Option<usize> {
     let is_id = |container: &Container| wanted.len() >= 12 && container.id.starts_with(wanted);
-    containers.iter().find(|container| container.name == wanted).or_else(|| containers.iter().find(|one| is_id(one)))
-}
-
-/// The last lines of one container, both of its outputs.
-///
-/// # Errors
-/// Docker's, or that it is not there.
-pub fn logs(container: &Container, tail: u32, settings: &Settings) -> Result<String, DockerError> {
-    let lines = read_logs(container, tail, false, settings, &Limit::after(ASK_LIMIT))?;
-    Ok(lines.into_iter().flat_map(|line| [line, "\n".to_owned()]).collect())
-}
-
-/// The last lines of each container, in the order of time, each with its container's name.
-///
-/// # Errors
-/// Docker's, or that it is not there.
-pub fn stack_logs(containers: &[Container], tail: u32, settings: &Settings) -> Result<String, DockerError> {
-    let limit = Limit::after(ASK_LIMIT);
-    let mut lines = Vec::new();
-    for container in containers.iter().take(LOGGED_MAX) {
-        for line in read_logs(container, tail, true, settings, &limit)? {
-            let (time, text) = line.split_once(' ').unwrap_or((line.as_str(), ""));
-            lines.push((time.to_owned(), format!("{} | {text}\n", container.name)));
-        }
-        // Each time, so that no more than two bounds are ever in memory.
-        keep_newest(&mut lines);
-    }
-    Ok(lines.into_iter().map(|(_, line)| line).collect())
-}
-
-/// Sorts lines by their time and keeps the newest that fit into [`LOGS_MAX_BYTES`].
-fn keep_newest(lines: &mut Vec<(String, String)>) {
-    // Docker writes times of one width, in UTC; lines of one moment stay in their containers' order.
-    lines.sort_by(|(one, _), (other, _)| one.cmp(other));
-    let mut bytes = 0;
-    let newest = lines.iter().rev().take_while(|(_, line)| {
-        bytes += line.len();
-        bytes <= LOGS_MAX_BYTES
-    });
-    let surplus = lines.len() - newest.count();
-    lines.drain(..surplus);
+    containers.iter().position(|container| container.name == wanted).or_else(|| containers.iter().position(is_id))
 }
 
 impl Container {
@@ -183,7 +157,7 @@ impl Container {
 }
 
 fn docker(settings: &Settings) -> Command {
-    Command::new(&settings.docker_bin, &settings.environment.for_children()).grace(Duration::from_secs(1))
+    Command::new(&settings.docker_bin, &settings.environment.for_children()).grace(GRACE)
 }
 
 fn parse_list(text: &str) -> Result<Vec<Container>, DockerError> {
@@ -221,34 +195,6 @@ fn parse_conditions(text: &str) -> Result<HashMap<String, Condition>, DockerErro
     Ok(conditions)
 }
 
-fn read_logs(
-    container: &Container,
-    tail: u32,
-    with_times: bool,
-    settings: &Settings,
-    limit: &Limit,
-) -> Result<VecDeque<String>, DockerError> {
-    let tail = tail.to_string();
-    let mut args = vec!["logs", "--tail", &tail];
-    if with_times {
-        args.push("--timestamps");
-    }
-    let mut lines = VecDeque::new();
-    let mut bytes = 0;
-    let status = docker(settings).args(args).arg(&container.id).stream(limit, &mut |_, line| {
-        bytes += line.len();
-        lines.push_back(line.to_owned());
-        while bytes > LOGS_MAX_BYTES {
-            bytes -= lines.pop_front().map_or(bytes, |line: String| line.len());
-        }
-    })?;
-    if status.success() {
-        return Ok(lines);
-    }
-    // What docker itself has to say comes last.
-    Err(DockerError(lines.pop_back().unwrap_or_else(|| format!("docker logs ended with {status}"))))
-}
-
 fn first_line(text: &str) -> String {
     text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("docker failed and said nothing").to_owned()
 }
@@ -256,88 +202,12 @@ fn first_line(text: &str) -> String {
 #[cfg(test)]
 #[allow(clippy::disallowed_methods, reason = "tests read the environment that they run in")]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
+    use super::testing::Lab;
     use super::*;
-    use crate::config::Environment;
-
-    /// Containers of a compose project, made by hand; they go when this is dropped.
-    struct Lab {
-        settings: Settings,
-        labels: StackLabels,
-    }
-
-    impl Lab {
-        fn new() -> Lab {
-            let pairs = ["PATH", "HOME"].map(|name| (name, std::env::var_os(name).unwrap_or_default()));
-            let (settings, _) = Settings::from_environment(&Environment::from_pairs(pairs)).unwrap();
-            static LABS: AtomicUsize = AtomicUsize::new(0);
-            let number = LABS.fetch_add(1, Ordering::Relaxed);
-            let project = format!("shiparr-test-logs-{}-{number}", std::process::id());
-            Lab { settings, labels: StackLabels { project, folder: "/srv/a, folder".to_owned() } }
-        }
-
-        fn docker(&self, args: &[&str]) -> String {
-            let output =
-                docker(&self.settings).args(args).capture(&Limit::after(Duration::from_secs(60)), 1 << 20).unwrap();
-            assert!(output.status.success(), "{args:?}: {}", output.stderr);
-            String::from_utf8(output.stdout).unwrap()
-        }
-
-        fn start(&self, service: &str, folder: &str, script: &str) -> String {
-            self.run(&["run"], service, folder, script)
-        }
-
-        /// With a verb and options of Docker.
-        fn run(&self, verb: &[&str], service: &str, folder: &str, script: &str) -> String {
-            let name = format!("{}-{service}", self.labels.project);
-            let [project, folder, label] = [
-                format!("com.docker.compose.project={}", self.labels.project),
-                format!("com.docker.compose.project.working_dir={folder}"),
-                format!("com.docker.compose.service={service}"),
-            ];
-            let image = "shiparr-test/busybox:1";
-            let labels = ["--label", &project, "--label", &folder, "--label", &label];
-            let common = ["--network", "none", "--name", &name];
-            let args = [verb, &common[..], &labels[..], &[image, "sh", "-c", script]];
-            self.docker(&args.concat());
-            name
-        }
-    }
-
-    impl Drop for Lab {
-        fn drop(&mut self) {
-            let label = format!("label=com.docker.compose.project={}", self.labels.project);
-            let ids = self.docker(&["ps", "--all", "--quiet", "--filter", &label]);
-            let ids: Vec<&str> = ids.split_whitespace().collect();
-            self.docker(&[&["container", "rm", "--force"], &ids[..]].concat());
-        }
-    }
-
-    #[test]
-    fn logs_of_a_stack_are_in_the_order_of_time_and_those_of_others_are_not_shown() {
-        let lab = Lab::new();
-        let web = lab.start("web", "/srv/a, folder", "echo one; echo two >&2");
-        let worker = lab.start("worker", "/srv/a, folder", "echo three");
-        lab.start("foreign", "/srv/other", "echo private");
-        let found = containers_of(std::slice::from_ref(&lab.labels), &lab.settings).unwrap();
-        let names: Vec<&str> = found.iter().map(|container| container.name.as_str()).collect();
-        assert_eq!(names, [&web, &worker]);
-        assert_eq!(found[0].service, "web");
-        let text = stack_logs(&found, 10, &lab.settings).unwrap();
-        assert!(text.ends_with(&format!("{worker} | three\n")), "{text}");
-        for line in ["one", "two"] {
-            assert!(text.contains(&format!("{web} | {line}\n")), "{text}");
-        }
-        assert_eq!(logs(&found[1], 10, &lab.settings).unwrap(), "three\n");
-        assert_eq!(logs(&found[1], 0, &lab.settings).unwrap(), "");
-        let gone = container("0123456789abcdef", "gone");
-        let error = logs(&gone, 10, &lab.settings).unwrap_err().to_string();
-        assert!(error.contains("0123456789abcdef") && !error.contains('\n'), "{error}");
-    }
 
     #[test]
     fn how_containers_are_is_told_as_docker_has_it() {
+        let limit = Limit::after(Duration::from_secs(60));
         let lab = Lab::new();
         let health = ["run", "--detach", "--health-cmd", "true", "--health-interval", "100s"];
         lab.run(&health, "a-checked", "/srv/a, folder", "sleep 600");
@@ -346,11 +216,11 @@ mod tests {
         lab.docker(&["wait", &format!("{}-c-ended", lab.labels.project)]);
         lab.run(&["run", "--detach"], "d-plain", "/srv/a, folder", "sleep 600");
         lab.run(&["create"], "e-gone", "/srv/a, folder", "true");
-        let listed = containers_of(std::slice::from_ref(&lab.labels), &lab.settings).unwrap();
+        let listed = containers_of(std::slice::from_ref(&lab.labels), &lab.settings, &limit).unwrap();
         assert_eq!(listed.len(), 5);
         lab.docker(&["container", "rm", &format!("{}-e-gone", lab.labels.project)]);
 
-        let found = conditions(listed.clone(), &lab.settings).unwrap();
+        let found = conditions(listed.clone(), &lab.settings, &limit).unwrap();
         assert_eq!(found.iter().map(|(container, _)| container.clone()).collect::<Vec<_>>(), listed[..4]);
         let told: Vec<_> = found
             .iter()
@@ -366,11 +236,11 @@ mod tests {
         assert!(matches!(found[0].1.health.as_deref(), Some("starting" | "healthy")), "{:?}", found[0].1);
         assert!(found.iter().all(|(_, condition)| condition.image == "shiparr-test/busybox:1"));
 
-        let only_gone = conditions(vec![listed[4].clone()], &lab.settings).unwrap();
-        assert!(only_gone.is_empty() && conditions(Vec::new(), &lab.settings).unwrap().is_empty());
+        let only_gone = conditions(vec![listed[4].clone()], &lab.settings, &limit).unwrap();
+        assert!(only_gone.is_empty() && conditions(Vec::new(), &lab.settings, &limit).unwrap().is_empty());
         let mut settings = lab.settings.clone();
         settings.docker_bin = "/nonexistent/docker".into();
-        assert!(conditions(listed, &settings).is_err());
+        assert!(conditions(listed, &settings, &limit).is_err());
     }
 
     fn container(id: &str, name: &str) -> Container {
@@ -382,11 +252,11 @@ mod tests {
     fn a_container_is_found_by_name_or_id() {
         let id = "0123456789abcdef0123456789abcdef";
         let all = [container(id, "web-1"), container("fedcba9876543210", "0123456789ab")];
-        assert_eq!(find(&all, "web-1"), Some(&all[0]));
-        assert_eq!(find(&all, id), Some(&all[0]));
+        assert_eq!(find(&all, "web-1"), Some(0));
+        assert_eq!(find(&all, id), Some(0));
         // A name goes before the beginning of an id.
-        assert_eq!(find(&all, "0123456789ab"), Some(&all[1]));
-        assert_eq!(find(&all, "0123456789abc"), Some(&all[0]));
+        assert_eq!(find(&all, "0123456789ab"), Some(1));
+        assert_eq!(find(&all, "0123456789abc"), Some(0));
         assert_eq!(find(&all, "0123"), None);
         assert_eq!(find(&all, "web"), None);
     }
@@ -397,14 +267,5 @@ mod tests {
         let container = container("0123456789ab", "web-1");
         assert!(container.belongs_to(&labels("p", "/f")));
         assert!(!container.belongs_to(&labels("p", "/other")) && !container.belongs_to(&labels("other", "/f")));
-    }
-
-    #[test]
-    fn the_newest_lines_that_fit_are_kept() {
-        let line = |time: u32, bytes: usize| (format!("{time:03}"), "x".repeat(bytes));
-        let half = LOGS_MAX_BYTES / 2;
-        let mut lines = vec![line(3, half), line(1, 1), line(2, half)];
-        keep_newest(&mut lines);
-        assert_eq!(lines.iter().map(|(time, _)| time.as_str()).collect::<Vec<_>>(), ["002", "003"]);
     }
 }

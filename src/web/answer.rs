@@ -7,6 +7,7 @@ use tiny_http::{Header, Response, StatusCode};
 
 use super::presence::Watch;
 use super::stream::Stream;
+use crate::command::Limit;
 use crate::store::StoreError;
 
 /// A complete answer.
@@ -21,8 +22,9 @@ pub struct Answer {
 pub enum Reply {
     /// The answer is here.
     Now(Answer),
-    /// Somebody else has to be asked for it: it is made in a thread of its own.
-    Slow(Box<dyn FnOnce() -> Answer + Send>),
+    /// Somebody else has to be asked for it: it is made in a thread of its own, which should end with the limit: that
+    /// is cancelled when it is known that the client is gone.
+    Slow(Box<dyn FnOnce(&Limit) -> Answer + Send>),
     /// One that is written as it comes into being, and opened in the thread that writes it.
     Stream(Opening),
 }
@@ -62,6 +64,11 @@ impl Answer {
         Answer { status: 200, headers: vec![("Content-Type", kind.to_owned())], body: body.into() }
     }
 
+    /// Content of this media type.
+    pub fn with_content(kind: &str, body: Vec<u8>) -> Answer {
+        Answer { status: 200, headers: vec![("Content-Type", kind.to_owned())], body }
+    }
+
     /// The same with another status.
     #[must_use]
     pub fn with_status(mut self, status: u16) -> Answer {
@@ -81,7 +88,7 @@ impl Answer {
         self.status
     }
 
-    /// As tiny_http sends it. Answers are about now and for nobody's cache.
+    /// As tiny_http sends it. Answers are about now and for nobody's cache, unless they say otherwise.
     pub fn into_response(self) -> Response<Cursor<Vec<u8>>> {
         let mut response = Response::from_data(self.body)
             .with_status_code(StatusCode(self.status))
@@ -89,7 +96,8 @@ impl Answer {
             .with_chunked_threshold(usize::MAX);
         let fixed = [("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff")];
         let own = self.headers.iter().map(|(name, value)| (*name, value.as_str()));
-        for (name, value) in fixed.into_iter().chain(own) {
+        let is_own = |name: &str| self.headers.iter().any(|(own, _)| *own == name);
+        for (name, value) in fixed.into_iter().filter(|(name, _)| !is_own(name)).chain(own) {
             // A value that no header can carry (it came from a path) is left out.
             if let Ok(header) = Header::from_bytes(name, value) {
                 response.add_header(header);

@@ -9,7 +9,7 @@ use super::Context;
 use super::access::Access;
 use super::answer::{Answer, Failure};
 use super::routes::Call;
-use crate::config::Severity;
+use crate::config::{Catalog, Severity};
 
 /// How old an answer may be.
 const CHECKS_MAX_AGE: Duration = Duration::from_secs(1);
@@ -17,7 +17,14 @@ const CHECKS_MAX_AGE: Duration = Duration::from_secs(1);
 /// The last look.
 #[derive(Default)]
 pub struct Health {
-    last: Mutex<Option<(Instant, Arc<Checks>)>>,
+    last: Mutex<Option<Look>>,
+}
+
+struct Look {
+    at: Instant,
+    /// The configuration as it was then.
+    catalog: Arc<Catalog>,
+    checks: Arc<Checks>,
 }
 
 struct Checks {
@@ -49,20 +56,22 @@ impl Health {
     fn checks(&self, context: &Context) -> Arc<Checks> {
         // A look that was cut short left the one before it.
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, checks)) = last.as_ref().filter(|(at, _)| at.elapsed() < CHECKS_MAX_AGE) {
-            return Arc::clone(checks);
+        // Another configuration is seen at once: whoever hears that it was loaded asks for its problems.
+        let catalog = context.daemon.catalog();
+        let is_new = |look: &&Look| look.at.elapsed() < CHECKS_MAX_AGE && Arc::ptr_eq(&look.catalog, &catalog);
+        if let Some(look) = last.as_ref().filter(is_new) {
+            return Arc::clone(&look.checks);
         }
-        let checks = Arc::new(look(context));
-        *last = Some((Instant::now(), Arc::clone(&checks)));
+        let checks = Arc::new(look(context, &catalog));
+        *last = Some(Look { at: Instant::now(), catalog, checks: Arc::clone(&checks) });
         checks
     }
 }
 
-fn look(context: &Context) -> Checks {
+fn look(context: &Context, catalog: &Catalog) -> Checks {
     let records = context.store.ping().and_then(|()| context.store.repositories(None));
     let database = records.as_ref().err().map(|error| json!({ "message": error.to_string() }));
     let docker = context.daemon.docker_problem().map(|message| json!({ "message": message }));
-    let catalog = context.daemon.catalog();
     let errors: Vec<_> = catalog.problems.iter().filter(|problem| problem.severity == Severity::Error).collect();
     let config = (!errors.is_empty()).then(|| json!({ "problems": errors }));
     let failing: Vec<Value> = records

@@ -1,4 +1,5 @@
-//! The web: a gate that owns every client's socket, tiny_http behind it, routes, auth, the API, webhooks and the widget.
+//! The web: a gate that owns every client's socket, tiny_http behind it, routes, auth, the API, webhooks, the widget and
+//! the status page.
 //!
 //! ```text
 //! client ─▶ gate (one thread) ─▶ tiny_http ─▶ handler threads ─▶ rules ▸ auth ▸ route
@@ -16,6 +17,7 @@ mod api;
 mod auth;
 mod events;
 mod failures;
+mod following;
 mod forwarded;
 pub mod gate;
 mod health;
@@ -24,6 +26,7 @@ mod lending;
 mod listen;
 mod metrics;
 mod origin;
+mod page;
 mod passwords;
 mod presence;
 mod request;
@@ -42,7 +45,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::command::Limit;
+use crate::command::{Limit, Places};
 use crate::config::{Catalog, Settings};
 use crate::deploy::by_hand::Tools;
 use crate::metrics::Metrics;
@@ -55,6 +58,10 @@ pub use server::{StopWeb, Thread, Web, start};
 
 /// Streams that are written at once; one more is answered 503.
 pub const STREAMS_MAX: usize = 32;
+
+/// Processes of Docker that follow logs, of all streams together; each has two or three descriptors and some 10 MB. A
+/// stream that finds none left is answered 503, one that finds some tells which containers it leaves out.
+const FOLLOWERS_MAX: usize = 64;
 
 /// The kind of listener that a request came in by; set by the gate, never by a client.
 const HEADER_LISTENER: &str = "X-Shiparr-Listener";
@@ -194,6 +201,7 @@ pub struct Context {
     /// What the process counts.
     pub metrics: Arc<Metrics>,
     health: health::Health,
+    followers: Arc<Places>,
     events: events::Events,
     refused_webhooks: hooks::Refusals,
 }
@@ -202,6 +210,7 @@ impl Context {
     /// What the daemon gives to the web.
     pub fn new(settings: Arc<Settings>, store: Arc<Store>, daemon: Arc<dyn Daemon>, metrics: Arc<Metrics>) -> Context {
         let (health, refused_webhooks) = Default::default();
-        Context { settings, store, daemon, metrics, health, events: events::Events::new(), refused_webhooks }
+        let (events, followers) = (events::Events::new(), Places::new(FOLLOWERS_MAX));
+        Context { settings, store, daemon, metrics, health, followers, events, refused_webhooks }
     }
 }

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use super::access::{Access, Caller};
 use super::answer::{Answer, Failure, Reply};
 use super::request::{Method, Request};
-use super::{Context, ListenerKind, api, events, health, hooks, metrics, widget};
+use super::{Context, ListenerKind, api, events, health, hooks, metrics, page, widget};
 use crate::config::PublicUrl;
 
 /// A request with everything that a route may need.
@@ -70,6 +70,8 @@ macro_rules! now {
 }
 
 const ROUTES: &[(Method, &str, Access, Handler)] = &[
+    (Method::Get, "/", Access::View, now!(page::page)),
+    (Method::Get, "/assets/{name}", Access::Widget, now!(page::asset)),
     (Method::Get, "/api/health", Access::Open, now!(health::health)),
     (Method::Get, "/api/summary", Access::View, now!(api::summary::summary)),
     (Method::Get, "/api/projects", Access::View, now!(api::projects)),

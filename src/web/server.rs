@@ -13,8 +13,8 @@ use super::gate::{Gate, Limits, Listener, Stop};
 use super::listen::{ListenError, private_socket};
 use super::presence::Presence;
 use super::request::Request;
-use super::stream::{Place, Places};
 use super::{Context, ListenerKind, Peer, STREAMS_MAX, auth, origin, routes};
+use crate::command::{Place, Places};
 use crate::pulse;
 
 /// Threads that answer what is answered at once.
@@ -239,7 +239,11 @@ impl Server {
             Ok(Reply::Now(answer)) => finish(request, answer),
             Err(failure) => finish(request, failure.into()),
             Ok(Reply::Slow(work)) => {
-                self.in_own_thread("web-slow", self.slow.take(), request, |request, _place| finish(request, work()));
+                let server = Arc::clone(self);
+                self.in_own_thread("web-slow", self.slow.take(), request, move |request, _place| {
+                    let watch = server.presence.watch(request.id);
+                    finish(request, work(watch.limit()));
+                });
             }
             Ok(Reply::Stream(opening)) => {
                 let server = Arc::clone(self);

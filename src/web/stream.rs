@@ -1,8 +1,6 @@
 //! Answers that are written while they come into being: a deployment's log, from its first line to its last.
 
 use std::io::{self, Write};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::Context;
@@ -15,37 +13,6 @@ use crate::model::{DeploymentId, LogLevel, LogLine};
 pub const PAGE_LINES: u32 = 500;
 /// How soon a writer notices that its client is gone.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
-
-/// A bounded number of things at once.
-pub struct Places {
-    taken: AtomicUsize,
-    most: usize,
-}
-
-/// One of them; free again when it is dropped.
-pub struct Place {
-    places: Arc<Places>,
-}
-
-impl Places {
-    /// So many.
-    pub fn new(most: usize) -> Arc<Places> {
-        Arc::new(Places { taken: AtomicUsize::new(0), most })
-    }
-
-    /// Takes one, if one is free.
-    pub fn take(self: &Arc<Places>) -> Option<Place> {
-        let more = |taken| (taken < self.most).then_some(taken + 1);
-        self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
-        Some(Place { places: Arc::clone(self) })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.places.taken.fetch_sub(1, Ordering::Relaxed);
-    }
-}
 
 /// An answer that is written while it comes into being.
 pub trait Stream: Send {
@@ -170,15 +137,6 @@ pub fn chunk(to: &mut dyn Write, bytes: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn places_are_bounded_and_free_again() {
-        let places = Places::new(2);
-        let (first, second) = (places.take(), places.take());
-        assert!(first.is_some() && second.is_some() && places.take().is_none());
-        drop(first);
-        assert!(places.take().is_some());
-    }
 
     #[test]
     fn lines_have_a_time_and_a_level_where_it_matters() {

@@ -8,6 +8,7 @@ mod by_hand;
 mod events;
 mod hands_on;
 mod metrics;
+mod page;
 mod webhooks;
 
 use std::collections::HashMap;

@@ -15,6 +15,7 @@ mod deploying;
 mod events;
 mod faults;
 mod flood;
+mod following;
 mod heartbeat;
 mod hostile;
 mod hostile_corpus;

@@ -56,7 +56,7 @@ pub fn notify_test(call: &Call<'_>) -> Result<Reply, Failure> {
     let body: Body = parse(call.body)?;
     let name = body.repository.map(|text| parse_name(&text)).transpose()?;
     let daemon = Arc::clone(&call.context.daemon);
-    Ok(Reply::Slow(Box::new(move || match daemon.notify_test(name.as_ref()) {
+    Ok(Reply::Slow(Box::new(move |_| match daemon.notify_test(name.as_ref()) {
         Ok(results) => Answer::json(&serde_json::json!({ "results": results })),
         Err(problem) => Failure::not_found(problem).into(),
     })))

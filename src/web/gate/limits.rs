@@ -32,6 +32,12 @@ pub const SWEEP_PAUSE: Duration = Duration::from_millis(20);
 /// An unused connection to tiny_http beyond [`UPSTREAMS_KEPT`]; each costs a thread.
 pub const UPSTREAM_IDLE_LIMIT: Duration = Duration::from_secs(10);
 
+/// A connection on which nothing comes is asked whether its other end is still there after this, …
+pub const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+/// … again after each of these, …
+pub const KEEPALIVE_PAUSE: Duration = Duration::from_secs(10);
+/// … and so often before it is given up.
+pub const KEEPALIVE_PROBES: u32 = 3;
 /// Most clients that listen at once.
 const LISTENERS_MAX: usize = 128;
 

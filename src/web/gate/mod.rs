@@ -34,7 +34,7 @@ use std::time::{Duration, Instant};
 use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
-use rustix::net::{SocketAddrAny, SocketFlags};
+use rustix::net::{SocketAddrAny, SocketFlags, sockopt};
 
 use super::presence::Presence;
 use super::{ListenerKind, Peer};
@@ -365,7 +365,8 @@ impl Gate {
         }
         if kind == ListenerKind::Tcp {
             // Without it answers are merely later.
-            let _ = rustix::net::sockopt::set_tcp_nodelay(&socket, true);
+            let _ = sockopt::set_tcp_nodelay(&socket, true);
+            keep_alive(&socket);
         }
         let peer = match kind {
             ListenerKind::Tcp => address
@@ -494,6 +495,19 @@ impl Listening {
         self.failing = None;
         log::info!("connections are accepted again; for {} s some were not", (last - since).as_secs());
         None
+    }
+}
+
+/// A host that vanished (no network, no power) says nothing of it: a stream with nothing to tell would stay for ever.
+fn keep_alive(socket: &OwnedFd) {
+    let set = || {
+        sockopt::set_socket_keepalive(socket, true)?;
+        sockopt::set_tcp_keepidle(socket, limits::KEEPALIVE_IDLE)?;
+        sockopt::set_tcp_keepintvl(socket, limits::KEEPALIVE_PAUSE)?;
+        sockopt::set_tcp_keepcnt(socket, limits::KEEPALIVE_PROBES)
+    };
+    if let Err(error) = set() {
+        log::debug!("no keepalive on a connection: {error}");
     }
 }
 

@@ -118,7 +118,7 @@ fn links_and_paths_lead_somewhere() {
 
 /// As GitHub makes them of headings.
 fn anchors() -> BTreeSet<String> {
-    let headings = README.lines().filter_map(|line| line.strip_prefix("## "));
+    let headings = README.lines().filter_map(|line| line.strip_prefix("### ").or_else(|| line.strip_prefix("## ")));
     let kept = |letter: char| letter.is_alphanumeric() || letter == '-';
     headings
         .map(|text| text.to_lowercase().replace(' ', "-").chars().filter(|letter| kept(*letter)).collect())

@@ -516,8 +516,8 @@ fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
-/// Ends what a killed daemon left behind: processes whose HOME is the one that only this daemon had.
-fn kill_those_at_home(home: &Path) {
+/// Ends what a killed program left behind: processes whose HOME is the one that only it had.
+pub fn kill_those_at_home(home: &Path) {
     let mark = format!("HOME={}\0", home.display());
     let Ok(processes) = fs::read_dir("/proc") else { return };
     for process in processes.flatten() {

@@ -2,7 +2,7 @@
 //! demand.
 
 mod by_hand;
-mod daemon;
+pub mod daemon;
 mod docker;
 mod docker_proxy;
 mod fake;

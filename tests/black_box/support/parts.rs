@@ -28,6 +28,8 @@ pub const NAMESPACES: &str = "namespaces";
 pub const PROMTOOL: &str = "promtool";
 /// sshd, for ssh remotes.
 pub const SSHD: &str = "sshd";
+/// Chromium and its driver, for the status page.
+pub const BROWSER: &str = "browser";
 
 /// Whether one of `names` is not here; says so, and panics where `SHIPARR_TESTS_REQUIRE_ALL=1` or `CI` is set.
 pub fn missing(names: &[&'static str]) -> bool {
@@ -56,7 +58,7 @@ pub fn compose_5_config() -> Option<PathBuf> {
 fn present() -> &'static BTreeSet<&'static str> {
     static PRESENT: OnceLock<BTreeSet<&'static str>> = OnceLock::new();
     PRESENT.get_or_init(|| {
-        let tests: [(&str, bool); 10] = [
+        let tests: [(&str, bool); 11] = [
             (DOCKER, works("docker", &["image", "inspect", IMAGE]) && works("docker", &["compose", "version"])),
             (SOPS, works("sops", &["--version"]) && works("age-keygen", &["--version"])),
             (GIT, works("sh", &["-c", "test -x \"$(git --exec-path)/git-http-backend\""])),
@@ -65,6 +67,7 @@ fn present() -> &'static BTreeSet<&'static str> {
             (COMPOSE_5, compose_5_config().is_some()),
             (TLS, works("nginx", &["-v"]) && works("openssl", &["version"])),
             (NAMESPACES, works("unshare", &["--mount", "--net", "--pid", "--fork", "--mount-proc", "ip", "link"])),
+            (BROWSER, works("chromedriver", &["--version"]) && works("chromium", &["--version"])),
             (PROMTOOL, works("promtool", &["--version"])),
             (SSHD, works("sh", &["-c", "command -v ssh-keygen && test -x /usr/sbin/sshd"])),
         ];
