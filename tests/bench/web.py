@@ -185,6 +185,8 @@ def bench_slow(binary, folder, table):
         clients.start()
         beside, failed_beside = times_of_others(daemon.port, lambda: not all_are_open.is_set())
         during = daemon.status("VmRSS")
+        if not clients.is_alive():
+            raise SystemExit("bench: the slow connections were not held to the end")
         clients.kill()
         clients.join()
         times_of_others(daemon.port, lambda: False)
@@ -222,7 +224,8 @@ def times_of_others(port, must_go_on):
 
 
 def hold_slow_connections(port, all_are_open):
-    """In a process of its own: opens connections on which nothing is sent, or half a head, and opens another one a second later for each that is closed."""
+    """In a process of its own: opens connections on which nothing is sent, or half a head. For each that the daemon closes, be it
+    because more than it keeps are open, another one is opened within a second."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     selector = selectors.DefaultSelector()
@@ -244,14 +247,12 @@ def hold_slow_connections(port, all_are_open):
 
 def bench_metrics(binary, folder, table):
     daemon, _ = checked_daemon(binary, folder, SCRAPED_REPOSITORIES)
-    daemon.post("/api/projects/bench/repositories/r0/deploy")
-    idle(daemon)
-    daemon.stop()
-    add_history(daemon.folder / "data/Shiparr.db")
-    daemon = Daemon(binary, daemon.folder, {})
     nginx = None
     try:
+        daemon.post("/api/projects/bench/repositories/r0/deploy")
         idle(daemon)
+        # While the daemon runs: all copies tell of the settings of one repository, and a start deploys anew where those changed.
+        add_history(daemon.folder / "data/Shiparr.db")
         text = ask(daemon.port, "/metrics")[2].decode()
         series = text.count("\nshiparr_repository_last_success_timestamp_seconds{")
         if series != SCRAPED_REPOSITORIES:
