@@ -85,6 +85,7 @@ impl Store {
                 let how = if queued.joined { How::Joined } else { How::Queued };
                 all.push(Delivered { repository_id, deployment_id: Some(queued.deployment_id), how });
             }
+            forget_old(transaction, now)?;
             Ok(all)
         })?;
         for taken in delivered.iter().filter(|delivered| delivered.how != How::SeenBefore) {
@@ -130,6 +131,10 @@ fn remember(
              VALUES (?1, ?2, ?3, ?4, ?5)",
         )?
         .execute(params![provider, id, repository_id, deployment_id, stored(now)])?;
+    Ok(())
+}
+
+fn forget_old(transaction: &Transaction, now: Timestamp) -> Result<(), StoreError> {
     transaction
         .prepare_cached(
             "DELETE FROM webhook_deliveries WHERE at < ?1 \

@@ -28,6 +28,7 @@ mod unsettled;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use rusqlite::{Connection, Transaction};
 
@@ -240,11 +241,22 @@ impl Store {
 
     /// A transaction that is on the disk when this returns: for what was promised.
     fn promise<T>(&self, work: impl FnOnce(&Transaction) -> Result<T, StoreError>) -> Result<T, StoreError> {
-        lock(&self.writers).write(Durability::Promised, work)
+        self.write(Durability::Promised, work)
     }
 
     /// A transaction that a power cut may take back, but no crash of the process.
     fn note<T>(&self, work: impl FnOnce(&Transaction) -> Result<T, StoreError>) -> Result<T, StoreError> {
-        lock(&self.writers).write(Durability::Noted, work)
+        self.write(Durability::Noted, work)
+    }
+
+    fn write<T>(
+        &self,
+        durability: Durability,
+        work: impl FnOnce(&Transaction) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let asked = Instant::now();
+        let mut writers = lock(&self.writers);
+        writers.refuse_if_locked(asked)?;
+        writers.write(durability, work)
     }
 }

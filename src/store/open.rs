@@ -53,6 +53,8 @@ pub(super) enum Durability {
 struct FailedWrite {
     at: Instant,
     problem: String,
+    /// Another program held the database for all of [`BUSY_TIMEOUT`].
+    was_locked: bool,
 }
 
 /// After a failed write, health tries one itself, at most this often.
@@ -73,11 +75,26 @@ impl Writers {
         match &result {
             Ok(_) => self.failed = None,
             Err(StoreError::Sqlite(error)) => {
-                self.failed = Some(FailedWrite { at: Instant::now(), problem: describe(error) });
+                let was_locked = error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy);
+                self.failed = Some(FailedWrite { at: Instant::now(), problem: describe(error), was_locked });
             }
             Err(_) => {}
         }
         result
+    }
+
+    /// Whoever stood in line since `asked` while the one in front waited in vain for another program does not begin to
+    /// wait as long once more: many at once would wait for minutes.
+    ///
+    /// # Errors
+    /// The same.
+    pub(super) fn refuse_if_locked(&self, asked: Instant) -> Result<(), StoreError> {
+        let in_vain = |failed: &FailedWrite| failed.was_locked && failed.at.duration_since(asked) >= BUSY_TIMEOUT / 2;
+        if self.failed.as_ref().is_some_and(in_vain) {
+            let locked = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY);
+            return Err(rusqlite::Error::SqliteFailure(locked, None).into());
+        }
+        Ok(())
     }
 
     /// The error of the last write, until one succeeds. While there is one, a small write is tried from time to time.
@@ -369,10 +386,27 @@ mod tests {
             let mut writers = lock(&scene.store.writers);
             let long_ago = Instant::now().checked_sub(PROBE_PAUSE);
             let at = long_ago.unwrap_or_else(Instant::now);
-            writers.failed = Some(FailedWrite { at, problem: "the disk is full".to_owned() });
+            writers.failed = Some(FailedWrite { at, problem: "the disk is full".to_owned(), was_locked: false });
         }
         scene.store.ping().unwrap();
         assert!(lock(&scene.store.writers).failed.is_none());
+    }
+
+    #[test]
+    fn those_who_waited_in_line_for_another_program_do_not_wait_again() {
+        let scene = scene();
+        let mut writers = lock(&scene.store.writers);
+        let asked = Instant::now();
+        writers.refuse_if_locked(asked).unwrap();
+        let fail = |writers: &mut Writers, was_locked| {
+            writers.failed = Some(FailedWrite { at: asked + BUSY_TIMEOUT, problem: String::new(), was_locked });
+        };
+        fail(&mut writers, false);
+        writers.refuse_if_locked(asked).unwrap();
+        fail(&mut writers, true);
+        let refusal = writers.refuse_if_locked(asked).unwrap_err().to_string();
+        assert_eq!(refusal, "database: another program holds it locked");
+        writers.refuse_if_locked(asked + BUSY_TIMEOUT).unwrap();
     }
 
     #[test]

@@ -30,6 +30,9 @@ const ROUND_PAUSE: Duration = Duration::from_millis(20);
 const COLLECTED_FOR: Duration = Duration::from_millis(100);
 /// Events of one round.
 const ROUND_MAX: usize = 64;
+/// A round ends after the event that makes it longer than this: errors are long where many stacks fail at once, and
+/// what one round tells has to fit the gate's memory of it, and what may wait for a listener.
+const ROUND_MAX_BYTES: usize = 32 * 1024;
 /// Pause after the database refused to say what changed.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
 /// Events that somebody who comes back gets; who missed more loads everything anew.
@@ -138,12 +141,15 @@ impl Events {
             self.broadcast.tell(state.told, self.event(RESET, state.told, "{}").as_bytes());
             return Ok(());
         };
-        let Some((last, _)) = changes.last() else { return Ok(()) };
-        let mut events = String::new();
-        for change in &changes {
-            events += &self.event_of(store, *change)?;
+        let (mut events, mut told) = (String::new(), state.told);
+        for change in changes {
+            events += &self.event_of(store, change)?;
+            told = change.0;
+            if events.len() > ROUND_MAX_BYTES {
+                break;
+            }
         }
-        state.told = *last;
+        state.told = told;
         self.broadcast.tell(state.told, events.as_bytes());
         Ok(())
     }

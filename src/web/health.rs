@@ -1,6 +1,6 @@
 //! GET `/api/health`: what is well and what is not, looked at no more than once a second.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -18,8 +18,11 @@ const CHECKS_MAX_AGE: Duration = Duration::from_secs(1);
 #[derive(Default)]
 pub struct Health {
     last: Mutex<Option<Look>>,
+    /// Held while somebody looks: a database that another program holds makes that take seconds.
+    looking: Mutex<()>,
 }
 
+#[derive(Clone)]
 struct Look {
     at: Instant,
     /// The configuration as it was then.
@@ -54,17 +57,30 @@ pub fn health(call: &Call<'_>) -> Result<Answer, Failure> {
 
 impl Health {
     fn checks(&self, context: &Context) -> Arc<Checks> {
-        // A look that was cut short left the one before it.
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         // Another configuration is seen at once: whoever hears that it was loaded asks for its problems.
         let catalog = context.daemon.catalog();
-        let is_new = |look: &&Look| look.at.elapsed() < CHECKS_MAX_AGE && Arc::ptr_eq(&look.catalog, &catalog);
-        if let Some(look) = last.as_ref().filter(is_new) {
-            return Arc::clone(&look.checks);
+        let known = || self.last().filter(|look| Arc::ptr_eq(&look.catalog, &catalog));
+        let is_fresh = |look: &Look| look.at.elapsed() < CHECKS_MAX_AGE;
+        let _one_looks = match (known(), self.looking.try_lock()) {
+            (Some(look), _) if is_fresh(&look) => return look.checks,
+            // The threads that answer are few: they do not all wait for the one who looks.
+            (Some(look), Err(TryLockError::WouldBlock)) => return look.checks,
+            (None, Err(TryLockError::WouldBlock)) => self.looking.lock().unwrap_or_else(PoisonError::into_inner),
+            (_, Ok(looking)) => looking,
+            (_, Err(TryLockError::Poisoned(cut_short))) => cut_short.into_inner(),
+        };
+        if let Some(look) = known().filter(is_fresh) {
+            return look.checks;
         }
         let checks = Arc::new(look(context, &catalog));
-        *last = Some(Look { at: Instant::now(), catalog, checks: Arc::clone(&checks) });
+        let look = Look { at: Instant::now(), catalog, checks: Arc::clone(&checks) };
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(look);
         checks
+    }
+
+    fn last(&self) -> Option<Look> {
+        // It is whole whatever a thread that held it did.
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 

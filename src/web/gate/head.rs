@@ -1,5 +1,7 @@
 //! Request heads: parsed with `httparse`, judged, and rewritten for tiny_http.
 
+use std::borrow::Cow;
+
 use super::refusal::Refusal;
 use crate::web::{HEADER_LISTENER, HEADER_PEER, HEADER_REQUEST, ListenerKind, Peer};
 
@@ -138,7 +140,7 @@ pub fn parse(head: &[u8], origin: Origin) -> Result<RequestHead, Refusal> {
         if !is_passed_on(header) || (authority.is_some() && header.name.eq_ignore_ascii_case("host")) {
             continue;
         }
-        line(&mut rewritten, header.name, header.value);
+        line(&mut rewritten, header.name, &in_ascii(header.value));
     }
     add_origin(&mut rewritten, origin);
     Ok(RequestHead {
@@ -168,14 +170,19 @@ fn add_origin(to: &mut Vec<u8>, origin: Origin) {
     }
 }
 
-/// tiny_http reads ASCII only: a header line with other bytes (somebody's cookie) is left out; `Host` was judged
-/// before.
+/// tiny_http reads ASCII only: other bytes (in somebody's cookie) become question marks. The line itself stays, for what
+/// is left out cannot be refused, and a proxy may have added the client's address to what that client sent.
+fn in_ascii(value: &[u8]) -> Cow<'_, [u8]> {
+    if value.is_ascii() {
+        return Cow::Borrowed(value);
+    }
+    value.iter().map(|byte| if byte.is_ascii() { *byte } else { b'?' }).collect()
+}
+
 fn is_passed_on(header: &httparse::Header<'_>) -> bool {
     let name = header.name.as_bytes();
     let is_ours = name.len() >= OURS_PREFIX.len() && name[..OURS_PREFIX.len()].eq_ignore_ascii_case(OURS_PREFIX);
-    !is_ours
-        && header.value.is_ascii()
-        && !NOT_PASSED_ON.iter().any(|dropped| header.name.eq_ignore_ascii_case(dropped))
+    !is_ours && !NOT_PASSED_ON.iter().any(|dropped| header.name.eq_ignore_ascii_case(dropped))
 }
 
 /// The authority (in absolute form only) and the path of a request target.
@@ -312,10 +319,11 @@ mod tests {
         assert_eq!(
             rewritten(
                 "POST /a?b=c HTTP/1.1\r\nHost: h:1\r\nConnection: close, X-Other\r\nX-Shiparr-Peer: 1.1.1.1\r\nX-SHIPARR-listener: \
-                 control\r\nAccept:  text/plain \r\nContent-Length: 3\r\nTE: trailers\r\nCookie: \u{fc}\r\nX-Other: kept\r\n\r\n"
+                 control\r\nAccept:  text/plain \r\nContent-Length: 3\r\nTE: trailers\r\nCookie: \u{fc}\r\n\
+                 X-Forwarded-For: \u{fc}, 1.2.3.4\r\nX-Other: kept\r\n\r\n"
             ),
-            "POST /a?b=c HTTP/1.1\r\nHost: h:1\r\nAccept: text/plain\r\nX-Other: kept\r\nX-Shiparr-Listener: \
-             tcp\r\nX-Shiparr-Request: 9\r\nX-Shiparr-Peer: 192.0.2.7\r\n"
+            "POST /a?b=c HTTP/1.1\r\nHost: h:1\r\nAccept: text/plain\r\nCookie: ??\r\nX-Forwarded-For: ??, 1.2.3.4\r\n\
+             X-Other: kept\r\nX-Shiparr-Listener: tcp\r\nX-Shiparr-Request: 9\r\nX-Shiparr-Peer: 192.0.2.7\r\n"
         );
         assert!(
             rewritten("GET http://b.example?x HTTP/1.1\r\nHost: a\r\n\r\n".replace("?x", "/x").as_str())

@@ -26,7 +26,7 @@ use super::answer::{Answer, Failure};
 use super::routes::Call;
 use super::{ListenerKind, origin};
 use crate::config::Repository;
-use crate::metrics::WebhookResult;
+use crate::metrics::{WEBHOOK_PROVIDERS, WebhookResult};
 use crate::model::{DeploymentId, RepositoryId};
 use crate::store::{Delivered, Delivery, How};
 
@@ -74,8 +74,8 @@ impl Refusals {
 /// POST `/webhook/{provider}`.
 pub fn webhook(call: &Call<'_>) -> Result<Answer, Failure> {
     let Some(provider) = provider::named(call.param("provider")) else {
-        let known = "gitea, forgejo, gogs, github, gitlab and bitbucket";
-        return Err(unauthenticated(call, Failure::not_found(format!("there are webhooks of {known}"))));
+        let message = format!("there are webhooks of {}", WEBHOOK_PROVIDERS.join(", "));
+        return Err(unauthenticated(call, Failure::not_found(message)));
     };
     let done = receive(call, provider);
     // Every delivery to a known provider comes to its end here, once.
@@ -99,10 +99,9 @@ fn unauthenticated(call: &Call<'_>, failure: Failure) -> Failure {
 }
 
 fn receive(call: &Call<'_>, provider: &Provider) -> Done {
-    let refused = |result, failure| {
-        let about = call.request.client.map_or("from the control socket".to_owned(), |peer| format!("from {peer}"));
-        Done { result, answer: Err(unauthenticated(call, failure)), about }
-    };
+    let sender = call.request.client.map_or("the control socket".to_owned(), |address| address.to_string());
+    let refused =
+        |result, failure| Done { result, answer: Err(unauthenticated(call, failure)), about: format!("from {sender}") };
     let warn = |line: String| call.context.refused_webhooks.warn(&line, Instant::now());
     let secret = match call.context.settings.webhook_secret(provider.name) {
         Ok(Some(secret)) => secret,
@@ -118,8 +117,7 @@ fn receive(call: &Call<'_>, provider: &Provider) -> Done {
         }
     };
     let Some(payload) = signature::signed_payload(provider.signature, &secret, call.request, call.body) else {
-        let peer = call.request.client.map_or("the control socket".to_owned(), |peer| peer.to_string());
-        warn(format!("a webhook of {} from {peer} was refused: its signature is missing or wrong", provider.name));
+        warn(format!("a webhook of {} from {sender} was refused: its signature is missing or wrong", provider.name));
         let message = "the signature is missing or wrong: the secret must be the same here and there";
         return refused(WebhookResult::Unauthorized, Failure::new(401, "unauthorized", message));
     };

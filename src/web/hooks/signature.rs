@@ -48,7 +48,7 @@ pub fn signed_payload<'a>(
     request: &Request,
     body: &'a [u8],
 ) -> Option<Cow<'a, [u8]>> {
-    let is_form = request.header("Content-Type").is_some_and(is_form);
+    let is_form = !is_object(body) && request.header("Content-Type").is_some_and(is_form);
     let field = || is_form.then(|| form_field(body, FORM_FIELD)).flatten().map(Cow::Owned);
     // Some clients call everything a form: what has no such field is taken as it is.
     let payload = || field().unwrap_or(Cow::Borrowed(body));
@@ -68,6 +68,12 @@ pub fn signed_payload<'a>(
 fn is_form(content_type: &str) -> bool {
     let kind = content_type.split(';').next().unwrap_or_default();
     kind.trim().eq_ignore_ascii_case("application/x-www-form-urlencoded")
+}
+
+/// Whether it begins as JSON does, which no form of a forge does. The type of a body is not signed: called a form, a
+/// signed payload would be whatever the commit message inside it says after `&payload=`.
+fn is_object(body: &[u8]) -> bool {
+    body.trim_ascii_start().starts_with(b"{")
 }
 
 /// Whether `digits` are the HMAC-SHA256 of `text`, in either case; in constant time.
