@@ -269,6 +269,8 @@ def main():
     parser.add_argument("--examples", type=int, default=20)
     parser.add_argument("--keep", action="store_true")
     arguments = parser.parse_args()
+    # What was started is ended also where a time limit ends this.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     scene = Scene(arguments.binary)
     try:
         scene.make_states()
