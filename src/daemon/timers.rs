@@ -200,8 +200,7 @@ impl Loop {
 
     fn check(&mut self) -> Found {
         pulse::rests();
-        let places = Arc::clone(&self.places);
-        let _place = places.take(self.failure.is_some());
+        let _place = self.places.take(&self.repository.url.host_with_port().unwrap_or_default());
         pulse::next_within(CHECK_LIMIT);
         let limit = self.stop.at_most(CHECK_LIMIT);
         let begun = self.shared.host.store.check_begins(self.id);

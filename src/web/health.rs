@@ -59,15 +59,19 @@ impl Health {
     fn checks(&self, context: &Context) -> Arc<Checks> {
         // Another configuration is seen at once: whoever hears that it was loaded asks for its problems.
         let catalog = context.daemon.catalog();
-        let known = self.last().filter(|look| Arc::ptr_eq(&look.catalog, &catalog));
-        let _one_looks = match (&known, self.looking.try_lock()) {
-            (Some(look), _) if look.at.elapsed() < CHECKS_MAX_AGE => return Arc::clone(&look.checks),
+        let known = || self.last().filter(|look| Arc::ptr_eq(&look.catalog, &catalog));
+        let is_fresh = |look: &Look| look.at.elapsed() < CHECKS_MAX_AGE;
+        let _one_looks = match (known(), self.looking.try_lock()) {
+            (Some(look), _) if is_fresh(&look) => return look.checks,
             // The threads that answer are few: they do not all wait for the one who looks.
-            (Some(look), Err(TryLockError::WouldBlock)) => return Arc::clone(&look.checks),
+            (Some(look), Err(TryLockError::WouldBlock)) => return look.checks,
             (None, Err(TryLockError::WouldBlock)) => self.looking.lock().unwrap_or_else(PoisonError::into_inner),
             (_, Ok(looking)) => looking,
             (_, Err(TryLockError::Poisoned(cut_short))) => cut_short.into_inner(),
         };
+        if let Some(look) = known().filter(is_fresh) {
+            return look.checks;
+        }
         let checks = Arc::new(look(context, &catalog));
         let look = Look { at: Instant::now(), catalog, checks: Arc::clone(&checks) };
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(look);

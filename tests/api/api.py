@@ -24,6 +24,9 @@ READY_LIMIT_SECONDS = 60
 STOP_LIMIT_SECONDS = 90
 ANSWER_LIMIT_SECONDS = 30
 USER, PASSWORD, KEY, WEBHOOK_SECRET = "admin", "a password of the tests", "a-key-of-the-tests", "a secret of the tests"
+VIEWER, VIEWER_PASSWORD = "viewer", "another password of the tests"
+# What is wrong five times within a minute is not looked at any more.
+WRONG_PASSWORDS_MAX = 5
 # A deployment that schemathesis asks for may be one that cannot be done: it must not hold up those that follow it.
 DEPLOY_LIMIT_SECONDS = 5
 COMPOSE = f"services:\n  web:\n    image: {IMAGE}\n    init: true\n    command: [sh, -c, 'echo hello; exec sleep 3600']\n"
@@ -48,6 +51,10 @@ def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def basic(user, password):
+    return {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
 
 
 class Scene:
@@ -110,8 +117,7 @@ class Scene:
             return json.load(answer)
 
     def request(self, path, method="GET"):
-        credentials = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
-        return urllib.request.Request(self.url() + path, method=method, headers={"Authorization": f"Basic {credentials}"})
+        return urllib.request.Request(self.url() + path, method=method, headers=basic(USER, PASSWORD))
 
     def url(self):
         return f"http://127.0.0.1:{self.port}"
@@ -193,7 +199,7 @@ def ask_by_hand(scene, document):
         case = schema[path][method].Case(path_parameters=path_parameters or {}, query=query or {})
         raw = None if body is None else json.dumps(body).encode()
         sent = {"Content-Type": "application/json"} if raw else {}
-        sent |= {"Authorization": scene.request("").get_header("Authorization")} if headers is None else headers
+        sent |= basic(USER, PASSWORD) if headers is None else headers
         if raw and "webhook" in path:
             sent |= signed(raw)
         response = case.call(headers=sent, **({"data": raw} if raw else {}))
@@ -229,6 +235,16 @@ def ask_by_hand(scene, document):
     tag = expect("GET", "/", 200).headers["etag"][0]
     expect("GET", "/", 304, headers={"If-None-Match": tag, "X-Api-Key": KEY})
     expect("GET", "/assets/{name}", 200, path_parameters={"name": "app.js"})
+    if document["paths"]["/api/projects"]["get"]["security"]:
+        expect("GET", "/api/health", 200, headers={})
+        expect("GET", "/api/projects", 401, headers={})
+        for status in [401] * WRONG_PASSWORDS_MAX + [429]:
+            expect("GET", "/api/projects", status, headers={**basic(USER, f"wrong {count}"), "X-Forwarded-For": "192.0.2.1"})
+        expect("GET", "/api/projects", 200, headers=basic(VIEWER, VIEWER_PASSWORD))
+        expect("GET", "/api/repositories/{id}/logs", 403, path_parameters=by_id, headers=basic(VIEWER, VIEWER_PASSWORD))
+        expect("POST", "/api/repositories/{id}/deploy", 403, path_parameters=by_id, headers=basic(VIEWER, VIEWER_PASSWORD))
+    else:
+        expect("GET", "/api/health", 403, headers={"Host": "shiparr.example.com"})
     with urllib.request.urlopen(scene.request("/api/events", "HEAD"), timeout=ANSWER_LIMIT_SECONDS) as head:
         if head.headers.get_content_type() not in document["paths"]["/api/events"]["get"]["responses"]["200"]["content"]:
             raise Failure(f"/api/events is {head.headers.get_content_type()}")
@@ -250,9 +266,11 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--binary", required=True)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--examples", type=int, default=30)
+    parser.add_argument("--examples", type=int, default=20)
     parser.add_argument("--keep", action="store_true")
     arguments = parser.parse_args()
+    # What was started is ended also where a time limit ends this.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     scene = Scene(arguments.binary)
     try:
         scene.make_states()
@@ -260,7 +278,8 @@ def main():
         ask_by_hand(scene, document)
         is_well = run_schemathesis(scene, document, arguments)
         scene.stop()
-        scene.start(Shiparr_AUTH_ENABLED="true", Shiparr_AUTH_PASSWORD=PASSWORD, Shiparr_API_KEY=KEY)
+        guard = {"Shiparr_AUTH_PASSWORD": PASSWORD, "Shiparr_VIEWER_PASSWORD": VIEWER_PASSWORD, "Shiparr_API_KEY": KEY}
+        scene.start(Shiparr_AUTH_ENABLED="true", **guard)
         document = fetch_document(scene)
         scene.deploy_web()
         ask_by_hand(scene, document)

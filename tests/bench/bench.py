@@ -4,197 +4,25 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import socket
 import sqlite3
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.request
 from http.client import HTTPConnection
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+import web
+from lab import Daemon, GitServer, Nginx, Table, idle, new_remote, project, push, sh
 
 IMAGE = "shiparr-test/busybox:1"
 DEPLOY_ROUNDS = 15
 CHECKS = 1000
 LOAD_SECONDS = 5
 ROWS = 1_000_000
-READY_LIMIT_SECONDS = 60
-CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
-
-
-def sh(*args, cwd=None, env=None):
-    """Runs a command, fails loudly, returns its output."""
-    done = subprocess.run(args, cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise SystemExit(f"bench: {' '.join(args)} failed: {done.stderr.strip()}")
-    return done.stdout.strip()
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-class GitServer:
-    """`git http-backend` behind a loopback server that counts requests and the bytes of its answers."""
-
-    def __init__(self, root):
-        self.requests = 0
-        self.sent_bytes = 0
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def answer(self):
-                path, _, query = self.path.partition("?")
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                env = {
-                    "PATH": os.environ["PATH"], "GIT_PROJECT_ROOT": str(root), "GIT_HTTP_EXPORT_ALL": "1",
-                    "REQUEST_METHOD": self.command, "PATH_INFO": path, "QUERY_STRING": query,
-                    "CONTENT_TYPE": self.headers.get("Content-Type", ""), "CONTENT_LENGTH": str(len(body)),
-                    "GIT_PROTOCOL": self.headers.get("Git-Protocol", ""),
-                }
-                done = subprocess.run(["git", "-c", "safe.directory=*", "http-backend"], input=body, env=env, capture_output=True)
-                head, _, content = done.stdout.partition(b"\r\n\r\n")
-                status = 200
-                headers = []
-                for line in head.decode().split("\r\n"):
-                    name, _, value = line.partition(": ")
-                    if name == "Status":
-                        status = int(value.split()[0])
-                    elif name:
-                        headers.append((name, value))
-                self.send_response(status)
-                for name, value in headers:
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-                outer.requests += 1
-                outer.sent_bytes += len(content)
-
-            do_GET = do_POST = answer
-
-            def log_message(self, *_):
-                pass
-
-        class Server(ThreadingHTTPServer):
-            # A thousand first checks come at once.
-            request_queue_size = 1024
-
-            def handle_error(self, *_):
-                """A daemon that is stopped leaves in the middle of an answer."""
-
-        self.server = Server(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-
-
-class Daemon:
-    """A daemon with folders of its own, ready when it answers."""
-
-    def __init__(self, binary, folder, projects):
-        self.folder = Path(folder)
-        config = self.folder / "projects"
-        config.mkdir(parents=True, exist_ok=True)
-        for name, text in projects.items():
-            (config / f"{name}.yaml").write_text(text)
-        self.port = free_port()
-        self.runtime = Path(tempfile.mkdtemp(prefix="shiparr-bench-", dir="/dev/shm"))
-        env = {
-            "PATH": os.environ["PATH"], "HOME": str(self.folder), "Shiparr_PORT": str(self.port),
-            "Shiparr_CONFIG_PATH": str(config), "Shiparr_DATA_PATH": str(self.folder / "data"),
-            "Shiparr_RUNTIME_PATH": str(self.runtime), "Shiparr_LOG_LEVEL": "WARNING",
-        }
-        began = time.perf_counter()
-        self.log = open(self.folder / "log", "a")
-        self.process = subprocess.Popen([binary, "run"], env=env, stdin=subprocess.DEVNULL, stderr=self.log)
-        while True:
-            try:
-                self.get("/api/health")
-                break
-            except OSError:
-                if time.perf_counter() - began > READY_LIMIT_SECONDS or self.process.poll() is not None:
-                    raise SystemExit(f"bench: the daemon did not get ready: {(self.folder / 'log').read_text()}")
-                time.sleep(0.001)
-        self.ready_seconds = time.perf_counter() - began
-
-    def get(self, path):
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as answer:
-            return json.load(answer)
-
-    def post(self, path):
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data=b"{}", method="POST")
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.load(answer)
-
-    def status(self, name):
-        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-            if line.startswith(name + ":"):
-                return int(line.split()[1])
-        raise KeyError(name)
-
-    def cpu_seconds(self):
-        """User and system time of the process and of the children that it waited for."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return sum(int(field) for field in fields[11:15]) / CLOCK_TICKS
-
-    def write_bytes(self):
-        text = Path(f"/proc/{self.process.pid}/io").read_text()
-        return int(text.split("write_bytes: ")[1].split()[0])
-
-    def stop(self):
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(timeout=90)
-        shutil.rmtree(self.runtime, ignore_errors=True)
-
-
-class Table:
-    """Figures, each beside what it was measured against."""
-
-    def __init__(self):
-        self.rows = []
-
-    def add(self, name, value, unit, beside, reference, target):
-        ratio = value / reference if reference else None
-        self.rows.append({"name": name, "value": value, "unit": unit, "beside": beside, "reference": reference, "ratio": ratio, "target": target})
-        shown = "-" if ratio is None else f"{ratio:.3f}"
-        print(f"{name:<52} {value:>12.3f} {unit:<9} {shown:>9} of {beside} ({reference:.3f} {unit}); target {target}", flush=True)
-
-
-def project(name, repositories):
-    """A project file with these repositories: name to lines of YAML."""
-    lines = [f"project: {name}", "repositories:"]
-    for repository, fields in repositories.items():
-        lines.append(f"  {repository}:")
-        lines += [f"    {key}: {value}" for key, value in fields.items()]
-    return "\n".join(lines) + "\n"
-
-
-def new_remote(folder, files):
-    """A bare repository and a clone to push from."""
-    bare, work = Path(folder) / "remote.git", Path(folder) / "work"
-    sh("git", "init", "-q", "--bare", "-b", "main", str(bare))
-    sh("git", "init", "-q", "-b", "main", str(work))
-    sh("git", "-C", str(work), "remote", "add", "origin", str(bare))
-    push(work, files)
-    return bare, work
-
-
-def push(work, files):
-    for name, text in files.items():
-        (work / name).write_text(text)
-    sh("git", "-C", str(work), "add", "-A")
-    sh("git", "-C", str(work), "-c", "user.name=Bench", "-c", "user.email=bench@example.com", "commit", "-qm", "Next version")
-    sh("git", "-C", str(work), "push", "-q", "origin", "main")
 
 
 def stack(project_name, version):
@@ -228,7 +56,6 @@ def remove_stack(compose_project):
     networks = sh("docker", "network", "ls", "-q", "--filter", f"label=com.docker.compose.project={compose_project}").split()
     if networks:
         sh("docker", "network", "rm", *networks)
-
 
 def bench_deploy(binary, folder, table):
     ours, theirs = "shiparr-bench-daemon", "shiparr-bench-script"
@@ -265,12 +92,6 @@ def bench_deploy(binary, folder, table):
         daemon.stop()
         remove_stack(ours)
         remove_stack(theirs)
-
-
-def idle(daemon):
-    """Waits until the daemon has nothing to do."""
-    while daemon.get("/api/deployments?status=pending") or daemon.get("/api/deployments?status=running"):
-        time.sleep(0.02)
 
 
 def bench_check(binary, folder, table):
@@ -377,27 +198,15 @@ def wrk(url):
 def bench_http(binary, folder, table):
     names = {f"r{n}": {"url": "/none/such.git", "check_interval": 86400, "compose_project": f"shiparr-bench-http-{n}"} for n in range(10)}
     daemon = Daemon(binary, Path(folder) / "daemon", {"bench": project("bench", names)})
-    root = Path(folder) / "nginx"
-    root.mkdir()
-    port = free_port()
-    body = json.dumps(daemon.get("/api/health"))
-    (root / "health").write_text(body)
-    (root / "nginx.conf").write_text(
-        f"daemon off; worker_processes 2; pid {root}/pid; error_log {root}/error;\nevents {{}}\n"
-        f"http {{ access_log off; keepalive_requests 1000000; server {{ listen 127.0.0.1:{port}; root {root}; }} }}\n"
-    )
-    os.chmod(folder, 0o755)
-    nginx = subprocess.Popen(["nginx", "-p", str(root), "-c", str(root / "nginx.conf")], stderr=subprocess.DEVNULL)
+    nginx = Nginx(folder, {"health": json.dumps(daemon.get("/api/health"))})
     try:
-        time.sleep(1)
-        reference, reference_p99 = wrk(f"http://127.0.0.1:{port}/health")
+        reference, reference_p99 = wrk(f"http://127.0.0.1:{nginx.port}/health")
         for path, target in (("/api/health", 20000), ("/api/projects", 12000)):
             rate, p99 = wrk(f"http://127.0.0.1:{daemon.port}{path}")
             table.add(f"GET {path}, 16 connections: requests a second", rate, "1/s", "nginx, a file of that size", reference, f"at least {target}")
             table.add(f"GET {path}, 16 connections: p99", p99, "ms", "nginx, a file of that size", reference_p99, "-")
     finally:
-        nginx.terminate()
-        nginx.wait()
+        nginx.stop()
         daemon.stop()
 
 
@@ -440,7 +249,7 @@ def main():
     parser.add_argument("--binary", required=True)
     parser.add_argument("--repositories", default="10,1000")
     parser.add_argument("--json", default="target/bench.json")
-    parser.add_argument("--only", default="deploy,check,memory,http,history")
+    parser.add_argument("--only", default="deploy,check,memory,http,history,webhook,events,slow,metrics")
     args = parser.parse_args()
     binary = str(Path(args.binary).resolve())
     counts = [int(count) for count in args.repositories.split(",")]
@@ -450,6 +259,10 @@ def main():
         "memory": lambda folder, table: bench_memory(binary, folder, counts, table),
         "http": lambda folder, table: bench_http(binary, folder, table),
         "history": lambda folder, table: bench_history(binary, folder, table),
+        "webhook": lambda folder, table: web.bench_webhook(binary, folder, table),
+        "events": lambda folder, table: web.bench_events(binary, folder, table),
+        "slow": lambda folder, table: web.bench_slow(binary, folder, table),
+        "metrics": lambda folder, table: web.bench_metrics(binary, folder, table),
     }
     table = Table()
     table.add("size of the binary", os.path.getsize(binary) / 1e6, "MB", "docker", os.path.getsize(shutil.which("docker")) / 1e6, "-")

@@ -127,12 +127,13 @@ fn a_deployment_past_its_limit_in_the_middle_of_up_is_healed() {
         if let Some(config) = &compose.docker_config {
             daemon.env("DOCKER_CONFIG", config);
         }
-        daemon.project("home", &[Entry::new("web", &repo.url(), &stack).field("timeout", "7")]);
+        daemon.project("home", &[Entry::new("web", &repo.url(), &stack)]);
         daemon.start();
         daemon.wait_for_commit("web", &repo.tip());
         // The containers that run keep the grace period that they were made with.
         let commit = repo.commit(&[("compose.yaml", &slow("2", 12))]);
         daemon.wait_for_commit("web", &commit);
+        daemon.change_project("home", &[Entry::new("web", &repo.url(), &stack).field("timeout", "7")]);
         let commit = repo.commit(&[("compose.yaml", &slow("3", 1))]);
         let failed = daemon.ended_at("web", &commit);
         assert_eq!(failed["status"], "failed", "{failed}");

@@ -52,8 +52,8 @@ pub const BODIES_MAX_BYTES: usize = 16 * 1024 * 1024;
 /// Descriptors that one connection to tiny_http takes: ours, and two of tiny_http.
 pub const DESCRIPTORS_PER_UPSTREAM: usize = 3;
 
-/// Descriptors that this process uses at most: the built-in libcurl waits with `select`, which refuses a descriptor of
-/// `FD_SETSIZE` and above, so that beyond it neither Docker nor a remote could be asked.
+/// Descriptors that this process counts on, however many it may have: those that the system gives unless somebody says
+/// otherwise. More connections would cost memory, and serve nobody on a single host.
 const DESCRIPTORS_MAX: usize = 1024;
 /// Most connections to tiny_http that carry something other than a stream: more than slow answers and logins together
 /// can hold (`server.rs`).
