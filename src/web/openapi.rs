@@ -81,8 +81,10 @@ fn add_routes_by_name(paths: &mut Map<String, Value>) {
 fn complete(operation: &mut Value, method: Method, access: Access, settings: &Settings) {
     let is_guarded = access > Access::of_everybody(settings);
     operation["security"] = if is_guarded { json!([{ "basic": [] }, { "key": [] }]) } else { json!([]) };
-    // While nobody has to log in, the host has to be one that no page on the web can name.
-    let may_be_forbidden = settings.auth.is_none() || method.writes() || access == Access::Full;
+    // While nobody has to log in, the host has to be one that no page on the web can name. A webhook's signature is all
+    // that is asked of it.
+    let is_webhook = method.writes() && access == Access::Open;
+    let may_be_forbidden = !is_webhook && (settings.auth.is_none() || method.writes() || access == Access::Full);
     let guarded = GUARDED.iter().filter(|_| is_guarded);
     let forbidden = FORBIDDEN.iter().filter(|_| may_be_forbidden);
     let Some(responses) = operation["responses"].as_object_mut() else { return };
@@ -184,7 +186,7 @@ mod tests {
             ("/api/deployments", "get", asked.clone(), true, false),
             ("/containers/{id}/logs", "get", asked.clone(), true, true),
             ("/api/projects/{project}/repositories/{name}/deploy", "post", asked.clone(), true, true),
-            ("/webhook/{provider}", "post", json!([]), false, true),
+            ("/webhook/{provider}", "post", json!([]), false, false),
             ("/widget/dashy", "get", asked, true, false),
             ("/widget/dashy", "options", json!([]), false, false),
         ] {

@@ -231,7 +231,7 @@ def ask_by_hand(scene, document):
     expect("POST", "/webhook/{provider}", 202, headers={"X-Gitea-Event": "push", "X-Gitea-Delivery": str(scene.port)}, body=push, **gitea)
     expect("POST", "/webhook/{provider}", 200, headers={"X-Gitea-Event": "star"}, body={"action": "created"}, **gitea)
     expect("POST", "/webhook/{provider}", 400, headers={"X-Gitea-Event": "push"}, body={"ref": 1}, **gitea)
-    expect("POST", "/webhook/{provider}", 403, headers={"Sec-Fetch-Site": "cross-site"}, path_parameters={"provider": "github"})
+    expect("POST", "/webhook/{provider}", 401, headers={"Sec-Fetch-Site": "cross-site"}, path_parameters={"provider": "github"})
     tag = expect("GET", "/", 200).headers["etag"][0]
     expect("GET", "/", 304, headers={"If-None-Match": tag, "X-Api-Key": KEY})
     expect("GET", "/assets/{name}", 200, path_parameters={"name": "app.js"})
