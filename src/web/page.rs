@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     /// All that a browser loads, in bytes.
-    const SIZE_MAX: usize = 60 * 1024;
+    const SIZE_MAX: usize = 60_000;
 
     fn text(asset: &Asset) -> &'static str {
         std::str::from_utf8(asset.2).expect("assets are text")

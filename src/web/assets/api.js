@@ -19,7 +19,7 @@ export async function get(path) {
 export async function getPage(path) {
   const response = await ask(path);
   const next = /[?&](before=\d+)[^>]*>; rel="next"/.exec(response.headers.get("Link") ?? "");
-  return { items: await response.json(), before: next ? next[1] : null };
+  return { items: await response.json(), before: next?.[1] };
 }
 
 /** The answer to a POST. */

@@ -38,16 +38,18 @@ function drawNow() {
 // ---- Addresses
 
 /** Projects, repositories and containers have names that need no encoding. */
+const ROUTES = [
+  [/^\/$/, Overview],
+  [/^\/deployments\/(\d{1,15})$/, DeploymentView],
+  [/^\/repositories\/([\w-]+)\/([\w-]+)$/, RepositoryView],
+  [/^\/repositories\/([\w-]+)\/([\w-]+)\/containers\/([\w.-]+)$/, ContainerView],
+  [/^/, Nowhere],
+];
+
 function viewOf() {
   const [path, query] = (location.hash.slice(1) || "/").split("?");
-  const is = (pattern) => pattern.exec(path)?.slice(1);
-  if (path === "/") return new Overview(new URLSearchParams(query));
-  let parts = is(/^\/deployments\/(\d{1,15})$/);
-  if (parts) return new DeploymentView(Number(parts[0]));
-  parts = is(/^\/repositories\/([\w-]+)\/([\w-]+)$/);
-  if (parts) return new RepositoryView(...parts);
-  parts = is(/^\/repositories\/([\w-]+)\/([\w-]+)\/containers\/([\w.-]+)$/);
-  return parts ? new ContainerView(...parts) : new Nowhere();
+  const [pattern, View] = ROUTES.find(([pattern]) => pattern.test(path));
+  return new View(...pattern.exec(path).slice(1), query);
 }
 
 async function open() {

@@ -18,17 +18,11 @@ export function chart(deployments, addressOf) {
   const drawn = bars.map(({ id, status, duration_seconds: seconds }, index) => {
     const tall = Math.max(LEAST, (seconds / longest) * HEIGHT);
     return svg("a", { href: addressOf(id), tabindex: -1 },
-      bar(status, index * (WIDTH + GAP), HEIGHT - tall, WIDTH, tall, `#${id} ${deploymentWord(status)}, ${duration(seconds)}`));
+      svg(`rect.bar.is-${status}`, { x: index * (WIDTH + GAP), y: HEIGHT - tall, width: WIDTH, height: tall, rx: 1 },
+        svg("title", `#${id} ${deploymentWord(status)}, ${duration(seconds)}`)));
   });
   return h("figure",
     h("h2", "Durations"),
-    svg("svg", { role: "img", "aria-label": `Durations of the last ${bars.length} deployments. ${summary}.`, viewBox: `0 0 ${whole} ${HEIGHT + 1}`, width: whole, height: HEIGHT + 1 },
-      drawn, svg("path.axis", { d: `M0 ${HEIGHT + 0.5}h${whole}` })),
+    svg("svg", { role: "img", "aria-label": `Durations of the last ${bars.length} deployments. ${summary}.`, viewBox: `0 0 ${whole} ${HEIGHT}`, width: whole, height: HEIGHT }, drawn),
     h("figcaption", `${summary}; hollow: failed`));
-}
-
-function bar(status, x, y, width, height, title) {
-  // A line is drawn half outside.
-  const inset = status === "failed" ? 0.75 : 0;
-  return svg(`rect.bar.is-${status}`, { x: x + inset, y: y + inset, width: width - 2 * inset, height: Math.max(height - 2 * inset, 1), rx: 1 }, svg("title", title));
 }

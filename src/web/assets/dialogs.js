@@ -8,21 +8,20 @@ import { short } from "./text.js";
 export function askDeploy(repository, commit, done) {
   const { project, name, branch } = repository;
   const option = (field, label, text) =>
-    h("label.option", h("input", { type: "checkbox", name: field, "aria-describedby": `about-${field}` }),
-      h("span", h("b", label), h("small", { id: `about-${field}` }, text)));
+    h("label.option", h("input", { type: "checkbox", name: field }), h("span", h("b", label), " ", h("small", text)));
   ask(`Deploy ${project}/${name}?`, "Deploy", "go", "Back", [
     h("p", `Fetches ${branch} and runs docker compose up, also when its commit is deployed already.`,
       repository.last_commit_hash && [" Deployed now: ", h("code", short(repository.last_commit_hash)), "."]),
     h("fieldset", h("legend", "Options"),
       option("pull", "Pull", "Pull images even where they are there."),
       option("recreate", "Recreate", "Make containers anew even where nothing changed."),
-      option("adopt", "Adopt", "Go on although containers, volumes or a clone are there that this repository did not make.")),
+      option("adopt", "Adopt", "Take over containers, volumes or a clone that this repository did not make.")),
     h("label.field", h("b", "Commit"),
       h("input", {
         name: "commit", value: commit, placeholder: `the tip of ${branch}`, pattern: "[0-9a-fA-F]{7,64}", title: "7 to 64 hexadecimal digits",
-        autocomplete: "off", "aria-describedby": "about-commit",
+        autocomplete: "off",
       }),
-      h("small", { id: "about-commit" }, "An earlier one of the branch, by 7 digits of its hash or more. The tip then counts as handled until it moves.")),
+      h("small", "An earlier one of the branch, by 7 digits of its hash or more. The tip then counts as handled until it moves.")),
   ], async (form) => {
     const asked = {};
     for (const box of form.querySelectorAll(":checked")) asked[box.name] = true;

@@ -30,7 +30,7 @@ export function show(element, ...children) {
   patchChildren(element, h("div", children));
 }
 
-const keyOf = (node) => (node.nodeType === Node.ELEMENT_NODE ? node.getAttribute("data-key") : null);
+const keyOf = (node) => node.getAttribute?.("data-key") ?? null;
 
 function patchChildren(old, fresh) {
   const wanted = new Set([...fresh.children].map(keyOf));
@@ -43,21 +43,16 @@ function patchChildren(old, fresh) {
   let at = old.firstChild;
   for (const child of [...fresh.childNodes]) {
     const key = keyOf(child);
-    let same = null;
-    if (key !== null) same = known.get(key) ?? null;
-    else if (at !== null && keyOf(at) === null) same = at;
-    if (same === null || same.nodeName !== child.nodeName) {
+    const same = key !== null ? known.get(key) : at && keyOf(at) === null ? at : null;
+    if (same?.nodeName !== child.nodeName) {
       old.insertBefore(child, at);
-      if (same !== null) {
-        if (same === at) at = at.nextSibling;
-        same.remove();
-      }
       continue;
     }
     if (same === at) at = at.nextSibling;
     else old.insertBefore(same, at);
     patch(same, child);
   }
+  // What is left has no place any more.
   while (at !== null) {
     const next = at.nextSibling;
     at.remove();
@@ -71,11 +66,11 @@ function patch(old, fresh) {
     return;
   }
   for (const { name } of [...old.attributes]) {
-    // What a person has opened stays open.
-    if (!fresh.hasAttribute(name) && name !== "open") old.removeAttribute(name);
+    if (!fresh.hasAttribute(name)) old.removeAttribute(name);
   }
   for (const { name, value } of [...fresh.attributes]) {
-    if (old.getAttribute(name) !== value) old.setAttribute(name, value);
+    // What a person has closed stays closed.
+    if (old.getAttribute(name) !== value && name !== "open") old.setAttribute(name, value);
   }
   if (!fresh.hasAttribute("data-keep")) patchChildren(old, fresh);
 }

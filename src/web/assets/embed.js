@@ -22,18 +22,14 @@ async function look() {
   show(place, h("h1", project),
     problem && h("p.notice.is-bad", { role: "alert" }, problem.status === 0 ? `Not connected: ${problem.message}` : problem.message),
     known?.length === 0 && h("p", "No repositories yet."),
-    known?.length > 0 && h("ul", known.map(({ name, version, status, time }) =>
+    known?.length > 0 && h("ul", known.map(([name, version, status, time]) =>
       h("li", { "data-key": name }, widgetStatus(status), h("b", name), h("code", version), h("small", time)))));
 }
 
 /** Four widgets in order make a repository. */
 function rowsOf({ widgets }) {
-  const rows = [];
-  for (let at = 0; at + VALUES <= widgets.length; at += VALUES) {
-    const [name, version, status, time] = widgets.slice(at, at + VALUES).map(({ value }) => value);
-    rows.push({ name, version, status, time });
-  }
-  return rows;
+  const values = widgets.map(({ value }) => value);
+  return Array.from({ length: values.length / VALUES }, (_, row) => values.slice(row * VALUES, (row + 1) * VALUES));
 }
 
 if (project) {

@@ -84,6 +84,8 @@ async function watchHealth() {
   try {
     state.health = await askHealth();
     handlers.changed();
+    if (!source) return;
+    clearTimeout(timer);
     timer = setTimeout(watchHealth, HEALTH_MILLISECONDS);
   } catch {
     refresh();

@@ -18,7 +18,7 @@ const STAMPED = /^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ) (?:(warning|error): )?(.*)$/
 export class LogPane {
   #lines;
   #note = h("p.log-note", { role: "status" });
-  #jump = h("button.jump", { type: "button", hidden: true }, "Follow the end");
+  #jump = h("button.jump", { hidden: true }, "Follow the end");
   #waiting = [];
   #timer = null;
   #controller = null;
@@ -55,7 +55,7 @@ export class LogPane {
         this.#isOver = error.status > 0 && error.status !== 503;
         this.#say(`${error.message}${this.#isOver ? "" : "; trying again"}`);
         if (this.#isOver) return;
-        await pause(AGAIN_MILLISECONDS, signal);
+        await new Promise((resolve) => setTimeout(resolve, AGAIN_MILLISECONDS));
       }
     }
   }
@@ -114,12 +114,3 @@ export class LogPane {
     if (this.#note.textContent !== text) this.#note.textContent = text;
   }
 }
-
-const pause = (milliseconds, signal) =>
-  new Promise((resolve) => {
-    const timer = setTimeout(resolve, milliseconds);
-    signal.addEventListener("abort", () => {
-      clearTimeout(timer);
-      resolve();
-    });
-  });

@@ -41,14 +41,15 @@ const shownStatus = ({ orphaned, status }) => (orphaned && status !== "running" 
 /** A word with a shape before it. */
 export const badge = (shape, text) => h(`span.status.is-${shape}`, shapeOf(shape), h("span", text));
 
+const CIRCLE = "M8 2a6 6 0 1 1 0 12A6 6 0 0 1 8 2z";
 // Each one differs in its form, not only in its colour.
 const SHAPES = {
   ok: { solid: "M8 1a7 7 0 1 1 0 14A7 7 0 0 1 8 1z", mark: "M4.8 8.2l2.3 2.3 4.2-4.7" },
   bad: { solid: "M5 1h6l4 4v6l-4 4H5l-4-4V5z", mark: "M5.5 5.5l5 5m0-5l-5 5" },
-  busy: { faint: "M8 2a6 6 0 1 1 0 12A6 6 0 0 1 8 2z", line: "M8 2a6 6 0 0 1 6 6" },
-  queued: { line: "M8 2a6 6 0 1 1 0 12A6 6 0 0 1 8 2zm0 2.700V8l2.300 1.600" },
-  waiting: { line: "M2 2h12v12H2zm4.200 3.200v5.600m3.600-5.600v5.600" },
-  none: { dashed: "M8 2a6 6 0 1 1 0 12A6 6 0 0 1 8 2z" },
+  busy: { faint: CIRCLE, line: "M8 2a6 6 0 0 1 6 6" },
+  queued: { line: `${CIRCLE}m0 2.7V8l2.3 1.6` },
+  waiting: { line: "M2 2h12v12H2zm4.2 3.2v5.6m3.6-5.6v5.6" },
+  none: { dashed: CIRCLE },
 };
 
 const shapeOf = (name) =>
@@ -64,9 +65,9 @@ export function duration(seconds) {
   if (seconds < 10) return `${seconds.toFixed(1)} s`;
   const whole = Math.round(seconds);
   if (whole < 60) return `${whole} s`;
-  if (whole < 3600) return whole % 60 ? `${Math.floor(whole / 60)} min ${whole % 60} s` : `${whole / 60} min`;
-  const minutes = Math.floor((whole % 3600) / 60);
-  return minutes ? `${Math.floor(whole / 3600)} h ${minutes} min` : `${Math.floor(whole / 3600)} h`;
+  const two = (count, unit, rest, smaller) => `${count} ${unit}${rest ? ` ${rest} ${smaller}` : ""}`;
+  const minutes = Math.floor(whole / 60);
+  return minutes < 60 ? two(minutes, "min", whole % 60, "s") : two(Math.floor(minutes / 60), "h", minutes % 60, "min");
 }
 
 /** Seconds since a time. */
@@ -81,12 +82,13 @@ export function ago(time, absent = "–") {
 /** The same of what is to come; what is late comes now. */
 export const until = (time) => (secondsSince(time) > 0 ? "now" : ago(time));
 
+/** Up to so many seconds, in units of so many. */
+const DISTANCES = [[60, 1, "s"], [3600, 60, "min"], [36 * 3600, 3600, "h"], [Infinity, 86400, "d"]];
+
 function distance(seconds) {
   const far = Math.abs(seconds);
-  const put = (text) => (seconds < 0 ? `${text} ago` : `in ${text}`);
   if (far < 2) return "now";
-  if (far < 60) return put(`${Math.round(far)} s`);
-  if (far < 3600) return put(`${Math.round(far / 60)} min`);
-  if (far < 36 * 3600) return put(`${Math.round(far / 3600)} h`);
-  return put(`${Math.round(far / 86400)} d`);
+  const [, size, unit] = DISTANCES.find(([limit]) => far < limit);
+  const text = `${Math.round(far / size)} ${unit}`;
+  return seconds < 0 ? `${text} ago` : `in ${text}`;
 }

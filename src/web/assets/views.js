@@ -31,23 +31,25 @@ const title = (...text) => h("h1", { tabindex: -1 }, text);
 const head = (...rest) => h("div.head", rest);
 const section = (id, text, ...rest) => h("section", { "aria-labelledby": id, "data-key": id }, h("h2", { id }, text), rest);
 const loading = () => h("p.quiet", "Loading…");
+/** A line above the rest, in red where it is a problem. */
+const notice = (isProblem, ...line) => h(isProblem ? "p.notice.is-bad" : "p.notice", line);
 const trouble = (error) => error && h("p.notice.is-bad", { role: "alert" }, error.message);
-const crumbs = (step) => h("nav.crumbs", { "aria-label": "Breadcrumbs" }, link("/", "Repositories"), step && [" / ", step]);
+const crumbs = (target) => h("nav.crumbs", { "aria-label": "Breadcrumbs" }, link("/", "Repositories"), target && [" / ", link(routeOf(target), nameOf(target))]);
 const facts = (...pairs) => h("dl", pairs.filter(Boolean).map(([name, ...value]) => h("div", h("dt", name), h("dd", value))));
 const commitOf = (hash, subject) => h("div.commit", h("code", short(hash)), subject && h("span", { title: subject }, subject));
 
 /** Roles are written out: tables keep them where they are laid out as cards. */
 const table = (kind, label, columns, rows) =>
   h(`table.${kind}`, { role: "table", "aria-label": label },
-    h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, columns.map((text) => h("th", { role: "columnheader" }, text)))),
-    h("tbody", { role: "rowgroup" }, rows));
+    h("thead", h("tr", { role: "row" }, columns.map((text) => h("th", { role: "columnheader" }, text)))),
+    h("tbody", rows));
 const row = (key, ...cells) => h("tr", { role: "row", "data-key": key }, cells);
 const cell = (kind, ...content) => h(`td.c-${kind}`, { role: "cell" }, content);
 
 /** A button that opens a question; where that may not be asked, it says why. */
 const button = (text, action, about, reason, data) =>
   h("button", {
-    type: "button", "data-action": action, "data-key": action, "aria-label": about,
+    "data-action": action, "data-key": action, "aria-label": about,
     "aria-disabled": reason ? "true" : null, title: reason, ...data,
   }, text);
 
@@ -77,7 +79,7 @@ function newsOf(repository) {
   const news = [];
   if (last?.status === "failed") news.push(["problem", about, " failed: ", last.error]);
   if (last && isGoingOn(last)) {
-    const what = last.commit_hash ? [" of ", h("code", short(last.commit_hash)), ` ${last.commit_subject}`] : "";
+    const what = last.commit_hash ? [" of ", h("code", short(last.commit_hash)), ` ${last.commit_subject ?? ""}`] : "";
     news.push(["quiet", about, what, last.error && `: ${last.error}`]);
   }
   if (status === "waiting") news.push(["quiet", h("code", short(seen)), " waits until somebody deploys it."]);
@@ -91,14 +93,14 @@ function triggerOf({ trigger, attempt, actor }) {
 
 /** How long a deployment took, or has been going on. */
 function took({ status, started_at: started, duration_seconds: seconds }) {
-  return duration(status === "running" && started ? Math.max(0, Math.floor(secondsSince(started)) || 0) : seconds);
+  return duration(status === "running" && started ? Math.max(0, secondsSince(started)) : seconds);
 }
 
 function deploymentsTable(label, list) {
   const rows = list.map((one) =>
     row(`deployment-${one.id}`,
       cell("status", deploymentStatus(one.status)),
-      cell("id", link(deploymentRoute(one.id), `#${one.id}`, `Deployment ${one.id}, ${deploymentWord(one.status)}`)),
+      cell("id", link(deploymentRoute(one.id), `#${one.id}`, `Deployment #${one.id}, ${deploymentWord(one.status)}`)),
       cell("commit", commitOf(one.commit_hash, one.commit_subject), one.error && h(one.status === "failed" ? "div.problem" : "div.quiet", one.error)),
       cell("trigger", triggerOf(one)),
       cell("age", ago(one.started_at ?? one.created_at)),
@@ -116,7 +118,8 @@ const KINDS = {
 };
 
 export class Overview {
-  constructor(query) {
+  constructor(search) {
+    const query = new URLSearchParams(search);
     this.words = query.get("q") ?? "";
     this.kind = KINDS[query.get("show")] ? query.get("show") : "";
   }
@@ -163,7 +166,7 @@ export class Overview {
 
   #filterBar(all) {
     const chip = ([kind, label, number]) =>
-      h("button.chip", { type: "button", "data-key": kind, "data-action": "show-kind", "data-kind": kind, "aria-pressed": String(this.kind === kind) },
+      h("button.chip", { "data-key": kind, "data-action": "show-kind", "data-kind": kind, "aria-pressed": String(this.kind === kind) },
         label, " ", h("b", number));
     const chips = Object.entries(KINDS)
       .map(([kind, [label, test]]) => [kind, label, all.filter(test).length])
@@ -210,8 +213,8 @@ export class RepositoryView {
   #before = null;
   #problem = null;
   #step = null;
+  /** A list, or why there is none. */
   #containers = null;
-  #containersProblem = null;
 
   constructor(project, name) {
     this.project = project;
@@ -237,7 +240,10 @@ export class RepositoryView {
   #page = (rest) => getPage(`${repositoryPath(this)}/deployments?limit=${PAGE_DEPLOYMENTS}${rest}`);
 
   async more() {
-    const { items, before } = await this.#page(`&${this.#before}`);
+    const asked = this.#before;
+    const { items, before } = await this.#page(`&${asked}`);
+    // Somebody who clicks twice asks once.
+    if (this.#before !== asked) return;
     this.#deployments.push(...items);
     this.#before = before;
   }
@@ -262,12 +268,7 @@ export class RepositoryView {
   }
 
   async loadContainers() {
-    try {
-      this.#containers = await get(`${repositoryPath(this)}/containers`);
-      this.#containersProblem = null;
-    } catch (error) {
-      this.#containersProblem = error;
-    }
+    this.#containers = await get(`${repositoryPath(this)}/containers`).catch((error) => error);
   }
 
   render() {
@@ -277,8 +278,8 @@ export class RepositoryView {
     return [
       crumbs(),
       head(title(h("small", `${one.project}/`), one.name), repositoryStatus(one), h("div.actions", actionOf(one))),
-      one.orphaned && h("p.notice", "No project file names it any more. Its containers and files stay; ", h("code", "shiparr prune"), " forgets its records."),
-      newsOf(one).map(([kind, ...line]) => h(kind === "problem" ? "p.notice.is-bad" : "p.notice", line)),
+      one.orphaned && notice(false, "No project file names it any more. Its containers and files stay; ", h("code", "shiparr prune"), " forgets its records."),
+      newsOf(one).map(([kind, ...line]) => notice(kind === "problem", line)),
       h("div.columns", h("div.panel", facts(
         ["Deployed", deployedOf(one)],
         ["Branch", h("code", one.branch), one.observed_commit !== one.last_commit_hash && one.observed_commit && [" at ", h("code", short(one.observed_commit))]],
@@ -288,7 +289,7 @@ export class RepositoryView {
         ["Last check", ago(one.last_checked_at, "not yet")],
         ["Next check", one.orphaned ? "none" : [until(one.next_check_at), ` (every ${duration(one.check_interval)})`]])),
       bars && h("div.panel", bars)),
-      section("containers", ["Containers", h("button.plain", { type: "button", "data-action": "containers" }, "Look again")], this.#containersTable()),
+      section("containers", ["Containers", h("button.plain", { "data-action": "containers" }, "Look again")], this.#containersTable()),
       section("history", "Deployments", this.#history()),
     ];
   }
@@ -299,13 +300,13 @@ export class RepositoryView {
       trouble(this.#problem) ?? (list ? null : loading()),
       list?.length === 0 && h("p.quiet", "Nothing was deployed yet."),
       list?.length > 0 && deploymentsTable(`Deployments of ${this.title()}`, list),
-      this.#before && h("button.more", { type: "button", "data-action": "more" }, "Older deployments"),
+      this.#before && h("button.more", { "data-action": "more" }, "Older deployments"),
     ];
   }
 
   #containersTable() {
     const list = this.#containers;
-    if (this.#containersProblem) return trouble(this.#containersProblem);
+    if (list instanceof Error) return trouble(list);
     if (!list) return loading();
     if (!list.length) return h("p.quiet", "The stack has no containers.");
     const rows = list.map((one) =>
@@ -342,7 +343,8 @@ export class DeploymentView extends LogView {
   deployment = null;
   #problem = null;
 
-  constructor(id) {
+  constructor(digits) {
+    const id = Number(digits);
     super(`Log of deployment ${id}`, `api/deployments/${id}/logs?follow=1`, true);
     this.id = id;
   }
@@ -371,12 +373,11 @@ export class DeploymentView extends LogView {
     const target = targetOf(one);
     const repository = repositoryNamed(one.project, one.repository);
     return [
-      crumbs(link(routeOf(target), nameOf(target))),
+      crumbs(target),
       head(title(h("small", "Deployment "), `#${one.id}`), deploymentStatus(one.status),
         h("div.actions", isGoingOn(one) ? cancelButton(one) : repository && one.commit_hash && deployButton(repository, one.commit_hash))),
-      one.error && h(one.status === "failed" ? "p.notice.is-bad" : "p.notice", one.error),
+      one.error && notice(one.status === "failed", one.error),
       h("div.panel.wide", facts(
-        ["Repository", link(routeOf(target), nameOf(target))],
         ["Trigger", triggerOf(one)],
         ["Commit", commitOf(one.commit_hash, one.commit_subject)],
         ["Started", ago(one.started_at, "not yet")],
@@ -398,7 +399,7 @@ export class ContainerView extends LogView {
 
   render() {
     return [
-      crumbs(link(routeOf(this.target), nameOf(this.target))),
+      crumbs(this.target),
       head(title(h("small", "Log of "), this.container)),
       this.place(),
     ];
