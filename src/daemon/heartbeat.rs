@@ -4,15 +4,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
-
 use super::docker;
 use super::shared::Shared;
 use super::threads::Threads;
 use crate::command::Limit;
 use crate::config::Settings;
 use crate::http::{self, Request};
-use crate::model::RepositoryRecord;
 use crate::notify::label;
 use crate::pulse;
 
@@ -24,9 +21,6 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 const BEAT_LIMIT: Duration = Duration::from_secs(10);
 /// An answer that is no success is read up to here.
 const ANSWER_MAX_BYTES: usize = 64 * 1024;
-/// A check is overdue when it is late by its interval, and by no less than this: a check under way may take a minute,
-/// and others may be before it.
-const OVERDUE_AT_LEAST: Duration = Duration::from_secs(300);
 
 /// Sends heartbeats.
 pub struct Heartbeat {
@@ -56,7 +50,7 @@ impl Heartbeat {
         let mut lost = Trouble::new("the heartbeat did not arrive", "the heartbeat arrives again");
         while !self.threads.are_stopping() {
             pulse::next_within(BEAT_LIMIT + BEAT_EVERY);
-            let problem = problem(&self.shared, &self.threads, Instant::now(), Timestamp::now());
+            let problem = problem(&self.shared, &self.threads, Instant::now());
             let is_well = problem.is_none();
             withheld.note(problem);
             if is_well {
@@ -93,7 +87,7 @@ impl Trouble {
 }
 
 /// What is not well on this host, in one line: a thread that hangs, Docker, the database, a check that is overdue.
-fn problem(shared: &Shared, threads: &Threads, now: Instant, at: Timestamp) -> Option<String> {
+fn problem(shared: &Shared, threads: &Threads, now: Instant) -> Option<String> {
     if let Err(thread) = threads.all_alive(now) {
         return Some(format!("the thread `{thread}` hangs"));
     }
@@ -102,17 +96,12 @@ fn problem(shared: &Shared, threads: &Threads, now: Instant, at: Timestamp) -> O
     }
     match shared.host.store.repositories(None) {
         Ok(records) => {
-            let overdue = records.iter().find(|record| is_overdue(record, at))?;
+            let late = shared.overdue(now);
+            let overdue = records.iter().find(|record| late.contains(&record.id))?;
             Some(format!("{}: the check of its remote is overdue", overdue.name))
         }
         Err(error) => Some(format!("the database does not answer: {error}")),
     }
-}
-
-fn is_overdue(record: &RepositoryRecord, now: Timestamp) -> bool {
-    let late_at_most = Duration::from_secs(record.check_interval_seconds).max(OVERDUE_AT_LEAST);
-    let late = |due| Duration::try_from(now.duration_since(due)).unwrap_or_default();
-    record.next_check_at.is_some_and(|due| late(due) > late_at_most)
 }
 
 /// Sends one heartbeat. The error never holds more of the URL than its host.
@@ -144,8 +133,11 @@ mod tests {
     use std::io::{BufRead, BufReader, Write};
     use std::net::TcpListener;
 
+    use jiff::Timestamp;
+
     use super::*;
     use crate::config::Environment;
+    use crate::daemon::shared::Appointment;
     use crate::daemon::worker::tests::Scene;
     use crate::pulse::MOMENT;
 
@@ -153,38 +145,33 @@ mod tests {
     fn it_is_withheld_while_a_thread_hangs_or_docker_is_away_or_a_check_is_overdue() {
         let scene = Scene::new();
         let (shared, threads) = (&scene.shared, &scene.threads);
-        let (now, at) = (Instant::now(), Timestamp::now());
-        assert_eq!(problem(shared, threads, now, at), None);
+        let now = Instant::now();
+        assert_eq!(problem(shared, threads, now), None);
 
         let watched = threads.watch_this_one("worker");
         pulse::next_within(Duration::from_secs(900));
         let hung = now + Duration::from_secs(960) + MOMENT;
-        assert_eq!(problem(shared, threads, now + Duration::from_secs(900), at), None);
-        assert_eq!(problem(shared, threads, hung, at).as_deref(), Some("the thread `worker` hangs"));
+        assert_eq!(problem(shared, threads, now + Duration::from_secs(900)), None);
+        assert_eq!(problem(shared, threads, hung).as_deref(), Some("the thread `worker` hangs"));
         drop(watched);
-        assert_eq!(problem(shared, threads, hung, at), None);
+        assert_eq!(problem(shared, threads, hung), None);
 
         shared.set_docker(Some("Docker does not answer".to_owned()));
-        assert_eq!(problem(shared, threads, now, at).as_deref(), Some("Docker does not answer"));
+        assert_eq!(problem(shared, threads, now).as_deref(), Some("Docker does not answer"));
         shared.set_docker(None);
 
         let record = shared.host.store.repositories(None).unwrap().remove(0);
-        shared.host.store.check_scheduled(record.id, at);
-        let late = |seconds| at + Duration::from_secs(seconds);
-        assert_eq!(
-            problem(shared, threads, now, late(300)),
-            None,
-            "of an interval of {}",
-            record.check_interval_seconds
-        );
-        let overdue =
-            problem(shared, threads, now, late(OVERDUE_AT_LEAST.as_secs().max(record.check_interval_seconds) + 1));
+        let appointment = Arc::new(Appointment::new());
+        shared.add_timer(record.id, Arc::clone(&appointment));
+        // The clock of the host was set, by days: that makes nothing overdue.
+        shared.host.store.check_scheduled(record.id, Timestamp::now() - Duration::from_secs(3 * 86_400));
+        assert_eq!(problem(shared, threads, now), None);
+        appointment.is_overdue_from(Some(now));
+        assert_eq!(problem(shared, threads, now), None);
+        let overdue = problem(shared, threads, now + Duration::from_secs(1));
         assert_eq!(overdue.as_deref(), Some("home/web: the check of its remote is overdue"));
-        let often = RepositoryRecord { check_interval_seconds: 10, next_check_at: Some(at), ..record.clone() };
-        assert!(!is_overdue(&often, late(300)) && is_overdue(&often, late(301)));
-        let rarely = RepositoryRecord { check_interval_seconds: 3600, next_check_at: Some(at), ..record };
-        assert!(!is_overdue(&rarely, late(3600)) && is_overdue(&rarely, late(3601)));
-        assert!(!is_overdue(&RepositoryRecord { next_check_at: None, ..rarely }, late(86_400)));
+        shared.remove_timer(record.id);
+        assert_eq!(problem(shared, threads, now + Duration::from_secs(1)), None);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use crate::command::Limit;
 use crate::deploy::pipeline::Host;
 use crate::deploy::secret_files;
 use crate::model::RepositoryName;
+use crate::pulse;
 use crate::store::StoreError;
 
 /// For all of them together; a key service that hangs must not hold up the start for longer.
@@ -60,7 +61,11 @@ impl Restore {
         }
         if docker::ask(shared).is_ok() {
             let to_start = std::mem::take(&mut self.lock().to_start);
-            to_start.iter().for_each(|name| start(&shared.host, name));
+            for name in &to_start {
+                // There may be many of them.
+                pulse::next_within(START_LIMIT);
+                start(&shared.host, name);
+            }
         }
         !self.lock().to_start.is_empty()
     }
@@ -100,5 +105,23 @@ fn start(host: &Host, name: &RepositoryName) {
         Ok(started) if started.is_empty() => {}
         Ok(started) => log::info!("{name}: started, as what they mount is there again: {}", started.join(", ")),
         Err(error) => log::error!("{name}: containers that could not mount their secrets stay stopped: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::worker::tests::Scene;
+    use crate::pulse::MOMENT;
+
+    #[test]
+    fn whoever_starts_many_stacks_is_alive_with_each() {
+        let Scene { shared, threads, .. } = &Scene::new();
+        let record = shared.host.store.repositories(None).unwrap().remove(0);
+        shared.restore.lock().to_start.insert(record.name);
+        let _watched = threads.watch_this_one("worker");
+        pulse::next_within(Duration::ZERO);
+        assert!(!shared.restore.go_on(shared));
+        assert_eq!(threads.all_alive(Instant::now() + MOMENT + START_LIMIT / 2), Ok(()));
     }
 }

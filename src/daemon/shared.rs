@@ -29,7 +29,7 @@ pub struct Shared {
     worker: Bell,
     teller: Bell,
     docker: Mutex<Docker>,
-    timers: Mutex<HashMap<RepositoryId, Arc<Bell>>>,
+    timers: Mutex<HashMap<RepositoryId, Arc<Appointment>>>,
 }
 
 /// Wakes one thread. What there is to do is in the database, or with the remote; the bell only says: look.
@@ -60,6 +60,31 @@ impl Bell {
     fn wait(&self, time: Duration) {
         // Whether it rang or time is over, the thread looks.
         let _ = self.rung.recv_timeout(time);
+    }
+}
+
+/// What a repository's timer has in common with the rest of the daemon.
+pub struct Appointment {
+    /// Rings when it is to check now.
+    pub asked: Bell,
+    /// When its next check would be overdue. By the clock that never steps: a host without a battery learns the time
+    /// when it is up for long, and one that slept has not missed anything.
+    overdue_at: Mutex<Option<Instant>>,
+}
+
+impl Appointment {
+    /// None yet.
+    pub fn new() -> Appointment {
+        Appointment { asked: Bell::new(), overdue_at: Mutex::default() }
+    }
+
+    /// Its next check is overdue from this time on.
+    pub fn is_overdue_from(&self, at: Option<Instant>) {
+        *self.overdue_at.lock().unwrap_or_else(PoisonError::into_inner) = at;
+    }
+
+    fn is_overdue(&self, now: Instant) -> bool {
+        self.overdue_at.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|at| at < now)
     }
 }
 
@@ -134,8 +159,8 @@ impl Shared {
     }
 
     /// There is a timer for a repository.
-    pub fn add_timer(&self, id: RepositoryId, asked: Arc<Bell>) {
-        self.timers.lock().unwrap_or_else(PoisonError::into_inner).insert(id, asked);
+    pub fn add_timer(&self, id: RepositoryId, appointment: Arc<Appointment>) {
+        self.timers.lock().unwrap_or_else(PoisonError::into_inner).insert(id, appointment);
     }
 
     /// There is none any more.
@@ -146,7 +171,13 @@ impl Shared {
     /// A repository is checked now, rather than when its interval ends.
     pub fn check_now(&self, id: RepositoryId) {
         if let Some(timer) = self.timers.lock().unwrap_or_else(PoisonError::into_inner).get(&id) {
-            timer.ring();
+            timer.asked.ring();
         }
+    }
+
+    /// The repositories whose check is overdue.
+    pub fn overdue(&self, now: Instant) -> Vec<RepositoryId> {
+        let timers = self.timers.lock().unwrap_or_else(PoisonError::into_inner);
+        timers.iter().filter(|(_, timer)| timer.is_overdue(now)).map(|(id, _)| *id).collect()
     }
 }

@@ -8,7 +8,7 @@ use crossbeam_channel::{Receiver, RecvError, Sender, select};
 use jiff::Timestamp;
 
 use super::places::Places;
-use super::shared::{Bell, Shared};
+use super::shared::{Appointment, Shared};
 use super::threads::{SMALL_STACK_BYTES, Threads};
 use crate::command::Limit;
 use crate::config::project::Deploy;
@@ -29,6 +29,10 @@ const FIRST_SPREAD_PER_REPOSITORY: Duration = Duration::from_millis(20);
 const SPREAD_DIVISOR: u32 = 10;
 /// … but never by more than this.
 const SPREAD_AT_MOST: Duration = Duration::from_secs(30);
+
+/// A check is overdue when it is late by its interval, and by no less than this: a check under way may take a minute,
+/// and others may be before it.
+const OVERDUE_AT_LEAST: Duration = Duration::from_secs(300);
 
 /// While checks go on failing, another error than the last one is logged no more often than this: some forges put a
 /// number of their own into each.
@@ -105,7 +109,7 @@ impl Timers {
         };
         let repository = Arc::new(repository.clone());
         let (words, heard) = crossbeam_channel::unbounded();
-        let asked = Arc::new(Bell::new());
+        let appointment = Arc::new(Appointment::new());
         let stop = Limit::after(FOREVER);
         let timer = Loop {
             shared: Arc::clone(&self.shared),
@@ -113,7 +117,7 @@ impl Timers {
             id: record.id,
             repository: Arc::clone(&repository),
             heard,
-            asked: Arc::clone(&asked),
+            appointment: Arc::clone(&appointment),
             stop: stop.clone(),
             failure: None,
         };
@@ -121,7 +125,7 @@ impl Timers {
         // Threads carry at most 15 bytes of a name; the repository's own part says more than the project's.
         self.threads
             .start_for_a_while(&format!("t:{}", repository.name.name), SMALL_STACK_BYTES, move || timer.run(first))?;
-        self.shared.add_timer(record.id, asked);
+        self.shared.add_timer(record.id, appointment);
         self.running.insert(repository.name.clone(), Timer { id: record.id, repository, words, stop });
         Ok(())
     }
@@ -144,8 +148,7 @@ struct Loop {
     id: RepositoryId,
     repository: Arc<Repository>,
     heard: Receiver<Word>,
-    /// Rings when it is to check now.
-    asked: Arc<Bell>,
+    appointment: Arc<Appointment>,
     stop: Limit,
     failure: Option<LoggedFailure>,
 }
@@ -169,7 +172,7 @@ impl Loop {
             pulse::next_within(due.saturating_duration_since(Instant::now()));
             let word = select! {
                 recv(self.heard) -> word => Some(word),
-                recv(self.asked.rung()) -> _ => None,
+                recv(self.appointment.asked.rung()) -> _ => None,
                 recv(crossbeam_channel::at(due)) -> _ => None,
             };
             match word {
@@ -196,6 +199,7 @@ impl Loop {
     fn tell_next(&self, due: Instant) {
         let at = Timestamp::now() + due.saturating_duration_since(Instant::now());
         self.shared.host.store.check_scheduled(self.id, at);
+        self.appointment.is_overdue_from(overdue_at(due, self.repository.check_interval));
     }
 
     fn check(&mut self) -> Found {
@@ -303,6 +307,11 @@ fn asks_otherwise(one: &Repository, other: &Repository) -> bool {
         || one.ssh_key_passphrase != other.ssh_key_passphrase
 }
 
+/// From when on a check that is due then, of one at each `interval`, is overdue; never, beyond what the clock counts.
+fn overdue_at(due: Instant, interval: Duration) -> Option<Instant> {
+    due.checked_add(interval.max(OVERDUE_AT_LEAST))
+}
+
 fn with_spread(interval: Duration) -> Duration {
     interval + at_random_below((interval / SPREAD_DIVISOR).min(SPREAD_AT_MOST))
 }
@@ -324,6 +333,15 @@ mod tests {
         let later = logged.at + FAILURE_LOGGED_EVERY;
         assert!(logged.stands_for("timed out after 1001 ms", later));
         assert!(!logged.stands_for("timed out after 1002 ms", later));
+    }
+
+    #[test]
+    fn a_check_is_overdue_when_it_is_late_by_its_interval_or_by_five_minutes() {
+        let due = Instant::now();
+        let late = |seconds| Some(due + Duration::from_secs(seconds));
+        assert_eq!(overdue_at(due, Duration::from_secs(10)), late(300));
+        assert_eq!(overdue_at(due, Duration::from_secs(3600)), late(3600));
+        assert_eq!(overdue_at(due, Duration::MAX), None);
     }
 
     #[test]
