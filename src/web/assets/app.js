@@ -12,9 +12,10 @@ const TICK_MILLISECONDS = 5_000;
 
 const place = (id) => document.getElementById(id);
 let view = null;
+let loading = null;
 let isDrawing = false;
 
-/** Draws once for all that changes in one go. */
+/** Draws once for all changes in one go. */
 function draw() {
   if (isDrawing) return;
   isDrawing = true;
@@ -73,7 +74,7 @@ const focusHeading = () => (document.querySelector("h1") ?? place("main")).focus
 
 async function loadView() {
   const loaded = view;
-  await loaded.load?.();
+  await (loading = loaded.load?.());
   if (view === loaded) draw();
 }
 
@@ -103,7 +104,7 @@ document.addEventListener("input", (event) => {
   if (event.target.id === "filter") filter(event.target.value, view.kind);
 });
 
-/** The filter is in the address, without a step of the history for each letter. */
+/** The filter is in the address, without a step of history for each letter. */
 function filter(words, kind) {
   history.replaceState(null, "", to(view.filter(words, kind)));
   draw();
@@ -118,11 +119,16 @@ function announce(text) {
 begin({
   changed: draw,
   reloaded: loadView,
-  deployment: (deployment) => view.take?.(deployment)?.then(draw),
+  deployment: async (one) => {
+    // What is being loaded is older.
+    await loading;
+    await view.take?.(one);
+    draw();
+  },
   moved: (one) => one.status === "pending" || announce(`${one.project}/${one.name}: ${repositoryWord(one)}`),
 });
 addEventListener("hashchange", open);
-// The connection of a log too is given back by a page that nobody sees.
+// A page that nobody sees gives a log's connection back too.
 document.addEventListener("visibilitychange", () => (document.hidden ? view.leave?.() : draw()));
 setInterval(() => document.hidden || draw(), TICK_MILLISECONDS);
 open();

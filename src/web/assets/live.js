@@ -3,7 +3,7 @@
 import { addressOf, get } from "./api.js";
 
 const POLL_MILLISECONDS = 5_000;
-/** Health changes without an event; and a connection that hangs is found out by it. */
+/** Health has no event; and a connection that hangs is found out by it. */
 const HEALTH_MILLISECONDS = 30_000;
 /** After events were refused: all places of listeners are taken, or a proxy in between holds them back. */
 const EVENTS_AGAIN_MILLISECONDS = 60_000;
@@ -26,7 +26,7 @@ let source = null;
 let lastEventId = "";
 let timer = null;
 let eventsRefusedAt = -Infinity;
-/** Events so far: what was asked for before one and came after it is old. */
+/** Events so far: an answer that was asked for before the last is old. */
 let heard = 0;
 
 /**
@@ -35,7 +35,7 @@ let heard = 0;
  */
 export function begin(calls) {
   handlers = calls;
-  // A page that nobody sees holds no connection: browsers have only a few for each host.
+  // A page that nobody sees holds no connection: browsers have only a few a host.
   document.addEventListener("visibilitychange", () => (document.hidden ? close() : refresh()));
   refresh();
 }

@@ -73,7 +73,7 @@ export function duration(seconds) {
 /** Seconds since a time. */
 export const secondsSince = (time) => (Date.now() - Date.parse(time)) / 1000;
 
-/** A time as its distance from now, with the whole of it for whoever points at it. */
+/** A time as its distance from now, in full for whoever points at it. */
 export function ago(time, absent = "–") {
   if (!time) return absent;
   return h("time", { datetime: time, title: new Date(time).toLocaleString() }, distance(-secondsSince(time)));
