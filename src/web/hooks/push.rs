@@ -84,7 +84,8 @@ impl Push {
 struct Place {
     /// In lower case, with the port where that is not the scheme's own; empty for a folder of this host.
     host: String,
-    /// Without the `.git` and the slashes at its end.
+    /// Without the `.git` and the slashes at its end. In lower case where there is a host: to no forge are owners and
+    /// repositories two that differ in case alone, and one push too many ends `skipped`.
     path: String,
 }
 
@@ -92,7 +93,10 @@ impl Place {
     fn of(url: &RemoteUrl) -> Place {
         let path = url.path().trim_end_matches('/');
         let path = path.strip_suffix(".git").unwrap_or(path).trim_end_matches('/');
-        Place { host: url.host_with_port().unwrap_or_default(), path: path.to_owned() }
+        match url.host_with_port() {
+            Some(host) => Place { host, path: path.to_ascii_lowercase() },
+            None => Place { host: String::new(), path: path.to_owned() },
+        }
     }
 
     /// None: it is no URL of a repository.
@@ -139,6 +143,7 @@ mod tests {
         for url in [
             "https://git.example.com/ada/stack",
             "https://git.example.com/ada/stack.git",
+            "https://git.example.com/Ada/Stack",
             "https://git.example.com/ada/stack.git/",
             "https://git.example.com:443/ada/stack",
             "http://GIT.example.COM:80/ada/stack/",
@@ -157,7 +162,6 @@ mod tests {
             assert!(same(url, "https://git.example.com/ada/stack"), "{url}");
         }
         for url in [
-            "https://git.example.com/Ada/stack",
             "https://git.example.com/ada/stack2",
             "https://git.example.com/ada",
             "https://git.example.com:3000/ada/stack",
@@ -175,6 +179,7 @@ mod tests {
         }
         assert!(same("ssh://git@h:7999/prj/stack.git", "git@[h:7999]:prj/stack"));
         assert!(same("file:///srv/stack.git", "/srv/stack"));
+        assert!(!same("/srv/Stack", "/srv/stack"));
     }
 
     #[test]
