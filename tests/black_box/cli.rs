@@ -307,13 +307,7 @@ fn a_followed_log_over_http_comes_line_by_line_and_ends_with_the_deployment() {
         "GET /api/deployments/{id}/logs?follow=1 HTTP/1.1\r\nHost: localhost\r\nAccept: text/plain\r\nConnection: close\r\n\r\n"
     );
     stream.write_all(request.as_bytes()).expect("send");
-    let mut so_far = Vec::new();
-    while !String::from_utf8_lossy(&so_far).contains(&short) {
-        let mut part = [0; 4096];
-        let length = stream.read(&mut part).expect("lines come while it is held");
-        assert_ne!(length, 0, "it ended: {}", String::from_utf8_lossy(&so_far));
-        so_far.extend_from_slice(&part[..length]);
-    }
+    let mut so_far = read_until(&mut stream, &short);
     assert_eq!(daemon.deployment(id)["status"], "running");
     fake.release();
     stream.read_to_end(&mut so_far).expect("it ends with the deployment");

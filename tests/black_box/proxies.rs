@@ -7,7 +7,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use tempfile::TempDir;
 
-use crate::support::{Answer, Daemon, Entry, Fake, Nginx, Repo, Stack, exchange, free_port, missing, parts};
+use crate::support::{
+    Answer, Daemon, Entry, Fake, Nginx, Repo, Stack, exchange, free_port, missing, parts, read_until,
+};
 
 const README: &str = include_str!("../../README.md");
 /// Where the example leads, and below which path.
@@ -168,13 +170,7 @@ fn a_log_is_followed_through_nginx_as_it_is_written() {
     );
     stream.write_all(request.as_bytes()).expect("send");
     let short = repo.tip()[..7].to_owned();
-    let mut so_far = Vec::new();
-    while !String::from_utf8_lossy(&so_far).contains(&short) {
-        let mut part = [0; 4096];
-        let length = stream.read(&mut part).expect("lines come while it is held");
-        assert_ne!(length, 0, "it ended: {}", String::from_utf8_lossy(&so_far));
-        so_far.extend_from_slice(&part[..length]);
-    }
+    let mut so_far = read_until(&mut stream, &short);
     assert_eq!(daemon.deployment(id)["status"], "running");
     fake.release();
     stream.read_to_end(&mut so_far).expect("it ends with the deployment");

@@ -6,28 +6,20 @@ use super::provider::Provider;
 use super::signature::{Signature, SignedForm};
 
 /// [Gitea](https://docs.gitea.com/usage/webhooks)
-pub const GITEA: Provider = Provider {
-    name: "gitea",
-    signature: Signature::Hmac { header: "X-Gitea-Signature", prefix: "", form: SignedForm::Payload },
-    event_header: "X-Gitea-Event",
-    delivery_headers: &["X-Gitea-Delivery"],
-    read: github::read,
-};
+pub const GITEA: Provider = provider("gitea", "X-Gitea-Signature", "X-Gitea-Event", &["X-Gitea-Delivery"]);
 
 /// [Forgejo](https://forgejo.org/docs/latest/user/webhooks/)
-pub const FORGEJO: Provider = Provider {
-    name: "forgejo",
-    signature: Signature::Hmac { header: "X-Forgejo-Signature", prefix: "", form: SignedForm::Payload },
-    event_header: "X-Forgejo-Event",
-    delivery_headers: &["X-Forgejo-Delivery"],
-    read: github::read,
-};
+pub const FORGEJO: Provider = provider("forgejo", "X-Forgejo-Signature", "X-Forgejo-Event", &["X-Forgejo-Delivery"]);
 
 /// [Gogs](https://gogs.io/advancing/webhooks)
-pub const GOGS: Provider = Provider {
-    name: "gogs",
-    signature: Signature::Hmac { header: "X-Gogs-Signature", prefix: "", form: SignedForm::Payload },
-    event_header: "X-Gogs-Event",
-    delivery_headers: &["X-Gogs-Delivery"],
-    read: github::read,
-};
+pub const GOGS: Provider = provider("gogs", "X-Gogs-Signature", "X-Gogs-Event", &["X-Gogs-Delivery"]);
+
+const fn provider(
+    name: &'static str,
+    header: &'static str,
+    event_header: &'static str,
+    delivery_headers: &'static [&'static str],
+) -> Provider {
+    let signature = Signature::Hmac { header, prefix: "", form: SignedForm::Payload };
+    Provider { name, signature, event_header, delivery_headers, read: github::read }
+}

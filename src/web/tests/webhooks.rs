@@ -164,6 +164,8 @@ fn a_tag_is_followed_by_its_full_reference() {
         let scene = scene_of(&format!("url: git.example.com/ada/web\n    branch: {branch}"), &[WITH_SECRET]);
         assert_queued(&scene, &fixture("gitea", "push").to(&scene, "gitea"));
     }
+    let other_case = scene_of("url: git.example.com/Ada/Web", &[WITH_SECRET]);
+    assert_queued(&other_case, &fixture("gitea", "push").to(&other_case, "gitea"));
     let elsewhere = scene_of("url: git.example.com/ada/web\n    branch: production", &[WITH_SECRET]);
     assert_nothing(&elsewhere, &fixture("gitea", "push").to(&elsewhere, "gitea"), "that branch is followed by no");
 }
@@ -185,7 +187,7 @@ fn what_is_no_push_to_a_branch_that_somebody_follows_does_nothing() {
         assert_nothing(&scene, &fixture(provider, name).to(&scene, provider), why);
         assert_eq!(scene.daemon.wakes.load(Ordering::SeqCst), 0);
     }
-    for web in ["url: git.example.com/Ada/web", "url: git.example.com/ada/web\n    hosts: [another-host]"] {
+    for web in ["url: git.example.com/eve/web", "url: git.example.com/ada/web\n    hosts: [another-host]"] {
         let scene = scene_of(web, &[WITH_SECRET]);
         assert_nothing(&scene, &fixture("gitea", "push").to(&scene, "gitea"), "no repository here has that URL");
     }

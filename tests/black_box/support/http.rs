@@ -114,3 +114,16 @@ fn read_line(reader: &mut impl BufRead) -> io::Result<String> {
     }
     Ok(line.trim_end_matches(['\r', '\n']).to_owned())
 }
+
+/// What comes of a stream until it holds this text.
+#[track_caller]
+pub fn read_until(stream: &mut impl Read, text: &str) -> Vec<u8> {
+    let mut so_far = Vec::new();
+    while !String::from_utf8_lossy(&so_far).contains(text) {
+        let mut part = [0; 4096];
+        let length = stream.read(&mut part).expect("it goes on");
+        assert_ne!(length, 0, "it ended: {}", String::from_utf8_lossy(&so_far));
+        so_far.extend_from_slice(&part[..length]);
+    }
+    so_far
+}

@@ -27,7 +27,7 @@ pub use docker_proxy::DockerProxy;
 pub use fake::{Call, Fake};
 pub use folders::{contains_anywhere, copy_tree, files_below};
 pub use git_server::{Fault, GitServer, Requests};
-pub use http::{Answer, exchange, read_answer};
+pub use http::{Answer, exchange, read_answer, read_until};
 pub use lived::{Lived, lines_to_write, written};
 pub use nginx::Nginx;
 pub use parts::{IMAGE, all_required, missing};
