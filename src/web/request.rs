@@ -186,6 +186,11 @@ impl Request {
         read.map(|_| body).map_err(|error| Failure::bad_request(format!("the body did not arrive: {error}")))
     }
 
+    /// Its segments, as routes are compared with them.
+    pub fn path(&self) -> Vec<&str> {
+        self.segments.iter().map(String::as_str).collect()
+    }
+
     /// Whether the gate itself asks, to see that somebody answers: a client's request has a number.
     pub fn is_greeting(&self) -> bool {
         self.id == 0

@@ -128,7 +128,7 @@ pub fn route(context: &Arc<Context>, request: &Request, body: &[u8], caller: &Ca
     if request.lacks_slash && request.method == Method::Get {
         return Ok(Answer::empty(308).with_header("Location", request.with_slash()).into());
     }
-    let path: Vec<&str> = request.segments.iter().map(String::as_str).collect();
+    let path = request.path();
     let mut allowed: Vec<Method> = Vec::new();
     for route in table(request.listener) {
         let Some(params) = matches(route.prefix, route.rest, &path) else { continue };
@@ -148,7 +148,7 @@ pub fn route(context: &Arc<Context>, request: &Request, body: &[u8], caller: &Ca
 /// What a request needs. One that no route answers needs as much as others of its method, so that nobody learns from the
 /// outside which routes there are.
 pub fn needed(request: &Request) -> Access {
-    let path: Vec<&str> = request.segments.iter().map(String::as_str).collect();
+    let path = request.path();
     let is_preflight = request.method == Method::Options && request.header("Access-Control-Request-Method").is_some();
     if is_preflight || matches!(path.as_slice(), ["webhook", _]) {
         return Access::Open;
@@ -182,7 +182,7 @@ pub fn is_webhook(request: &Request) -> bool {
 
 /// The pattern of a request's route, in two pieces that follow each other: for the metrics, which know no path.
 pub fn pattern(request: &Request) -> (&'static str, &'static str) {
-    let path: Vec<&str> = request.segments.iter().map(String::as_str).collect();
+    let path = request.path();
     let route = table(request.listener).find(|route| matches(route.prefix, route.rest, &path).is_some());
     route.map_or(NO_ROUTE, |route| (route.prefix, route.rest))
 }
