@@ -141,5 +141,5 @@ USER 1000:1000
 WORKDIR /app
 EXPOSE 8080
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=30s --timeout=10s --start-period=60s CMD ["shiparr", "health"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["shiparr", "health"]
 ENTRYPOINT ["shiparr"]

@@ -58,6 +58,7 @@ build_on_debian() { docker build --quiet --tag "$1" - >/dev/null; }
 # A Rust as rustup installs it, in the folders of the official image.
 make_rust_stand_in() {
     local sysroot toolchain context
+    have rustup || die "a stand-in for $1 is made of rustup's toolchain, and there is none: install rustup"
     sysroot=$(rustc --print sysroot)
     toolchain=$(basename "$sysroot")
     [ -d "$sysroot/lib/rustlib/aarch64-unknown-linux-gnu" ] || rustup target add aarch64-unknown-linux-gnu
