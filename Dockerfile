@@ -46,11 +46,13 @@ COPY src src
 ARG CARGO_PROFILE_RELEASE_LTO
 ARG CARGO_PROFILE_RELEASE_CODEGEN_UNITS
 ARG CARGO_PROFILE_RELEASE_OPT_LEVEL
-# What cargo downloads and builds stays with the builder, so that the next build only makes what changed.
+# What cargo downloads and builds stays with the builder, so that the next build only makes what changed. Cargo goes by
+# times, and those of the copies are from before an earlier build, whatever is in them: Shiparr itself is always built.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/build/target \
     set -eu; \
     . /target.sh; \
+    touch src/lib.rs src/main.rs; \
     cargo build --release --locked --bin shiparr; \
     install -D "target/$CARGO_BUILD_TARGET/release/shiparr" /out/usr/bin/shiparr
 COPY LICENSE /out/usr/share/doc/shiparr/copyright
