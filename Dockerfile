@@ -48,13 +48,15 @@ ARG CARGO_PROFILE_RELEASE_CODEGEN_UNITS
 ARG CARGO_PROFILE_RELEASE_OPT_LEVEL
 # What cargo downloads and builds stays with the builder, so that the next build only makes what changed. Cargo goes by
 # times, and those of the copies are from before an earlier build, whatever is in them: Shiparr itself is always built.
+# Platforms have a folder each, or one build would wait for the other.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/build/target \
     set -eu; \
     . /target.sh; \
     touch src/lib.rs src/main.rs; \
+    export CARGO_TARGET_DIR="target/$TARGETARCH"; \
     cargo build --release --locked --bin shiparr; \
-    install -D "target/$CARGO_BUILD_TARGET/release/shiparr" /out/usr/bin/shiparr
+    install -D "$CARGO_TARGET_DIR/$CARGO_BUILD_TARGET/release/shiparr" /out/usr/bin/shiparr
 COPY LICENSE /out/usr/share/doc/shiparr/copyright
 
 

@@ -75,7 +75,7 @@ RUN cd /usr/local/cargo/bin && ln rustup cargo && ln rustup rustc
 END
     cp -L "$(command -v rustup)" "$context/rustup"
     # What builds, and not what only a person reads.
-    tar -c --transform "s,^$toolchain,toolchain," --exclude share --exclude 'bin/*clippy*' --exclude 'bin/rust-*' \
+    tar -c --transform "s,^$toolchain,toolchain," --exclude share --exclude 'bin/*clippy*' --exclude "$toolchain/bin/rust-*" \
         --exclude '*/miri' --exclude 'lib/rustlib/*/bin/llvm-*' \
         -C "$context" Dockerfile rustup -C "$(dirname "$sysroot")" "$toolchain" | build_on_debian "$1"
     rm -rf "$context"
