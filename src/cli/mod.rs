@@ -98,6 +98,9 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Make the secret files of deployed stacks before Docker starts; what shiparr-secrets.service runs
+    #[command(hide = true)]
+    RestoreSecrets,
     /// The child that fetches and checks out; not for people
     #[command(hide = true)]
     Git,
@@ -134,6 +137,10 @@ impl CommandLine {
             Verb::Prune { yes, json } => prune::run(&client()?, yes, json),
             Verb::NotifyTest { repository, json } => lists::notify_test(&client()?, repository.as_deref(), json),
             Verb::Health { json } => lists::health(&client()?, json),
+            Verb::RestoreSecrets => {
+                let (settings, warnings) = Settings::from_environment(&environment)?;
+                crate::daemon::restore_secrets(&settings, &warnings)
+            }
             Verb::Git => Ok(crate::git::child_main()),
         }
     }
