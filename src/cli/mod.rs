@@ -3,6 +3,7 @@
 mod cancel;
 mod check;
 mod client;
+mod completions;
 mod compose;
 mod deploy;
 mod lists;
@@ -12,7 +13,7 @@ mod table;
 
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::{Environment, Settings};
 use client::Client;
@@ -98,6 +99,18 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Print the script that completes Shiparr's command line in a shell
+    Completions {
+        /// Whose script
+        shell: completions::Shell,
+    },
+    /// What fits behind these words; asked by those scripts
+    #[command(hide = true)]
+    Complete {
+        /// Up to the cursor, without the program's name
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
     /// The child that fetches and checks out; not for people
     #[command(hide = true)]
     Git,
@@ -134,6 +147,8 @@ impl CommandLine {
             Verb::Prune { yes, json } => prune::run(&client()?, yes, json),
             Verb::NotifyTest { repository, json } => lists::notify_test(&client()?, repository.as_deref(), json),
             Verb::Health { json } => lists::health(&client()?, json),
+            Verb::Completions { shell } => Ok(completions::print_script(shell)),
+            Verb::Complete { words } => Ok(completions::print_offers(CommandLine::command(), &environment, &words)),
             Verb::Git => Ok(crate::git::child_main()),
         }
     }
@@ -142,7 +157,6 @@ impl CommandLine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {
