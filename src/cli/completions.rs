@@ -157,7 +157,7 @@ fn repository_names(environment: &Environment, words: &[String]) -> Vec<String> 
     if is_elsewhere {
         return Vec::new();
     }
-    let client = Client::new(environment, None);
+    let client = Client::of_this_host(environment);
     let repositories =
         client.and_then(|client| client.get_within::<Vec<RepositoryView>>("/api/repositories", NAMES_LIMIT));
     repositories.unwrap_or_default().iter().map(full_name).collect()

@@ -6,6 +6,7 @@ mod client;
 mod completions;
 mod compose;
 mod deploy;
+mod hold;
 mod lists;
 mod logs;
 mod prune;
@@ -111,6 +112,9 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         words: Vec<String>,
     },
+    /// Run a command while no deployment does, and none begins; not for people
+    #[command(hide = true)]
+    Hold(hold::HoldArgs),
     /// The child that fetches and checks out; not for people
     #[command(hide = true)]
     Git,
@@ -149,6 +153,7 @@ impl CommandLine {
             Verb::Health { json } => lists::health(&client()?, json),
             Verb::Completions { shell } => Ok(completions::print_script(shell)),
             Verb::Complete { words } => Ok(completions::print_offers(CommandLine::command(), &environment, &words)),
+            Verb::Hold(args) => hold::run(&environment, &args),
             Verb::Git => Ok(crate::git::child_main()),
         }
     }
