@@ -1,3 +1,5 @@
+# shellcheck shell=bash
+#
 # Completion of the command line of shiparr for bash; the program itself says what fits.
 
 _shiparr() {
