@@ -45,8 +45,7 @@ restart_what_runs() {
     # Debian's asks the administrator's policy-rc.d first.
     set -- systemctl restart shiparr.service
     ! have deb-systemd-invoke || set -- deb-systemd-invoke restart shiparr.service
-    # Where it cannot wait (the daemon does not answer), it does not: what a restart interrupts is done again by itself.
-    if ! shiparr hold -- "$@" && ! "$@"; then
+    if ! shiparr hold -- "$@"; then
         echo "shiparr.service did not start again: see journalctl -u shiparr.service" >&2
     fi
 }
