@@ -11,6 +11,7 @@ mod lend;
 mod lock;
 mod logging;
 mod once;
+mod pause;
 mod places;
 mod reload;
 mod restore;
