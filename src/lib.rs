@@ -17,6 +17,7 @@
 //! | [`metrics`] | what the process counts, and Prometheus' text format |
 //! | [`command`] | the only place that starts a process |
 //! | [`pulse`] | whether threads still go round |
+//! | [`sandbox`] | what the units let the daemon write, and the drop-in that opens more |
 //! | [`model`] | plain types, statuses and their transitions |
 //!
 //! Imports run down that list only.
@@ -76,6 +77,7 @@ pub mod metrics;
 pub mod model;
 pub mod notify;
 pub mod pulse;
+pub mod sandbox;
 pub mod secrets;
 pub mod store;
 pub mod web;
