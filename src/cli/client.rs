@@ -12,12 +12,11 @@ use serde::de::DeserializeOwned;
 
 use crate::command::Limit;
 use crate::config::Environment;
-use crate::config::settings::ClientSettings;
+use crate::config::settings::{CONTROL_SOCKET, ClientSettings};
 use crate::http::{self, Proxies, Request, Response};
 use crate::model::{DeploymentId, RepositoryId, Status, Trigger};
 use crate::secrets::Secret;
 use crate::secrets::url::UrlParts;
-use crate::web::CONTROL_SOCKET;
 
 /// Where the control socket always is under systemd.
 const SYSTEM_RUNTIME_PATH: &str = "/run/shiparr";
@@ -85,7 +84,7 @@ impl Client {
         let settings = ClientSettings::from_environment(environment);
         let from_environment = environment.get("SHIPARR_URL").and_then(|url| url.to_str());
         let Some(url) = url.or(from_environment) else {
-            let likeliest = settings.runtime_path.join(CONTROL_SOCKET);
+            let likeliest = settings.control_socket;
             let sockets = [likeliest.clone(), Path::new(SYSTEM_RUNTIME_PATH).join(CONTROL_SOCKET)];
             let Some(socket) = sockets.iter().find(|socket| socket.exists()) else {
                 bail!(

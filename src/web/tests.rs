@@ -194,7 +194,7 @@ impl Scene {
             started_at: Instant::now(),
             hands: Arc::default(),
         });
-        let control = runtime.join(CONTROL_SOCKET);
+        let control = settings.control_socket();
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = tcp.local_addr().unwrap();
         let listeners = vec![Listener::Tcp(tcp), Listener::Control(listen_control(&control).unwrap())];

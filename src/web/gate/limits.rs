@@ -27,6 +27,14 @@ pub const CONNECT_PAUSE: Duration = Duration::from_millis(20);
 pub const GREETING_PAUSE: Duration = Duration::from_millis(100);
 /// A new connection to tiny_http until its greeting is answered.
 pub const GREETING_LIMIT: Duration = Duration::from_secs(10);
+/// When the gate stops, a client that connected just before and has not asked yet may do so for this long: it was
+/// accepted, so nobody else will answer it.
+pub const STOP_FIRST_REQUEST_LIMIT: Duration = Duration::from_secs(1);
+/// When the gate stops, a client that has had an answer and asks one thing after the other may ask for this long; it is
+/// told then that the connection ends. One that rests is closed, and has to expect that.
+pub const STOP_NEXT_REQUEST_LIMIT: Duration = Duration::from_millis(200);
+/// When the gate stops, a client that does not close after the last answer.
+pub const STOP_LINGER_LIMIT: Duration = Duration::from_millis(500);
 /// Deadlines are looked at no more often than this.
 pub const SWEEP_PAUSE: Duration = Duration::from_millis(20);
 /// An unused connection to tiny_http beyond [`UPSTREAMS_KEPT`]; each costs a thread.
