@@ -43,10 +43,7 @@ use broadcast::Audience;
 pub use broadcast::Broadcast;
 use connection::{Client, Phase};
 pub use limits::Limits;
-use limits::{
-    ACCEPT_CALM, ACCEPT_PAUSE, STOP_FIRST_REQUEST_LIMIT, STOP_LINGER_LIMIT, STOP_NEXT_REQUEST_LIMIT, SWEEP_PAUSE,
-    UPSTREAM_IDLE_LIMIT, UPSTREAMS_KEPT,
-};
+use limits::{ACCEPT_CALM, ACCEPT_PAUSE, STOP_LINGER_LIMIT, SWEEP_PAUSE, UPSTREAM_IDLE_LIMIT, UPSTREAMS_KEPT};
 use refusal::Refusal;
 use slots::{Key, Slots};
 use upstream::Upstream;
@@ -283,8 +280,8 @@ impl Gate {
         let Some(client) = self.clients.get_mut(key) else { return };
         let limit = match client.phase {
             Phase::Head if !client.input.is_empty() => return,
-            Phase::Head if client.has_asked => STOP_NEXT_REQUEST_LIMIT,
-            Phase::Head => STOP_FIRST_REQUEST_LIMIT,
+            Phase::Head if client.has_asked => self.limits.stop_next_request,
+            Phase::Head => self.limits.stop_first_request,
             Phase::Lingering => STOP_LINGER_LIMIT,
             _ => return,
         };
