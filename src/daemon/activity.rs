@@ -64,6 +64,17 @@ pub struct Hands {
     pub limit: Limit,
 }
 
+/// All that goes on at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GoesOn {
+    /// Deployments that may change their stack: one, as there is one worker, and those that are tidied up after.
+    pub deploying: Vec<DeploymentId>,
+    /// Deployments whose `up` has ended, oldest first.
+    pub settling: Vec<DeploymentId>,
+    /// Who has their hands on stacks.
+    pub hands: Vec<String>,
+}
+
 #[derive(Default)]
 struct Activity {
     running: Option<Running>,
@@ -128,6 +139,21 @@ impl Activities {
                 hands.limit.cancel();
             }
         }
+    }
+
+    /// What goes on with all of them.
+    pub fn look(&self) -> GoesOn {
+        let mut look = GoesOn::default();
+        for activity in self.lock().values() {
+            look.hands.extend(activity.hands.as_ref().map(|hands| hands.who.clone()));
+            match &activity.running {
+                Some(running) if running.waits_with.is_some() => look.settling.push(running.deployment),
+                Some(running) => look.deploying.push(running.deployment),
+                None => {}
+            }
+        }
+        look.settling.sort_unstable();
+        look
     }
 
     /// Whether a deployment runs.

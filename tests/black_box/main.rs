@@ -38,6 +38,7 @@ mod remotes;
 mod secret_mounts;
 mod secrets;
 mod secure_remotes;
+mod service;
 mod shutdown;
 mod support;
 mod taking_over;
