@@ -8,9 +8,11 @@ set -e
 have() { command -v "$1" >/dev/null 2>&1; }
 systemd_is_running() { [ -d /run/systemd/system ]; }
 
+reload_units() { ! systemd_is_running || systemctl daemon-reload || true; }
+
 # The user of the service and its groups, as sysusers.d/shiparr.conf has them. Docker may come later: it takes the group.
 make_account() {
-    if have systemd-sysusers; then
+    if have systemd-sysusers && [ -e /usr/lib/sysusers.d/shiparr.conf ]; then
         systemd-sysusers shiparr.conf
         return
     fi
@@ -33,27 +35,17 @@ make_folders() {
     install -d -m 0750 -o shiparr -g shiparr /var/lib/shiparr
 }
 
-# Settings may hold secrets. The group is made after the files came; what an administrator did to them since stays.
-give_settings_to_group() {
-    for path in /etc/shiparr/projects /etc/shiparr/shiparr.env; do
-        if [ -e "$path" ] && [ "$(stat -c %G "$path")" = root ]; then
-            chgrp shiparr "$path"
-        fi
-    done
-}
-
 # After an upgrade the service goes on as the new version, where it runs. No deployment is cut off: the restart waits for
 # what is being deployed. No request is refused: shiparr.socket stays as it is and holds new connections meanwhile, so a
 # change of that unit itself counts from its own next restart.
 restart_what_runs() {
     systemd_is_running || return 0
-    systemctl daemon-reload || true
+    reload_units
     systemctl is-active --quiet shiparr.service || return 0
     # Debian's asks the administrator's policy-rc.d first.
     set -- systemctl restart shiparr.service
     ! have deb-systemd-invoke || set -- deb-systemd-invoke restart shiparr.service
-    # Where it cannot wait (the daemon does not answer), it does not: what a restart interrupts is done again by itself.
-    if ! shiparr hold -- "$@" && ! "$@"; then
+    if ! shiparr hold -- "$@"; then
         echo "shiparr.service did not start again: see journalctl -u shiparr.service" >&2
     fi
 }
