@@ -144,7 +144,7 @@ impl Activities {
     /// What goes on with all of them.
     pub fn look(&self) -> GoesOn {
         let mut look = GoesOn::default();
-        for activity in self.lock().values() {
+        for activity in self.lock().by_repository.values() {
             look.hands.extend(activity.hands.as_ref().map(|hands| hands.who.clone()));
             match &activity.running {
                 Some(running) if running.waits_with.is_some() => look.settling.push(running.deployment),
