@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::shared::Shared;
 use super::threads::Threads;
 use crate::config::Severity;
-use crate::model::{DeploymentId, RepositoryName};
+use crate::model::{self, DeploymentId, RepositoryName};
 use crate::pulse;
 use crate::store::StoreError;
 use crate::systemd::Manager;
@@ -91,7 +91,8 @@ impl Status {
             view.settling.extend(deployment(id)?.map(|deployment| deployment.repository));
         }
         for id in goes_on.deploying {
-            if let Some(found) = deployment(id)? {
+            // One that is only tidied up after has its outcome already.
+            if let Some(found) = deployment(id)?.filter(|deployment| deployment.status == model::Status::Running) {
                 let commit = found.commit.map(|commit| commit.hash.short().to_owned());
                 view.deploying = Some((found.repository, commit));
             }
