@@ -5,6 +5,7 @@ mod check;
 mod client;
 mod compose;
 mod deploy;
+mod hold;
 mod lists;
 mod logs;
 mod prune;
@@ -99,6 +100,9 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Run a command while no deployment does, and none begins; not for people
+    #[command(hide = true)]
+    Hold(hold::HoldArgs),
     /// The child that fetches and checks out; not for people
     #[command(hide = true)]
     Git,
@@ -132,6 +136,7 @@ impl CommandLine {
             Verb::Prune { yes, json } => prune::run(&client()?, yes, json),
             Verb::NotifyTest { repository, json } => lists::notify_test(&client()?, repository.as_deref(), json),
             Verb::Health { json } => lists::health(&client()?, json),
+            Verb::Hold(args) => hold::run(&environment, &args),
             Verb::Git => Ok(crate::git::child_main()),
         }
     }
