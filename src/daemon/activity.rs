@@ -71,6 +71,8 @@ pub struct GoesOn {
     pub deploying: Vec<DeploymentId>,
     /// Deployments whose `up` has ended, oldest first.
     pub settling: Vec<DeploymentId>,
+    /// No deployment may begin.
+    pub is_paused: bool,
     /// Who has their hands on stacks.
     pub hands: Vec<String>,
 }
@@ -143,8 +145,9 @@ impl Activities {
 
     /// What goes on with all of them.
     pub fn look(&self) -> GoesOn {
-        let mut look = GoesOn::default();
-        for activity in self.lock().by_repository.values() {
+        let state = self.lock();
+        let mut look = GoesOn { is_paused: state.pauses > 0, ..GoesOn::default() };
+        for activity in state.by_repository.values() {
             look.hands.extend(activity.hands.as_ref().map(|hands| hands.who.clone()));
             match &activity.running {
                 Some(running) if running.waits_with.is_some() => look.settling.push(running.deployment),

@@ -109,7 +109,7 @@ impl Life {
         let every = self.manager.watchdog().map(|time| time / TELLS_PER_WATCHDOG);
         let mut watch = Watch::default();
         loop {
-            let began = Instant::now();
+            let slept_since = Instant::now();
             let heard = match every {
                 Some(every) => news.recv_timeout(every),
                 None => news.recv().map_err(RecvTimeoutError::from),
@@ -118,16 +118,21 @@ impl Life {
                 Ok(News::StopsUntil(until)) => return Some(until),
                 Ok(News::Runs) => {}
                 Err(RecvTimeoutError::Timeout) => {
-                    let late = began.elapsed().saturating_sub(every.unwrap_or_default());
-                    if late > LATE {
-                        self.threads.postpone(late);
-                    }
-                    if watch.look(self.threads.all_alive(Instant::now())) {
-                        self.manager.alive();
-                    }
+                    let late = slept_since.elapsed().saturating_sub(every.unwrap_or_default());
+                    self.look(&mut watch, late, Instant::now());
                 }
                 Err(RecvTimeoutError::Disconnected) => return None,
             }
+        }
+    }
+
+    /// Looks whether all threads live, so much later than planned.
+    fn look(&self, watch: &mut Watch, late: Duration, now: Instant) {
+        if late > LATE {
+            self.threads.postpone(late);
+        }
+        if watch.look(self.threads.all_alive(now)) {
+            self.manager.alive();
         }
     }
 
@@ -243,13 +248,18 @@ mod tests {
 
     #[test]
     fn after_the_process_was_stopped_everybody_has_the_time_that_was_lost() {
-        let threads = threads();
-        let _watched = threads.watch_this_one("worker");
+        let heard = Heard::with_watchdog(None);
+        let (life, mut watch) = (Life { manager: heard.manager.clone(), threads: threads() }, Watch::default());
+        let _watched = life.threads.watch_this_one("worker");
         pulse::next_within(Duration::from_secs(900));
         let hour = Duration::from_secs(3600);
-        assert!(threads.all_alive(Instant::now() + hour).is_err());
-        threads.postpone(hour);
-        assert!(threads.all_alive(Instant::now() + hour).is_ok());
-        assert!(threads.all_alive(Instant::now() + hour + Duration::from_secs(960) + MOMENT).is_err());
+        life.look(&mut watch, hour, Instant::now() + hour);
+        assert_eq!(heard.next(), "WATCHDOG=1");
+        // What it has now is its own time again.
+        life.look(&mut watch, Duration::ZERO, Instant::now() + hour + Duration::from_secs(960) + MOMENT);
+        assert_eq!(watch.hangs.as_deref(), Some("worker"));
+        pulse::rests();
+        heard.manager.ready();
+        assert_eq!(heard.next(), "READY=1", "nothing was said of the watchdog before");
     }
 }

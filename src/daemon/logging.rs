@@ -56,7 +56,13 @@ fn log_panic(panic: &PanicHookInfo<'_>) {
     let text = payload.downcast_ref::<&str>().copied();
     let message = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
     let place = panic.location().map_or_else(String::new, |place| format!(" at {place}"));
-    log::error!("the thread `{}` panicked{place}: {message}", thread.name().unwrap_or("unnamed"));
+    let line = format!("the thread `{}` panicked{place}: {message}", thread.name().unwrap_or("unnamed"));
+    if !log::log_enabled!(Level::Error) {
+        // Whoever wants no log of ours has to know all the same.
+        eprintln!("{line}");
+        return;
+    }
+    log::error!("{line}");
     let trace = Backtrace::capture();
     if trace.status() == BacktraceStatus::Captured {
         log::error!("{trace}");

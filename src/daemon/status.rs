@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::shared::Shared;
 use super::threads::Threads;
 use crate::config::Severity;
-use crate::model::{DeploymentId, RepositoryName};
+use crate::model::{self, DeploymentId, RepositoryName};
 use crate::pulse;
 use crate::store::StoreError;
 use crate::systemd::Manager;
@@ -36,6 +36,7 @@ struct View {
     settling: Vec<RepositoryName>,
     /// Who works on stacks by hand.
     hands: Vec<String>,
+    is_paused: bool,
     pending: usize,
     docker: Option<String>,
     bad_files: usize,
@@ -82,6 +83,7 @@ impl Status {
         let mut view = View {
             is_stopping: self.threads.are_stopping(),
             hands: goes_on.hands,
+            is_paused: goes_on.is_paused,
             pending: shared.host.store.pending()?.len(),
             docker: shared.docker().problem,
             repositories: catalog.repositories().count(),
@@ -91,7 +93,8 @@ impl Status {
             view.settling.extend(deployment(id)?.map(|deployment| deployment.repository));
         }
         for id in goes_on.deploying {
-            if let Some(found) = deployment(id)? {
+            // One that is only tidied up after has its outcome already.
+            if let Some(found) = deployment(id)?.filter(|deployment| deployment.status == model::Status::Running) {
                 let commit = found.commit.map(|commit| commit.hash.short().to_owned());
                 view.deploying = Some((found.repository, commit));
             }
@@ -126,6 +129,9 @@ impl View {
             (None, pending) => parts.push(format!("{pending} deployments wait")),
         }
         parts.extend(self.hands.iter().map(|who| format!("{who} works with `shiparr compose`")));
+        if self.is_paused {
+            parts.push("`shiparr hold` lets no deployment begin".to_owned());
+        }
         if parts.is_empty() {
             parts.push(format!("idle, {}", counted(self.repositories, "repository", "repositories")));
         }
@@ -182,6 +188,10 @@ mod tests {
             (
                 View { docker, pending: 2, bad_files: 1, ..idle.clone() },
                 "Docker does not answer: refused; 2 deployments wait; 1 project file has problems",
+            ),
+            (
+                View { is_paused: true, pending: 1, ..idle.clone() },
+                "1 deployment waits; `shiparr hold` lets no deployment begin",
             ),
             (View { hands: vec!["ada".to_owned()], ..idle.clone() }, "ada works with `shiparr compose`"),
             (View { is_stopping: true, ..idle.clone() }, "stopping"),

@@ -235,6 +235,7 @@ impl Gate {
                 self.sweep();
             }
         }
+        self.refuse_the_rest();
         Ok(())
     }
 
@@ -273,6 +274,19 @@ impl Gate {
             self.shorten(key);
         }
         self.end_listeners();
+    }
+
+    /// Whose answer takes longer than a stop may is told so.
+    fn refuse_the_rest(&mut self) {
+        let waits = |client: &Client| match client.phase {
+            Phase::Head => !client.input.is_empty(),
+            Phase::Body(_) | Phase::Queued(..) | Phase::Answering { begun: false, .. } => true,
+            _ => false,
+        };
+        let keys: Vec<Key> = self.clients.iter().filter(|(_, client)| waits(client)).map(|(key, _)| key).collect();
+        for key in keys {
+            self.refuse(key, Refusal::unavailable("Shiparr is stopping: ask again"));
+        }
     }
 
     /// The gate stops: who owes the beginning of a request, or has had the last answer, has less time from now on.

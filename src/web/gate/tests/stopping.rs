@@ -83,3 +83,16 @@ fn a_socket_that_was_handed_over_goes_on_listening() {
     control.write_all(b"next").unwrap();
     client.read_exact(&mut [0; 4]).unwrap();
 }
+
+#[test]
+fn whose_request_is_not_complete_when_the_time_is_over_is_told_so() {
+    let mut running = Running::start(LIMITS);
+    let mut stream = running.connect();
+    stream.write_all(b"GET /echo HTTP/1.1\r\nHo").unwrap();
+    settle(&running);
+    running.stop.stop();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("is stopping"), "{answer}");
+    join(&mut running);
+}
