@@ -18,6 +18,7 @@
 //! | [`command`] | the only place that starts a process |
 //! | [`pulse`] | whether threads still go round |
 //! | [`systemd`] | the sockets that a service manager hands over, and what it is told |
+//! | [`sandbox`] | what the units let the daemon write, and the drop-in that opens more |
 //! | [`model`] | plain types, statuses and their transitions |
 //!
 //! Imports run down that list only.
@@ -79,6 +80,7 @@ pub mod metrics;
 pub mod model;
 pub mod notify;
 pub mod pulse;
+pub mod sandbox;
 pub mod secrets;
 pub mod store;
 pub mod systemd;

@@ -1,5 +1,9 @@
 //! `shiparr check`: everything that is wrong with settings and project files, before the daemon meets it.
 
+mod docker;
+mod places;
+mod unit;
+
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -10,6 +14,7 @@ use clap::{Args, ValueHint};
 use crate::command::{Command, CommandError, Limit};
 use crate::config::{Accepted, Basis, Catalog, Environment, Repository, Settings, Severity};
 use crate::notify;
+use unit::Unit;
 
 /// Where the packages keep the service's settings.
 const INSTALLED_ENV_FILE: &str = "/etc/shiparr/shiparr.env";
@@ -49,52 +54,95 @@ struct Report {
 /// A named file that cannot be read.
 pub fn run(environment: &Environment, args: &CheckArgs) -> anyhow::Result<ExitCode> {
     let mut report = Report::default();
-    let (environment, unset_names) = service_environment(environment, args, &mut report)?;
-    match Settings::from_environment(&environment) {
+    let service = service(environment, args, &mut report)?;
+    match Settings::from_environment(&service.environment) {
         Err(error) => report.problems.extend(error.problems),
         Ok((mut settings, warnings)) => {
             report.warnings.extend(warnings);
             if let Some(dir) = &args.dir {
                 settings.config_path.clone_from(dir);
             }
-            look_at_projects(&settings, unset_names, &mut report);
+            let unit = service.unit.as_ref();
+            look_at_projects(&settings, unit.filter(|_| args.dir.is_none()), service.unset_names, &mut report);
         }
     }
     print(&report, args.json);
     Ok(if report.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The settings of the installed service, under those of this process; and how grave a name is that is not among them.
-fn service_environment(
-    process: &Environment,
-    args: &CheckArgs,
-    report: &mut Report,
-) -> anyhow::Result<(Environment, Severity)> {
+/// What is judged.
+struct Service {
+    /// Its settings, under those of this process.
+    environment: Environment,
+    /// How grave a name is that is not among them.
+    unset_names: Severity,
+    /// Where the packages' unit is installed, and no other settings were named.
+    unit: Option<Unit>,
+}
+
+/// The installed service, or what was named in its place.
+fn service(process: &Environment, args: &CheckArgs, report: &mut Report) -> anyhow::Result<Service> {
     if let Some(file) = &args.env_file {
         let file = Environment::from_file(file).map_err(anyhow::Error::msg)?;
-        return Ok((file.with(process), Severity::Error));
+        return Ok(Service { environment: file.with(process), unset_names: Severity::Error, unit: None });
     }
-    let installed = Path::new(INSTALLED_ENV_FILE);
-    match std::fs::File::open(installed) {
-        Ok(_) => {
-            let file = Environment::from_file(installed).map_err(anyhow::Error::msg)?;
-            Ok((file.with(process), Severity::Error))
-        }
+    let Some(unit) = Unit::installed(process) else {
+        let mut environment = Environment::default();
+        let is_known = add_file(&mut environment, Path::new(INSTALLED_ENV_FILE), report)?;
         // Where nothing is installed, this process's own environment is all there is; a folder that was named need not
         // belong to this machine.
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            Ok((process.clone(), if args.dir.is_none() { Severity::Error } else { Severity::Warning }))
+        let unset_names = match is_known {
+            Some(true) => Severity::Error,
+            Some(false) if args.dir.is_none() => Severity::Error,
+            Some(false) | None => Severity::Warning,
+        };
+        return Ok(Service { environment: environment.with(process), unset_names, unit: None });
+    };
+    let mut environment = Environment::from_pairs(unit.environment.iter().cloned());
+    let mut unset_names = Severity::Error;
+    for file in &unit.environment_files {
+        if add_file(&mut environment, file, report)?.is_none() {
+            unset_names = Severity::Warning;
         }
+    }
+    if unit.has_credentials {
+        match Unit::credentials_folder() {
+            Some(folder) => {
+                environment = environment.with(&Environment::from_pairs([("CREDENTIALS_DIRECTORY", folder)]))
+            }
+            None => unset_names = Severity::Warning,
+        }
+    }
+    environment = environment.with(process);
+    // Nobody else may look into the home of the service's user.
+    let home = docker::home(&unit.user).filter(|_| rustix::process::geteuid().is_root());
+    if let Some(home) = home {
+        environment = environment.with(&Environment::from_pairs([("HOME", home)]));
+    }
+    Ok(Service { environment, unset_names, unit: Some(unit) })
+}
+
+/// Adds the variables of a file that may be missing; whether it is there. None where it may not be read, which is warned
+/// of.
+fn add_file(environment: &mut Environment, file: &Path, report: &mut Report) -> anyhow::Result<Option<bool>> {
+    match std::fs::File::open(file) {
+        Ok(_) => {
+            let variables = Environment::from_file(file).map_err(anyhow::Error::msg)?;
+            *environment = std::mem::take(environment).with(&variables);
+            Ok(Some(true))
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Some(false)),
         Err(error) => {
-            report.warnings.push(format!(
-                "{INSTALLED_ENV_FILE} cannot be read ({error}): run this as root, or name a file with --env-file"
-            ));
-            Ok((process.clone(), Severity::Warning))
+            let file = file.display();
+            report
+                .warnings
+                .push(format!("{file} cannot be read ({error}): run this as root, or name a file with --env-file"));
+            Ok(None)
         }
     }
 }
 
-fn look_at_projects(settings: &Settings, unset_names: Severity, report: &mut Report) {
+fn look_at_projects(settings: &Settings, unit: Option<&Unit>, unset_names: Severity, report: &mut Report) {
     let basis = Basis { settings, previous: &Catalog::default(), accepted: &Accepted::default(), unset_names };
     let catalog = Catalog::load(&settings.config_path, &basis);
     for problem in &catalog.problems {
@@ -105,7 +153,10 @@ fn look_at_projects(settings: &Settings, unset_names: Severity, report: &mut Rep
         report.notes.push(format!("{name} is for {}, not for this host ({})", hosts.join(", "), settings.hostname));
     }
     let repositories: Vec<&Repository> = catalog.repositories().collect();
-    look_at_programs(settings, &repositories, report);
+    if let Some(unit) = unit {
+        report.problems.extend(places::problems(unit, settings, &repositories));
+    }
+    look_at_programs(settings, unit, &repositories, report);
     report.notes.push(format!(
         "{} projects with {} repositories in {}",
         catalog.projects.len(),
@@ -115,13 +166,10 @@ fn look_at_projects(settings: &Settings, unset_names: Severity, report: &mut Rep
 }
 
 /// The programs that these repositories need.
-fn look_at_programs(settings: &Settings, repositories: &[&Repository], report: &mut Report) {
+fn look_at_programs(settings: &Settings, unit: Option<&Unit>, repositories: &[&Repository], report: &mut Report) {
     if !repositories.is_empty() {
-        if let Err(error) = version(settings, &settings.docker_bin, &["compose", "version"]) {
-            report
-                .warnings
-                .push(format!("Docker Compose v2 does not answer, nothing can be deployed on this host: {error}"));
-        }
+        report.warnings.extend(docker::program_problem(settings));
+        report.warnings.extend(docker::socket_problem(&settings.environment, unit));
     }
     if repositories.iter().any(|repository| !repository.env_files.is_empty() || !repository.secret_files.is_empty()) {
         if let Err(error) = version(settings, &settings.sops_bin, &["--version"]) {

@@ -186,6 +186,11 @@ fn remove_link(link: &Link) -> Result<(), String> {
     }
 }
 
+/// A folder of this user; or of root, as whom an earlier Shiparr may have run. Whether we may write there shows.
+fn is_ours(found: &std::fs::Metadata) -> bool {
+    found.is_dir() && [0, rustix::process::geteuid().as_raw()].contains(&found.uid())
+}
+
 /// Makes a folder that only we can enter, or takes the one that is there.
 pub(super) fn private_folder(path: &Path) -> Result<PathBuf, SecretsError> {
     DirBuilder::new()
@@ -194,7 +199,7 @@ pub(super) fn private_folder(path: &Path) -> Result<PathBuf, SecretsError> {
         .create(path)
         .map_err(|error| failed("make", path, &error))?;
     let found = std::fs::symlink_metadata(path).map_err(|error| failed("open", path, &error))?;
-    if !found.is_dir() || found.uid() != rustix::process::geteuid().as_raw() {
+    if !is_ours(&found) {
         let problem =
             format!("{} is not a folder of this user: remove it, or set Shiparr_RUNTIME_PATH", path.display());
         return Err(SecretsError::last(problem));
@@ -208,8 +213,7 @@ pub(super) fn private_folder(path: &Path) -> Result<PathBuf, SecretsError> {
 
 /// What lies in a folder of ours; a folder that is not there is empty, and so is one that is a link or another user's.
 pub(super) fn entries(folder: &Path, problems: &mut Vec<String>) -> Vec<PathBuf> {
-    let ours = |found: &std::fs::Metadata| found.is_dir() && found.uid() == rustix::process::geteuid().as_raw();
-    if !std::fs::symlink_metadata(folder).is_ok_and(|found| ours(&found)) {
+    if !std::fs::symlink_metadata(folder).is_ok_and(|found| is_ours(&found)) {
         return Vec::new();
     }
     match std::fs::read_dir(folder) {

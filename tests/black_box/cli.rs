@@ -130,6 +130,51 @@ fn check_takes_names_from_an_env_file_and_only_warns_of_those_it_cannot_know() {
 }
 
 #[test]
+fn check_judges_for_the_installed_service_and_prints_the_drop_in_that_it_needs() {
+    let mut daemon = Daemon::new();
+    let entry = |path: &str| {
+        Entry::new("web", "/srv/git/web.git", &Stack::new())
+            .field("local_path", path)
+            .field("environment", "{A: \"${KNOWN_TO_THE_SERVICE}\", B: \"${A_CREDENTIAL}\"}")
+    };
+    // What the service manager would say of the unit.
+    let bin = daemon.home().join("bin");
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").expect("PATH is set"));
+    let script = format!(
+        "#!/bin/sh\ncase \"$1\" in\nshow) cat <<'E'\nLoadState=loaded\nUser=shiparr\nAmbientCapabilities=cap_dac_override\n\
+         Environment=KNOWN_TO_THE_SERVICE=x\nProtectSystem=strict\nProtectHome=yes\nReadWritePaths={}\nE\n;;\n\
+         cat) echo LoadCredential=a_credential:/etc/shiparr/a ;;\nesac\n",
+        daemon.folder().display()
+    );
+    std::fs::create_dir(&bin).expect("make a folder");
+    let systemctl = bin.join("systemctl");
+    std::fs::write(&systemctl, &script).expect("write a stand-in");
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&systemctl, executable).expect("make it executable");
+    daemon.project("home", &[entry("/srv/shiparr-test-stacks/web")]);
+    daemon.env("PATH", path);
+    let refused = daemon.cli(&["check"]);
+    let text = said(&refused);
+    assert_eq!(refused.status.code(), Some(1), "{text}");
+    assert!(text.contains("home/web: local_path /srv/shiparr-test-stacks/web (ProtectSystem=strict)"), "{text}");
+    assert!(text.contains("sudo mkdir -p /srv/shiparr-test-stacks"), "{text}");
+    assert!(text.contains("\n    [Service]\n    ReadWritePaths=/srv/shiparr-test-stacks\n"), "{text}");
+    assert!(!text.contains("KNOWN_TO_THE_SERVICE"), "{text}");
+    assert!(text.contains("warning: ") && text.contains("A_CREDENTIAL"), "{text}");
+
+    daemon.change_project("home", &[entry("/home/shiparr-test/stacks/web")]);
+    let text = said(&daemon.cli(&["check"]));
+    let lines = "    [Service]\n    ProtectHome=read-only\n    ReadWritePaths=/home/shiparr-test/stacks\n";
+    assert!(text.contains(lines), "{text}");
+
+    daemon.change_project("home", &[entry("/srv/shiparr-test-stacks/web")]);
+    let opened = script.replace("ReadWritePaths=", "ReadWritePaths=-/srv/shiparr-test-stacks ");
+    std::fs::write(&systemctl, opened).expect("write a stand-in");
+    let well = daemon.cli(&["check"]);
+    assert_eq!(well.status.code(), Some(0), "{}", said(&well));
+}
+
+#[test]
 fn check_tells_apart_good_and_bad_values_of_what_a_deployment_handles() {
     let daemon = Daemon::new();
     for (field, good, bad) in

@@ -9,6 +9,7 @@ use rustix::fs::{
     fstatvfs, fsync, ftruncate, mkdirat, openat, renameat, renameat_with, statat, statx, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
+use rustix::thread::CapabilitySet;
 
 use super::super::GitError;
 use super::super::libgit::Failed;
@@ -17,6 +18,7 @@ use super::adopt::Adoption;
 use super::plan::{Plan, Seen, Write, describe_collisions};
 use super::worktree::{Above, Found, OPEN_FOLDER, Stamp, WorkTree};
 use super::{Entry, Kind, MAX_NAMED_PATHS, Trees, folders_above, io_failed, show, split};
+use crate::sandbox;
 
 /// Contents up to this size are read once before anything is written: a damaged one shows while the tree is still
 /// whole.
@@ -98,9 +100,9 @@ impl Plan {
                 }
             }
         }
-        let us = rustix::process::geteuid();
+        let us = rustix::process::geteuid().as_raw();
         for (path, stamp, _) in &self.modes {
-            if !us.is_root() && stamp.owner != us.as_raw() {
+            if stamp.owner != us && !acts_as_any_owner() {
                 refused.insert(path.clone(), Errno::PERM);
             }
         }
@@ -147,15 +149,18 @@ fn describe_refused(tree: &WorkTree, refused: &BTreeMap<Vec<u8>, Errno>) -> GitE
         .collect();
     let paths = names.join(" ");
     let todo = match refused.values().next() {
-        Some(&Errno::ROFS) => format!(
-            "the file system is read-only: mount it writable, or under systemd add `ReadWritePaths={}` to the unit",
-            tree.path.display()
-        ),
+        Some(&Errno::ROFS) => sandbox::way_out_of_read_only(&tree.path),
         Some(&Errno::BUSY) => format!("something is mounted there: run `sudo umount {paths}`"),
-        Some(&Errno::PERM) if rustix::process::geteuid().is_root() => format!("run `sudo chattr -i -a {paths}`"),
+        Some(&Errno::PERM) if acts_as_any_owner() => format!("run `sudo chattr -i -a {paths}`"),
         _ => format!("run `sudo chown {} {paths}`", name_of(rustix::process::geteuid().as_raw())),
     };
     GitError::passing(format!("cannot be written: {}; nothing was written. {todo}", super::some_of(&owners)))
+}
+
+/// Whether the owner of a file is of no matter (capabilities(7)): as root, and where the service manager gives this
+/// capability to another user.
+fn acts_as_any_owner() -> bool {
+    rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::FOWNER))
 }
 
 fn owner_of(tree: &WorkTree, path: &[u8]) -> String {

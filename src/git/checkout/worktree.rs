@@ -1,7 +1,7 @@
 //! The working tree, looked at without ever following a link in it: a container can have put one where a folder was.
 
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{ErrorKind, Read as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use super::super::GitError;
 use super::super::objects::{Hasher, copy_pieces};
 use super::split;
+use crate::sandbox;
 
 /// The top of a working tree.
 pub(in crate::git) struct WorkTree {
@@ -69,7 +70,13 @@ impl WorkTree {
     /// Something that is no folder, or no permission.
     pub fn open(path: &Path) -> Result<WorkTree, GitError> {
         let opened = make_with_parents(path).and_then(|()| Ok(WorkTree::open_existing(path)?));
-        opened.map_err(|error| GitError::passing(format!("cannot open `local_path` {}: {error}", path.display())))
+        opened.map_err(|error| {
+            let way_out = match error.kind() {
+                ErrorKind::ReadOnlyFilesystem => format!("; {}", sandbox::way_out_of_read_only(path)),
+                _ => String::new(),
+            };
+            GitError::passing(format!("cannot open `local_path` {}: {error}{way_out}", path.display()))
+        })
     }
 
     /// Opens the folder where there is one.
