@@ -17,6 +17,7 @@
 //! | [`metrics`] | what the process counts, and Prometheus' text format |
 //! | [`command`] | the only place that starts a process |
 //! | [`pulse`] | whether threads still go round |
+//! | [`systemd`] | the sockets that a service manager hands over, and what it is told |
 //! | [`sandbox`] | what the units let the daemon write, and the drop-in that opens more |
 //! | [`model`] | plain types, statuses and their transitions |
 //!
@@ -32,6 +33,8 @@
 //!  reload: looks at project files ┘                       waiter, one a stack that is waited for
 //!  docker: asks whether it answers                          │     └─ driver: looks at the containers
 //!  heartbeat: tells that all is well                        │
+//!  systemd: tells that all threads live                     │
+//!  status: store ─▶ one line for `systemctl status`         │
 //!  events: store ─▶ gate ─▶ all who listen                  │
 //!                                                           ▼ finished row
 //!                                                         teller ─ child: shoutrrr
@@ -52,8 +55,8 @@
 //! # Invariants
 //!
 //! 1. The web never runs a deployment: it reads the store, or writes a pending row and wakes the worker.
-//! 2. Only [`command`] spawns, only [`daemon`] starts long-lived threads, only [`config`] and [`cli`] read the
-//!    environment. `.clippy.toml` holds that.
+//! 2. Only [`command`] spawns, only [`daemon`] starts long-lived threads, only [`config`], [`cli`] and
+//!    [`systemd`] read the environment. `.clippy.toml` holds that.
 //! 3. The queue is the table; the channel is only a bell. A finished row that nobody was told of is the outbox.
 //! 4. A deployment is never half recorded: its row, commit and status change in one transaction.
 //! 5. Everything that waits has a time limit, everything that grows has a bound, and each is a named constant or a
@@ -80,4 +83,5 @@ pub mod pulse;
 pub mod sandbox;
 pub mod secrets;
 pub mod store;
+pub mod systemd;
 pub mod web;

@@ -23,12 +23,16 @@ pub struct Pulses {
     /// What the milliseconds of every pulse count from.
     began: Instant,
     all: Arc<Mutex<Vec<Arc<Pulse>>>>,
+    /// The thread that is made to hang.
+    hangs: Option<Arc<str>>,
 }
 
 struct Pulse {
     thread: String,
     /// When it will have said something again, in milliseconds; [`NEVER`] while it rests.
     next_at: AtomicU64,
+    /// Made to hang at the next thing that it says.
+    hangs: bool,
 }
 
 thread_local! {
@@ -38,14 +42,22 @@ thread_local! {
 
 impl Default for Pulses {
     fn default() -> Pulses {
-        Pulses { began: Instant::now(), all: Arc::default() }
+        Pulses { began: Instant::now(), all: Arc::default(), hangs: None }
     }
 }
 
 impl Pulses {
+    /// Those of which the thread of this name hangs as soon as it would go round, overdue at once: a fault for tests of
+    /// whoever watches.
+    #[must_use]
+    pub fn with_hang(self, thread: Option<&str>) -> Pulses {
+        Pulses { hangs: thread.map(Arc::from), ..self }
+    }
+
     /// Watches the calling thread, under this name, until the answer is dropped; it rests at first.
     pub fn watch(&self, thread: &str) -> Watched {
-        let pulse = Arc::new(Pulse { thread: thread.to_owned(), next_at: AtomicU64::new(NEVER) });
+        let hangs = self.hangs.as_deref() == Some(thread);
+        let pulse = Arc::new(Pulse { thread: thread.to_owned(), next_at: AtomicU64::new(NEVER), hangs });
         self.lock().push(Arc::clone(&pulse));
         OWN.set(Some((self.began, Arc::clone(&pulse))));
         Watched { pulses: self.clone(), pulse }
@@ -61,6 +73,16 @@ impl Pulses {
         let next_at = |pulse: &Pulse| pulse.next_at.load(Ordering::Relaxed);
         let latest = all.iter().filter(|pulse| next_at(pulse) < now).min_by_key(|pulse| next_at(pulse));
         latest.map_or(Ok(()), |pulse| Err(pulse.thread.clone()))
+    }
+
+    /// Gives every thread that does not rest so much more time: for so long nobody ran, because the process or the whole
+    /// machine was stopped.
+    pub fn postpone(&self, by: Duration) {
+        let later = |next_at: u64| (next_at != NEVER).then(|| next_at.saturating_add(milliseconds(by)));
+        for pulse in self.lock().iter() {
+            // One that rests stays as it is.
+            let _ = pulse.next_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, later);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Arc<Pulse>>> {
@@ -92,9 +114,14 @@ pub fn rests() {
 
 fn say(next_at: impl FnOnce(Instant, Instant) -> u64) {
     OWN.with_borrow(|own| {
-        if let Some((began, pulse)) = own {
-            pulse.next_at.store(next_at(*began, Instant::now()), Ordering::Relaxed);
+        let Some((began, pulse)) = own else { return };
+        if pulse.hangs {
+            pulse.next_at.store(0, Ordering::Relaxed);
+            loop {
+                std::thread::park();
+            }
         }
+        pulse.next_at.store(next_at(*began, Instant::now()), Ordering::Relaxed);
     });
 }
 
@@ -130,6 +157,39 @@ mod tests {
         next_within(Duration::ZERO);
         rests();
         assert_eq!(pulses.all_alive(now + year), Ok(()));
+    }
+
+    #[test]
+    fn time_in_which_nobody_ran_counts_for_nobody() {
+        let pulses = Pulses::default();
+        let _watched = pulses.watch("worker");
+        next_within(Duration::from_secs(60));
+        let hour = Duration::from_secs(3600);
+        let after = Instant::now() + hour;
+        assert_eq!(pulses.all_alive(after), Err("worker".to_owned()));
+        pulses.postpone(hour);
+        assert_eq!(pulses.all_alive(after), Ok(()));
+        assert_eq!(pulses.all_alive(after + 2 * MOMENT), Err("worker".to_owned()));
+        rests();
+        pulses.postpone(hour);
+        assert_eq!(pulses.all_alive(after + 365 * 24 * hour), Ok(()));
+    }
+
+    #[test]
+    fn a_thread_that_is_made_to_hang_is_late_at_once() {
+        let pulses = Pulses::default().with_hang(Some("worker"));
+        let its_pulses = pulses.clone();
+        // It never ends: the process of the tests ends it.
+        std::thread::spawn(move || {
+            let _watched = its_pulses.watch("worker");
+            rests();
+        });
+        let limit = Instant::now() + Duration::from_secs(60);
+        while pulses.all_alive(Instant::now()).is_ok() {
+            assert!(Instant::now() < limit);
+            std::thread::yield_now();
+        }
+        assert_eq!(pulses.all_alive(Instant::now()), Err("worker".to_owned()));
     }
 
     #[test]

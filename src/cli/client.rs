@@ -12,12 +12,11 @@ use serde::de::DeserializeOwned;
 
 use crate::command::Limit;
 use crate::config::Environment;
-use crate::config::settings::ClientSettings;
+use crate::config::settings::{CONTROL_SOCKET, ClientSettings};
 use crate::http::{self, Proxies, Request, Response};
 use crate::model::{DeploymentId, RepositoryId, Status, Trigger};
 use crate::secrets::Secret;
 use crate::secrets::url::UrlParts;
-use crate::web::CONTROL_SOCKET;
 
 /// Where the control socket always is under systemd.
 const SYSTEM_RUNTIME_PATH: &str = "/run/shiparr";
@@ -114,7 +113,7 @@ impl Client {
     /// # Errors
     /// No control socket is there.
     pub fn of_this_host(environment: &Environment) -> anyhow::Result<Client> {
-        let likeliest = ClientSettings::from_environment(environment).runtime_path.join(CONTROL_SOCKET);
+        let likeliest = ClientSettings::from_environment(environment).control_socket;
         let sockets = [likeliest.clone(), Path::new(SYSTEM_RUNTIME_PATH).join(CONTROL_SOCKET)];
         let Some(socket) = sockets.into_iter().find(|socket| socket.exists()) else {
             bail!(

@@ -16,6 +16,7 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
+use crate::config::settings::log_format;
 use crate::config::{Environment, Settings};
 use client::Client;
 
@@ -140,10 +141,7 @@ impl CommandLine {
     fn run(self, environment: Environment) -> anyhow::Result<ExitCode> {
         let client = || Client::new(&environment, self.reach.url.as_deref());
         match self.verb.unwrap_or(Verb::Run { once: false }) {
-            Verb::Run { once } => {
-                let (settings, warnings) = Settings::from_environment(&environment)?;
-                crate::daemon::run(settings, &warnings, once)
-            }
+            Verb::Run { once } => Ok(run(&environment, once)),
             Verb::Check(args) => check::run(&environment, &args),
             Verb::Status { json } => lists::status(&client()?, json),
             Verb::Deploy(args) => deploy::run(&client()?, &args),
@@ -164,6 +162,15 @@ impl CommandLine {
             Verb::Git => Ok(crate::git::child_main()),
         }
     }
+}
+
+/// Runs the daemon; why it ends goes where its log does.
+fn run(environment: &Environment, once: bool) -> ExitCode {
+    let settings = Settings::from_environment(environment).map_err(anyhow::Error::new);
+    settings.and_then(|(settings, warnings)| crate::daemon::run(settings, &warnings, once)).unwrap_or_else(|error| {
+        crate::daemon::say_why(&error, log_format(environment));
+        ExitCode::FAILURE
+    })
 }
 
 #[cfg(test)]

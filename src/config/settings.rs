@@ -8,9 +8,12 @@ use std::time::Duration;
 
 use super::Environment;
 use super::access::{Auth, Network, PublicUrl, judged, key_problem, url_problem};
-use super::variables::{MAX_HISTORY, Reading, default_runtime_path, password_problem};
+use super::variables::{DEBUG_HANG, MAX_HISTORY, Reading, default_runtime_path, is_set, password_problem};
 use crate::http::Proxies;
 use crate::secrets::Secret;
+
+/// The control socket's name.
+pub const CONTROL_SOCKET: &str = "shiparr.sock";
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +37,7 @@ pub struct Settings {
     pub config_path: PathBuf,
     /// Database, object stores, default checkouts.
     pub data_path: PathBuf,
-    /// Decrypted secrets and the control socket. Whether it is in memory: [`is_in_memory`].
+    /// Decrypted secrets, and what else only this user may see. Whether it is in memory: [`is_in_memory`].
     pub runtime_path: PathBuf,
     /// An env_logger filter.
     pub log_filter: String,
@@ -69,6 +72,8 @@ pub struct Settings {
     pub shoutrrr_bin: PathBuf,
     /// Reload only on SIGHUP.
     pub disable_config_auto_reload: bool,
+    /// The thread that is made to hang, for tests of what watches threads (`Shiparr_DEBUG_HANG`).
+    pub debug_hang: Option<String>,
     /// Used for Git and HTTP, handed to children.
     pub proxies: Proxies,
     /// This machine's name.
@@ -122,6 +127,7 @@ impl Settings {
             sops_bin: read.program("SOPS_BIN", "sops"),
             shoutrrr_bin: read.program("SHOUTRRR_BIN", "shoutrrr"),
             disable_config_auto_reload: read.boolean("DISABLE_CONFIG_AUTO_RELOAD"),
+            debug_hang: read.text(DEBUG_HANG).map(|(_, thread)| thread.to_owned()),
             proxies: read.proxies(),
             hostname: hostname(),
             config_path,
@@ -191,6 +197,17 @@ impl Settings {
         self.environment.secret("Shiparr_WEBHOOK_SECRET")
     }
 
+    /// Where the control socket is made, and looked for; see [`control_socket`].
+    pub fn control_socket(&self) -> PathBuf {
+        control_socket(&self.runtime_path, &self.environment)
+    }
+
+    /// Those of `Shiparr_HOST` and `Shiparr_PORT` that somebody set: they are unused where sockets are handed over.
+    pub fn bind_settings(&self) -> Vec<&'static str> {
+        let set = ["HOST", "PORT"].into_iter().zip(["Shiparr_HOST", "Shiparr_PORT"]);
+        set.filter(|(name, _)| is_set(&self.environment, name)).map(|(_, name)| name).collect()
+    }
+
     /// The folder of default checkouts, `DATA/deployments`.
     pub fn deployments_path(&self) -> PathBuf {
         self.data_path.join("deployments")
@@ -200,8 +217,8 @@ impl Settings {
 /// What the verbs that ask a daemon take from the environment. A setting of the daemon that cannot be used does not
 /// keep them from asking it.
 pub struct ClientSettings {
-    /// Where the control socket may be.
-    pub runtime_path: PathBuf,
+    /// Where the control socket may be; see [`control_socket`].
+    pub control_socket: PathBuf,
     /// Used for `--url`.
     pub proxies: Proxies,
 }
@@ -210,11 +227,25 @@ impl ClientSettings {
     /// Reads these settings alone.
     pub fn from_environment(environment: &Environment) -> ClientSettings {
         let mut read = Reading::new(environment);
-        ClientSettings {
-            runtime_path: read.path("RUNTIME_PATH").unwrap_or_else(|| default_runtime_path(environment)),
-            proxies: read.proxies(),
-        }
+        let runtime_path = read.path("RUNTIME_PATH").unwrap_or_else(|| default_runtime_path(environment));
+        ClientSettings { control_socket: control_socket(&runtime_path, environment), proxies: read.proxies() }
     }
+}
+
+/// `shiparr.sock` in the runtime folder; beside it where that is the folder `secrets` which systemd made
+/// (`RUNTIME_DIRECTORY`): that one is for this user alone, and the socket is for a group.
+fn control_socket(runtime_path: &Path, environment: &Environment) -> PathBuf {
+    let is_made_by_systemd = environment.get("RUNTIME_DIRECTORY").is_some_and(|made| Path::new(made) == runtime_path);
+    let folder = match runtime_path.parent() {
+        Some(parent) if is_made_by_systemd && runtime_path.ends_with("secrets") => parent,
+        _ => runtime_path,
+    };
+    folder.join(CONTROL_SOCKET)
+}
+
+/// How the log lines of a daemon in this environment look, whatever else may be wrong with its settings.
+pub fn log_format(environment: &Environment) -> LogFormat {
+    Reading::new(environment).log_format()
 }
 
 /// Whether a folder (or, before it is made, the one that it will be in) is on a file system in memory.
@@ -482,6 +513,38 @@ mod tests {
                 "Shiparr_{name}: is set, but nobody is asked for it while Shiparr_AUTH_ENABLED is false"
             ))
         );
+    }
+
+    #[test]
+    fn the_control_socket_is_in_the_runtime_folder_or_beside_the_secret_one_of_systemd() {
+        for (pairs, expected) in [
+            (&[][..], "/run/shiparr/shiparr.sock"),
+            (&[("RUNTIME_DIRECTORY", "/run/shiparr")], "/run/shiparr/shiparr.sock"),
+            (&[("RUNTIME_DIRECTORY", "/run/shiparr/secrets")], "/run/shiparr/shiparr.sock"),
+            (&[("RUNTIME_DIRECTORY", "/run/user/7/shiparr/secrets")], "/run/user/7/shiparr/shiparr.sock"),
+            (&[("RUNTIME_DIRECTORY", "/run/a/secrets:/run/b")], "/run/a/secrets/shiparr.sock"),
+            (&[("Shiparr_RUNTIME_PATH", "/run/shiparr/secrets")], "/run/shiparr/secrets/shiparr.sock"),
+            (
+                &[("Shiparr_RUNTIME_PATH", "/run/mine"), ("RUNTIME_DIRECTORY", "/run/shiparr/secrets")],
+                "/run/mine/shiparr.sock",
+            ),
+        ] {
+            let environment = Environment::from_pairs(pairs.iter().copied());
+            let client = ClientSettings::from_environment(&environment).control_socket;
+            assert_eq!(good(pairs).control_socket(), Path::new(expected), "{pairs:?}");
+            assert_eq!(client, Path::new(expected), "{pairs:?}");
+        }
+    }
+
+    #[test]
+    fn settings_that_handed_over_sockets_make_useless_are_known() {
+        assert_eq!(good(&[]).bind_settings(), [""; 0]);
+        assert_eq!(
+            good(&[("SHIPARR_PORT", "80"), ("Shiparr_HOST", "::1")]).bind_settings(),
+            ["Shiparr_HOST", "Shiparr_PORT"]
+        );
+        let hook = good(&[("Shiparr_DEBUG_HANG", "worker")]);
+        assert_eq!((hook.debug_hang.as_deref(), hook.bind_settings().len()), (Some("worker"), 0));
     }
 
     #[test]

@@ -54,6 +54,9 @@ pub(super) const NAMES: &[&str] = &[
     "SHOUTRRR_BIN",
 ];
 
+/// The hook by which tests make a thread hang; not for people.
+pub(super) const DEBUG_HANG: &str = "DEBUG_HANG";
+
 /// Variables of the client (spec section 8); the daemon has no use for them and does not mind them.
 const CLIENT_NAMES: &[&str] = &["SHIPARR_URL", "SHIPARR_USERNAME", "SHIPARR_PASSWORD"];
 
@@ -71,11 +74,7 @@ impl<'a> Reading<'a> {
 
     /// The value of a setting, and the name under which it was found. `name` is without the prefix.
     fn setting(&self, name: &str) -> Option<(String, &'a OsStr)> {
-        ["Shiparr_", "SHIPARR_"].into_iter().find_map(|prefix| {
-            let name = format!("{prefix}{name}");
-            let value = self.environment.get(&name)?;
-            Some((name, value))
-        })
+        setting(self.environment, name)
     }
 
     pub(super) fn text(&mut self, name: &str) -> Option<(String, &'a str)> {
@@ -242,7 +241,7 @@ impl<'a> Reading<'a> {
             let exact = prefix == "Shiparr_" || prefix == "SHIPARR_";
             if !prefix.eq_ignore_ascii_case("shiparr_")
                 || CLIENT_NAMES.contains(&name)
-                || (exact && NAMES.contains(&rest))
+                || (exact && (NAMES.contains(&rest) || rest == DEBUG_HANG))
             {
                 continue;
             }
@@ -262,6 +261,19 @@ impl<'a> Reading<'a> {
     }
 }
 
+fn setting<'a>(environment: &'a Environment, name: &str) -> Option<(String, &'a OsStr)> {
+    ["Shiparr_", "SHIPARR_"].into_iter().find_map(|prefix| {
+        let name = format!("{prefix}{name}");
+        let value = environment.get(&name)?;
+        Some((name, value))
+    })
+}
+
+/// Whether a setting is set. `name` is without the prefix.
+pub(super) fn is_set(environment: &Environment, name: &str) -> bool {
+    setting(environment, name).is_some()
+}
+
 /// `$RUNTIME_DIRECTORY`, else `/run/shiparr`, not root: `$XDG_RUNTIME_DIR/shiparr`.
 pub(super) fn default_runtime_path(environment: &Environment) -> PathBuf {
     if let Some(listed) = environment.get("RUNTIME_DIRECTORY") {
@@ -275,16 +287,13 @@ pub(super) fn default_runtime_path(environment: &Environment) -> PathBuf {
     }
 }
 
-/// Whether standard output or standard error goes to the journal (systemd.exec(5), `JOURNAL_STREAM`). That variable and
+/// Whether standard error, where the log goes, is the journal (systemd.exec(5), `JOURNAL_STREAM`). That variable and
 /// `INVOCATION_ID` are inherited by shells that systemd started somewhere above: only the device and inode tell.
 fn logs_to_journal(environment: &Environment) -> bool {
     let Some(stream) = environment.get("JOURNAL_STREAM").and_then(OsStr::to_str) else {
         return false;
     };
-    let is_stream = |found: rustix::io::Result<rustix::fs::Stat>| {
-        found.is_ok_and(|stat| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
-    };
-    is_stream(rustix::fs::fstat(io::stderr())) || is_stream(rustix::fs::fstat(io::stdout()))
+    rustix::fs::fstat(io::stderr()).is_ok_and(|stat| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
 }
 
 /// The words for true and false that people write.

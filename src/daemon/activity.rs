@@ -64,6 +64,19 @@ pub struct Hands {
     pub limit: Limit,
 }
 
+/// All that goes on at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GoesOn {
+    /// Deployments that may change their stack: one, as there is one worker, and those that are tidied up after.
+    pub deploying: Vec<DeploymentId>,
+    /// Deployments whose `up` has ended, oldest first.
+    pub settling: Vec<DeploymentId>,
+    /// No deployment may begin.
+    pub is_paused: bool,
+    /// Who has their hands on stacks.
+    pub hands: Vec<String>,
+}
+
 #[derive(Default)]
 struct Activity {
     running: Option<Running>,
@@ -128,6 +141,22 @@ impl Activities {
                 hands.limit.cancel();
             }
         }
+    }
+
+    /// What goes on with all of them.
+    pub fn look(&self) -> GoesOn {
+        let state = self.lock();
+        let mut look = GoesOn { is_paused: state.pauses > 0, ..GoesOn::default() };
+        for activity in state.by_repository.values() {
+            look.hands.extend(activity.hands.as_ref().map(|hands| hands.who.clone()));
+            match &activity.running {
+                Some(running) if running.waits_with.is_some() => look.settling.push(running.deployment),
+                Some(running) => look.deploying.push(running.deployment),
+                None => {}
+            }
+        }
+        look.settling.sort_unstable();
+        look
     }
 
     /// Whether a deployment runs.

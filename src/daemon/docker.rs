@@ -24,6 +24,7 @@ const NAP: Duration = Duration::from_millis(200);
 pub fn ask(shared: &Shared) -> Result<(), String> {
     let answer = shared.host.driver.available(&Limit::after(QUESTION_LIMIT));
     if shared.set_docker(answer.as_ref().err().cloned()) {
+        shared.stir();
         match &answer {
             Ok(()) => {
                 log::info!("Docker answers again");

@@ -22,6 +22,7 @@ const NAP: Duration = Duration::from_millis(200);
 pub fn wait(shared: &Arc<Shared>, threads: &Threads, waiting: Box<Waiting>) {
     let repository = waiting.job().record.id;
     shared.activities.waits(repository, waiting.commit().clone());
+    shared.stir();
     let (its_shared, its_threads) = (Arc::clone(shared), threads.clone());
     beside(threads, &format!("wait-{repository}"), move || {
         let ended = waiting.watch(&its_shared.host);
@@ -80,6 +81,7 @@ fn record(shared: &Shared, threads: &Threads, ended: &Ended) {
 fn release(shared: &Shared, mut ended: Ended) {
     ended.tidy(&shared.host);
     shared.activities.end(ended.job().record.id);
+    shared.stir();
     if let Err(error) = queue_newer_configuration(shared, ended.job()) {
         log::error!("{}: {error}", ended.job().repository.name);
     }

@@ -8,6 +8,7 @@ mod at_boot;
 mod docker;
 mod finish;
 mod heartbeat;
+mod keeper;
 mod lend;
 mod lock;
 mod logging;
@@ -17,6 +18,7 @@ mod places;
 mod reload;
 mod restore;
 mod shared;
+mod status;
 mod tell;
 mod threads;
 mod timers;
@@ -43,7 +45,11 @@ use crate::metrics::Metrics;
 use crate::pulse;
 use crate::secrets::runtime::RuntimeFolder;
 use crate::store::Store;
+use crate::systemd::{self, Manager, Sockets};
+use keeper::Keeper;
+pub use logging::say_why;
 use shared::Shared;
+use status::Status;
 use threads::{STACK_BYTES, Threads};
 use timers::Timers;
 use worker::Worker;
@@ -69,6 +75,8 @@ const INTERRUPTED_LIMIT: Duration = Duration::from_secs(30);
 const RELOAD_AGAIN: Duration = Duration::from_secs(10);
 /// Reading the project files takes less, also of a folder on a slow network.
 const RELOAD_LIMIT: Duration = Duration::from_secs(300);
+/// What a stop does beside waiting, the database's last writes for one.
+const STOP_SLACK: Duration = Duration::from_secs(30);
 /// Messages that are under way at a stop may still go out for this long; the rest is told at the next start.
 const TELL_LIMIT: Duration = Duration::from_secs(2);
 
@@ -78,16 +86,21 @@ const TELL_LIMIT: Duration = Duration::from_secs(2);
 /// Whatever keeps it from starting, in one line; and a long-lived thread that died.
 pub fn run(settings: Settings, warnings: &[String], once: bool) -> anyhow::Result<ExitCode> {
     logging::start(&settings.log_filter, settings.log_format);
+    // First of all: no child inherits them.
+    let handed_over = systemd::take_sockets().map_err(anyhow::Error::msg)?;
     for warning in warnings {
         log::warn!("{warning}");
     }
     let (events_out, events) = crossbeam_channel::unbounded();
-    listen_to_signals(events_out.clone())?;
-    let start = Start::prepare(Arc::new(settings))?;
+    let threads = Threads::new(events_out.clone()).with_hang(settings.debug_hang.as_deref());
+    listen_to_signals(events_out.clone(), &threads)?;
     if once {
-        return once::run(&start.shared, &Threads::new(events_out), events);
+        let start = Start::prepare(Arc::new(settings))?;
+        return once::run(&start.shared, &threads, events);
     }
-    let daemon = Daemon::start(start, events_out)?;
+    let keeper = Keeper::start(Manager::of_process(), &threads)?;
+    let start = Start::prepare(Arc::new(settings))?;
+    let daemon = Daemon::start(start, threads, keeper, events_out, handed_over)?;
     daemon.live(&events)
 }
 
@@ -138,6 +151,7 @@ impl Start {
 struct Daemon {
     start: Start,
     threads: Threads,
+    keeper: Keeper,
     timers: Timers,
     web: web_side::Web,
     worker: JoinHandle<()>,
@@ -145,10 +159,15 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn start(start: Start, events: Sender<Event>) -> anyhow::Result<Daemon> {
+    fn start(
+        start: Start,
+        threads: Threads,
+        keeper: Keeper,
+        events: Sender<Event>,
+        handed_over: Option<Sockets>,
+    ) -> anyhow::Result<Daemon> {
         let shared = &start.shared;
-        let threads = Threads::new(events.clone());
-        let web = web_side::Web::start(shared, &threads)?;
+        let web = web_side::Web::start(shared, &threads, handed_over)?;
 
         let worker = Worker::new(Arc::clone(shared), threads.clone());
         let worker = threads.start("worker", STACK_BYTES, move || worker.run())?;
@@ -164,12 +183,17 @@ impl Daemon {
         if let Some(heartbeat) = heartbeat::Heartbeat::new(shared, &threads)? {
             threads.start("heartbeat", threads::SMALL_STACK_BYTES, move || heartbeat.run())?;
         }
+        if keeper.manager().listens() {
+            let status = Status::new(Arc::clone(shared), threads.clone(), keeper.manager().clone());
+            threads.start("status", threads::SMALL_STACK_BYTES, move || status.run())?;
+        }
         let mut timers = Timers::new(Arc::clone(shared), threads.clone());
         timers.adjust(&shared.catalog())?;
 
         let repositories = shared.catalog().repositories().count();
         log::info!("Shiparr {} watches {repositories} repositories, {}", env!("CARGO_PKG_VERSION"), web.address());
-        Ok(Daemon { start, threads, timers, web, worker, teller })
+        keeper.ready();
+        Ok(Daemon { start, threads, keeper, timers, web, worker, teller })
     }
 
     fn live(mut self, events: &Receiver<Event>) -> anyhow::Result<ExitCode> {
@@ -187,6 +211,7 @@ impl Daemon {
                     // Nothing is lost: the queue is in the database, and whoever supervises us starts us again. Compose
                     // and what lies in plain text must not be left to that start, though.
                     self.threads.stopping();
+                    self.keeper.stopping(INTERRUPTED_LIMIT + STOP_SLACK);
                     interrupt(&self.start.shared, &self.worker);
                     bail!("the thread `{name}` ended unexpectedly; the process ends so that it is started again whole");
                 }
@@ -201,6 +226,7 @@ impl Daemon {
     /// Loads the project files again; where that fails, everything goes on as before. Answers whether it worked.
     fn reload(&mut self) -> bool {
         let shared = &self.start.shared;
+        self.keeper.manager().reloading();
         let before = shared.catalog();
         let reloaded = reload::load(&shared.host.settings, &shared.host.store, &before).and_then(|catalog| {
             reload::log_problems(&before.problems, &catalog.problems);
@@ -216,17 +242,21 @@ impl Daemon {
             Err(error) => log::error!("project files were not loaded again, the next try is soon: {error:#}"),
         }
         shared.wake_worker();
+        self.keeper.manager().ready();
         reloaded.is_ok()
     }
 
     fn stop(mut self) {
         let shared = &self.start.shared;
-        log::info!("stopping: running deployments may go on for {} s", shared.host.settings.shutdown_timeout.as_secs());
+        let patience = shared.host.settings.shutdown_timeout;
+        log::info!("stopping: running deployments may go on for {} s", patience.as_secs());
         self.threads.stopping();
+        self.keeper.stopping(web_side::STOP_LIMIT + patience + INTERRUPTED_LIMIT + TELL_LIMIT + STOP_SLACK);
+        shared.stir();
         self.timers.stop();
         self.web.stop();
         shared.wake_worker();
-        if !all_ended_within(shared, &self.worker, shared.host.settings.shutdown_timeout) {
+        if !all_ended_within(shared, &self.worker, patience) {
             log::warn!("not every running deployment ended in time: what is left is interrupted and queued again");
             interrupt(shared, &self.worker);
         }
@@ -282,10 +312,9 @@ fn ended_within(thread: &JoinHandle<()>, time: Duration) -> bool {
 }
 
 /// Turns signals into events; a second SIGTERM or SIGINT ends the process at once.
-fn listen_to_signals(events: Sender<Event>) -> anyhow::Result<()> {
+fn listen_to_signals(events: Sender<Event>, threads: &Threads) -> anyhow::Result<()> {
     let mut signals =
         signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP]).context("cannot listen to signals")?;
-    let threads = Threads::new(events.clone());
     threads.start_for_a_while("signals", threads::SMALL_STACK_BYTES, move || {
         let mut stopping = false;
         for signal in signals.forever() {

@@ -16,6 +16,7 @@ impl Pause {
     /// From now on none begins; those that run go on.
     pub fn begin(shared: &Arc<Shared>) -> Pause {
         shared.activities.pause();
+        shared.stir();
         log::info!("no deployment begins for now: somebody holds them up (`shiparr hold`)");
         Pause { shared: Arc::clone(shared) }
     }
@@ -24,6 +25,7 @@ impl Pause {
 impl Drop for Pause {
     fn drop(&mut self) {
         self.shared.activities.go_on();
+        self.shared.stir();
         log::info!("deployments go on");
         self.shared.wake_worker();
     }

@@ -1,6 +1,7 @@
 //! What the daemon's threads share, and what the web may ask of the daemon.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -30,6 +31,7 @@ pub struct Shared {
     teller: Bell,
     docker: Mutex<Docker>,
     timers: Mutex<HashMap<RepositoryId, Arc<Appointment>>>,
+    stirs: AtomicU64,
 }
 
 /// Wakes one thread. What there is to do is in the database, or with the remote; the bell only says: look.
@@ -111,7 +113,20 @@ impl Shared {
             teller: Bell::new(),
             docker: Mutex::default(),
             timers: Mutex::default(),
+            stirs: AtomicU64::new(0),
         }
+    }
+
+    /// Something changed that the store does not know of: what goes on, or whether Docker answers. Whoever waits for
+    /// what is published looks again.
+    pub fn stir(&self) {
+        self.stirs.fetch_add(1, Ordering::Relaxed);
+        self.host.store.look_again();
+    }
+
+    /// How often something changed that the store does not know of.
+    pub fn stirs(&self) -> u64 {
+        self.stirs.load(Ordering::Relaxed)
     }
 
     /// The accepted projects and what is wrong with the others.

@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 
@@ -28,6 +28,17 @@ impl Threads {
     /// Deaths are sent to `events`.
     pub fn new(events: Sender<Event>) -> Threads {
         Threads { events, stopping: Arc::new(AtomicBool::new(false)), pulses: Pulses::default() }
+    }
+
+    /// The thread of this name is made to hang; see [`Pulses::with_hang`].
+    #[must_use]
+    pub fn with_hang(self, thread: Option<&str>) -> Threads {
+        Threads { pulses: self.pulses.with_hang(thread), ..self }
+    }
+
+    /// Nobody ran for so long; see [`Pulses::postpone`].
+    pub fn postpone(&self, by: Duration) {
+        self.pulses.postpone(by);
     }
 
     /// Watches the pulse of the calling thread, which was not started here, until the answer is dropped.
@@ -103,8 +114,6 @@ impl Threads {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::pulse;
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -15,44 +16,50 @@ use super::shared::Shared;
 use super::tell;
 use super::threads::{STACK_BYTES, Threads};
 use crate::command::Limit;
-use crate::config::Catalog;
+use crate::config::{Catalog, Settings};
 use crate::deploy::control::Cause;
 use crate::deploy::secret_files;
 use crate::model::{DeploymentId, RepositoryId, RepositoryName};
-use crate::web::{self, Busy, CONTROL_SOCKET, Context, Lent, Listener, NotifyResult, StopWeb};
+use crate::systemd::Sockets;
+use crate::web::{self, Busy, Context, Lent, Listener, NotifyResult, StopWeb};
 
 /// Requests in flight end within three seconds of a stop; this is a little more.
-const STOP_LIMIT: Duration = Duration::from_secs(4);
+pub const STOP_LIMIT: Duration = Duration::from_secs(4);
 
 /// The running web.
 pub struct Web {
     stop: StopWeb,
     threads: Vec<JoinHandle<()>>,
     address: String,
-    control: PathBuf,
+    control: Option<PathBuf>,
+}
+
+/// Where clients come in.
+struct Doors {
+    listeners: Vec<Listener>,
+    /// Of the TCP listeners.
+    addresses: Vec<SocketAddr>,
+    /// The control socket that was made here.
+    made: Option<PathBuf>,
 }
 
 impl Web {
-    /// Binds the listeners and starts the web's threads.
+    /// Binds the listeners, or takes those that were handed over, and starts the web's threads.
     ///
     /// # Errors
     /// An address or a socket that cannot be had, in one line that names the setting.
-    pub fn start(shared: &Arc<Shared>, threads: &Threads) -> anyhow::Result<Web> {
+    pub fn start(shared: &Arc<Shared>, threads: &Threads, handed_over: Option<Sockets>) -> anyhow::Result<Web> {
         let settings = &shared.host.settings;
-        let tcp = web::listen_tcp(&settings.host, settings.port)?;
-        let address = tcp.local_addr()?;
-        if settings.auth.is_none() && !address.ip().is_loopback() {
-            log::warn!(
-                "everybody who reaches {address} may deploy: set Shiparr_AUTH_ENABLED=true and Shiparr_AUTH_PASSWORD, or Shiparr_HOST=127.0.0.1"
-            );
-        }
-        let control_path = settings.runtime_path.join(CONTROL_SOCKET);
-        let control = web::listen_control(&control_path)?;
+        let doors = match handed_over {
+            Some(sockets) => Doors::handed_over(sockets, settings)?,
+            None => Doors::bound(settings)?,
+        };
         let side = Side { shared: Arc::clone(shared), threads: threads.clone() };
         let (settings, store, metrics) =
             (Arc::clone(settings), Arc::clone(&shared.host.store), Arc::clone(&shared.metrics));
         let context = Context::new(settings, store, Arc::new(side), metrics);
-        let started = web::start(context, vec![Listener::Tcp(tcp), Listener::Control(control)])?;
+        let (address, control) = (doors.address(), doors.made);
+        let started = web::start(context, doors.listeners)?;
         let mut running = Vec::new();
         for thread in started.threads {
             let run = thread.run;
@@ -62,7 +69,7 @@ impl Web {
                 }
             })?);
         }
-        Ok(Web { stop: started.stop, threads: running, address: format!("http://{address}"), control: control_path })
+        Ok(Web { stop: started.stop, threads: running, address, control })
     }
 
     /// Where people find it.
@@ -77,10 +84,69 @@ impl Web {
         for thread in &self.threads {
             ended_within(thread, until.saturating_duration_since(Instant::now()));
         }
-        // Nobody answers there any more. The runtime folder's lock is still held, so it is not the next daemon's.
-        if let Err(error) = fs::remove_file(&self.control) {
-            log::warn!("the control socket {} was not removed: {error}", self.control.display());
+        // Nobody answers there any more. The runtime folder's lock is still held, so it is not the next daemon's. One
+        // that was handed over stays: who connects meanwhile is answered by the next process.
+        if let Some(Err(error)) = self.control.as_ref().map(fs::remove_file) {
+            log::warn!("the control socket was not removed: {error}");
         }
+    }
+}
+
+impl Doors {
+    /// The address and the control socket of the settings.
+    fn bound(settings: &Settings) -> anyhow::Result<Doors> {
+        let tcp = web::listen_tcp(&settings.host, settings.port)?;
+        let address = tcp.local_addr()?;
+        warn_if_open(settings, address, "Shiparr_HOST=127.0.0.1");
+        let mut doors = Doors { listeners: vec![Listener::Tcp(tcp)], addresses: vec![address], made: None };
+        doors.make_control(settings)?;
+        Ok(doors)
+    }
+
+    /// Those sockets, and the control socket where none is among them: the verbs of the command line need it. TCP is a
+    /// choice, though: whoever hands over control sockets alone wants nobody on the network.
+    fn handed_over(sockets: Sockets, settings: &Settings) -> anyhow::Result<Doors> {
+        const WAY: &str = "`systemctl edit shiparr.socket`";
+        let unused = settings.bind_settings();
+        if !unused.is_empty() {
+            let (names, is) = (unused.join(" and "), if unused.len() == 1 { "is" } else { "are" });
+            log::warn!("{names} {is} not used, because systemd hands over the sockets: set ListenStream= by {WAY}");
+        }
+        let mut doors = Doors { listeners: Vec::new(), addresses: Vec::new(), made: None };
+        for tcp in sockets.tcp {
+            let address = tcp.local_addr()?;
+            warn_if_open(settings, address, &format!("ListenStream=127.0.0.1:{} by {WAY}", address.port()));
+            doors.addresses.push(address);
+            doors.listeners.push(Listener::Tcp(tcp));
+        }
+        if sockets.control.is_empty() {
+            doors.make_control(settings)?;
+        }
+        doors.listeners.extend(sockets.control.into_iter().map(Listener::Control));
+        Ok(doors)
+    }
+
+    fn make_control(&mut self, settings: &Settings) -> anyhow::Result<()> {
+        let path = settings.control_socket();
+        self.listeners.push(Listener::Control(web::listen_control(&path)?));
+        self.made = Some(path);
+        Ok(())
+    }
+
+    fn address(&self) -> String {
+        if self.addresses.is_empty() {
+            return "the control socket alone".to_owned();
+        }
+        let addresses: Vec<String> = self.addresses.iter().map(|address| format!("http://{address}")).collect();
+        addresses.join(", ")
+    }
+}
+
+fn warn_if_open(settings: &Settings, address: SocketAddr, way: &str) {
+    if settings.auth.is_none() && !address.ip().to_canonical().is_loopback() {
+        log::warn!(
+            "everybody who reaches {address} may deploy: set Shiparr_AUTH_ENABLED=true and Shiparr_AUTH_PASSWORD, or {way}"
+        );
     }
 }
 

@@ -7,8 +7,6 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-/// The control socket's name in the runtime folder.
-pub const CONTROL_SOCKET: &str = "shiparr.sock";
 /// Members of this group may use the control socket.
 const CONTROL_GROUP: &str = "shiparr";
 /// The folder in the runtime folder that only this process looks into.
@@ -139,6 +137,7 @@ fn find_group(groups: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::settings::CONTROL_SOCKET;
 
     #[test]
     fn a_stale_control_socket_is_replaced_and_a_live_one_is_not() {

@@ -55,7 +55,7 @@ use crate::model::{DeploymentId, RepositoryId, RepositoryName};
 use crate::store::Store;
 
 pub use gate::Listener;
-pub use listen::{CONTROL_SOCKET, ListenError, listen_control, listen_tcp};
+pub use listen::{ListenError, listen_control, listen_tcp};
 pub use server::{StopWeb, Thread, Web, start};
 
 /// Streams that are written at once; one more is answered 503.

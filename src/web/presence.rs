@@ -15,6 +15,7 @@ pub struct Presence {
 
 #[derive(Clone)]
 struct Client {
+    is_stream: bool,
     gone: Arc<AtomicBool>,
     limit: Limit,
 }
@@ -37,7 +38,16 @@ pub struct Watch {
 impl Presence {
     /// Watches the client of a request. One that left before is found out by the first write.
     pub fn watch(self: &Arc<Presence>, request: u64) -> Watch {
-        let client = Client { gone: Arc::default(), limit: Limit::after(Duration::MAX) };
+        self.insert(request, false)
+    }
+
+    /// As [`Presence::watch`], for an answer without an end.
+    pub fn watch_stream(self: &Arc<Presence>, request: u64) -> Watch {
+        self.insert(request, true)
+    }
+
+    fn insert(self: &Arc<Presence>, request: u64, is_stream: bool) -> Watch {
+        let client = Client { is_stream, gone: Arc::default(), limit: Limit::after(Duration::MAX) };
         self.lock().insert(request, client.clone());
         Watch { presence: Arc::clone(self), request, client }
     }
@@ -47,6 +57,11 @@ impl Presence {
         if let Some(client) = self.lock().get(&request) {
             client.leave();
         }
+    }
+
+    /// The web is about to stop: answers without an end have it now, others may still come to theirs.
+    pub fn streams_end(&self) {
+        self.lock().values().filter(|client| client.is_stream).for_each(Client::leave);
     }
 
     /// The web stops: nobody is there any more.
@@ -90,9 +105,12 @@ mod tests {
         presence.left(3);
         assert!(first.is_gone() && !second.is_gone());
         assert!(first.limit().is_cancelled() && !second.limit().is_over());
+        let stream = presence.watch_stream(4);
+        presence.streams_end();
+        assert!(stream.is_gone() && !second.is_gone());
         presence.all_left();
         assert!(second.is_gone());
-        drop((first, second));
+        drop((first, second, stream));
         assert!(presence.lock().is_empty());
     }
 }

@@ -58,7 +58,7 @@ pub struct StopWeb {
 impl StopWeb {
     /// No new connections; requests in flight may end for three seconds. The threads end by themselves then.
     pub fn stop(&self) {
-        self.server.presence.all_left();
+        self.server.presence.streams_end();
         self.server.context.events.stop(&self.server.context.store);
         self.gate.stop();
     }
@@ -251,7 +251,7 @@ impl Server {
 
     fn write_stream(&self, request: Request, opening: Opening) {
         // Watched before it is opened: at a stop, it is either told so or refused by the daemon that stops.
-        let watch = self.presence.watch(request.id);
+        let watch = self.presence.watch_stream(request.id);
         let stream = match opening(&watch) {
             Ok(stream) => stream,
             Err(failure) => return finish(request, failure.into()),

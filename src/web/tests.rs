@@ -216,7 +216,7 @@ impl Scene {
             hands: Arc::default(),
             pauses: Arc::default(),
         });
-        let control = runtime.join(CONTROL_SOCKET);
+        let control = settings.control_socket();
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = tcp.local_addr().unwrap();
         let listeners = vec![Listener::Tcp(tcp), Listener::Control(listen_control(&control).unwrap())];

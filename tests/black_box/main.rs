@@ -39,6 +39,7 @@ mod remotes;
 mod secret_mounts;
 mod secrets;
 mod secure_remotes;
+mod service;
 mod shutdown;
 mod support;
 mod taking_over;

@@ -56,7 +56,7 @@ def run(scenarios, names):
     for name in names:
         scenario, began = getattr(scenarios, name), time.monotonic()
         what = scenario.__doc__.splitlines()[0]
-        since = scenarios.host.cursor()
+        since = scenarios.host.now()
         try:
             figures = scenario()
             scenarios.tidy()
@@ -75,7 +75,7 @@ def run(scenarios, names):
 def journal(host, since):
     """What the host says of the service."""
     try:
-        lines = host.read(f"journalctl --quiet --no-hostname --after-cursor='{since}' --unit={SERVICE} --lines={JOURNAL_LINES}")
+        lines = host.read(f"journalctl --quiet --no-hostname --since={since} --unit={SERVICE} --lines={JOURNAL_LINES}")
         return "\n".join(f"    {line}" for line in lines.splitlines())
     except Failure as failure:
         return f"    no journal: {failure}"

@@ -57,9 +57,10 @@ class Stacks:
     # ---- Deployments ----
 
     def newest(self, name):
-        """The newest deployment of a repository that the daemon knows, or nothing."""
-        status, answer = self.host.ask(f"/api/projects/{PROJECT}/repositories/{name}/deployments?limit=1", control=True)
-        return answer[0] if status == 200 and answer else None
+        """The newest deployment of a repository that was not skipped, or nothing."""
+        status, answer = self.host.ask(f"/api/projects/{PROJECT}/repositories/{name}/deployments?limit=5", control=True)
+        found = [deployment for deployment in answer if deployment["status"] != "skipped"] if status == 200 else []
+        return found[0] if found else None
 
     def deploy(self, name):
         """Asks for a deployment; answers its id."""

@@ -237,6 +237,8 @@ pub struct Client {
     pub phase: Phase,
     /// Whether another request may follow the current one.
     pub keep_alive: bool,
+    /// Whether a request has come.
+    pub has_asked: bool,
     /// When it has had its time.
     pub deadline: Option<Instant>,
     /// What epoll watches for.
@@ -259,6 +261,7 @@ impl Client {
             stalled_since: None,
             phase: Phase::Head,
             keep_alive: true,
+            has_asked: false,
             deadline: None,
             interest: EventFlags::empty(),
             waits: 0,

@@ -10,8 +10,8 @@ use super::connection::{Client, Exchange, Incoming, Phase};
 use super::head::{self, HEAD_MAX_BYTES, Origin};
 use super::limits::{
     ANSWER_LIMIT, BODIES_MAX_BYTES, BODY_LIMIT, CONNECT_PAUSE, DESCRIPTORS_PER_UPSTREAM, GREETING_LIMIT,
-    GREETING_PAUSE, HEAD_LIMIT, IDLE_LIMIT, LINGER_LIMIT, OUTPUT_MAX_BYTES, OUTPUTS_MAX_BYTES, UPSTREAM_IDLE_LIMIT,
-    UPSTREAMS_KEPT, WRITE_LIMIT,
+    GREETING_PAUSE, HEAD_LIMIT, IDLE_LIMIT, LINGER_LIMIT, OUTPUT_MAX_BYTES, OUTPUTS_MAX_BYTES, STOP_LINGER_LIMIT,
+    UPSTREAM_IDLE_LIMIT, UPSTREAMS_KEPT, WRITE_LIMIT,
 };
 use super::refusal::Refusal;
 use super::slots::Key;
@@ -138,6 +138,7 @@ impl Gate {
         let origin = Origin { listener: client.listener, peer: client.peer, request: self.requests };
         let head = head::parse(&client.input[..end], origin)?;
         client.consume(end);
+        client.has_asked = true;
         client.keep_alive = head.keep_alive;
         let waits_for_us = head.expects_continue && client.input.is_empty();
         let incoming = Incoming::new(head, self.requests)?;
@@ -484,8 +485,9 @@ impl Gate {
                 // It fails where the client closed first.
                 let _ = rustix::net::shutdown(&client.socket, Shutdown::Write);
                 client.phase = Phase::Lingering;
-                client.deadline = Some(self.now + LINGER_LIMIT);
-                self.wake_at(self.now + LINGER_LIMIT);
+                let limit = if self.stop_at.is_some() { STOP_LINGER_LIMIT } else { LINGER_LIMIT };
+                client.deadline = Some(self.now + limit);
+                self.wake_at(self.now + limit);
                 self.may_make_room(key);
                 self.watch_client(key, READING);
             }

@@ -27,6 +27,8 @@ pub const CONNECT_PAUSE: Duration = Duration::from_millis(20);
 pub const GREETING_PAUSE: Duration = Duration::from_millis(100);
 /// A new connection to tiny_http until its greeting is answered.
 pub const GREETING_LIMIT: Duration = Duration::from_secs(10);
+/// When the gate stops, a client that does not close after the last answer.
+pub const STOP_LINGER_LIMIT: Duration = Duration::from_millis(500);
 /// Deadlines are looked at no more often than this.
 pub const SWEEP_PAUSE: Duration = Duration::from_millis(20);
 /// An unused connection to tiny_http beyond [`UPSTREAMS_KEPT`]; each costs a thread.
@@ -62,6 +64,12 @@ const SHORT_MAX: usize = 24;
 const QUEUE_LIMIT: Duration = Duration::from_secs(30);
 /// Requests in flight when the gate is stopped.
 const STOP_LIMIT: Duration = Duration::from_secs(3);
+/// When the gate stops, a client that connected just before and has not asked yet may do so for this long: it was
+/// accepted, so nobody else will answer it.
+const STOP_FIRST_REQUEST_LIMIT: Duration = Duration::from_secs(2);
+/// When the gate stops, a client that has had an answer and asks one thing after the other may ask for this long; it is
+/// told then that the connection ends. One that rests is closed, and has to expect that.
+const STOP_NEXT_REQUEST_LIMIT: Duration = Duration::from_millis(250);
 /// From a connection's begin to the first byte of its first request. Browsers connect ahead of a request that may never
 /// come, but drop such a connection sooner, and connect anew where it was closed.
 const FIRST_REQUEST_LIMIT: Duration = Duration::from_secs(30);
@@ -83,6 +91,10 @@ pub struct Limits {
     pub queue: Duration,
     /// Requests in flight when the gate is stopped have this long.
     pub stop: Duration,
+    /// When the gate is stopped, a connection has this long until its first request begins …
+    pub stop_first_request: Duration,
+    /// … and until another one does.
+    pub stop_next_request: Duration,
 }
 
 impl Limits {
@@ -106,6 +118,8 @@ impl Limits {
             first_request: FIRST_REQUEST_LIMIT,
             queue: QUEUE_LIMIT,
             stop: STOP_LIMIT,
+            stop_first_request: STOP_FIRST_REQUEST_LIMIT,
+            stop_next_request: STOP_NEXT_REQUEST_LIMIT,
         }
     }
 }

@@ -43,7 +43,7 @@ use broadcast::Audience;
 pub use broadcast::Broadcast;
 use connection::{Client, Phase};
 pub use limits::Limits;
-use limits::{ACCEPT_CALM, ACCEPT_PAUSE, SWEEP_PAUSE, UPSTREAM_IDLE_LIMIT, UPSTREAMS_KEPT};
+use limits::{ACCEPT_CALM, ACCEPT_PAUSE, STOP_LINGER_LIMIT, SWEEP_PAUSE, UPSTREAM_IDLE_LIMIT, UPSTREAMS_KEPT};
 use refusal::Refusal;
 use slots::{Key, Slots};
 use upstream::Upstream;
@@ -235,6 +235,7 @@ impl Gate {
                 self.sweep();
             }
         }
+        self.refuse_the_rest();
         Ok(())
     }
 
@@ -249,23 +250,59 @@ impl Gate {
     }
 
     fn has_stopped(&self) -> bool {
-        let is_done = |client: &Client| matches!(client.phase, Phase::Lingering);
-        self.stop_at.is_some_and(|at| at <= self.now || self.clients.iter().all(|(_, client)| is_done(client)))
+        self.stop_at.is_some_and(|at| at <= self.now || self.clients.len() == 0)
     }
 
+    /// Whoever was accepted is still answered: who waits in the kernel's queue, of a socket that was handed over, is the
+    /// next process's, but these are nobody else's.
     fn begin_to_stop(&mut self) {
         let mut count = [0; 8];
         // Whatever was in the counter: it rang.
         let _ = rustix::io::read(&*self.bell, &mut count);
-        self.listeners.clear();
+        if self.stop_at.is_some() {
+            return;
+        }
+        for listening in self.listeners.drain(..) {
+            // One that was handed over stays open elsewhere, and epoll would go on telling of it; it fails only where
+            // it is not watched.
+            let _ = epoll::delete(&self.epoll, &listening.socket);
+        }
         self.stop_at = Some(self.now + self.limits.stop);
         self.wake_at(self.now + self.limits.stop);
-        let idle = |client: &Client| matches!(client.phase, Phase::Head) && client.input.is_empty();
-        let keys: Vec<Key> = self.clients.iter().filter(|(_, client)| idle(client)).map(|(key, _)| key).collect();
+        let keys: Vec<Key> = self.clients.iter().map(|(key, _)| key).collect();
         for key in keys {
-            self.drop_client(key);
+            self.shorten(key);
         }
         self.end_listeners();
+    }
+
+    /// Whose answer takes longer than a stop may is told so.
+    fn refuse_the_rest(&mut self) {
+        let waits = |client: &Client| match client.phase {
+            Phase::Head => !client.input.is_empty(),
+            Phase::Body(_) | Phase::Queued(..) | Phase::Answering { begun: false, .. } => true,
+            _ => false,
+        };
+        let keys: Vec<Key> = self.clients.iter().filter(|(_, client)| waits(client)).map(|(key, _)| key).collect();
+        for key in keys {
+            self.refuse(key, Refusal::unavailable("Shiparr is stopping: ask again"));
+        }
+    }
+
+    /// The gate stops: who owes the beginning of a request, or has had the last answer, has less time from now on.
+    fn shorten(&mut self, key: Key) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        let limit = match client.phase {
+            Phase::Head if !client.input.is_empty() => return,
+            Phase::Head if client.has_asked => self.limits.stop_next_request,
+            Phase::Head => self.limits.stop_first_request,
+            Phase::Lingering => STOP_LINGER_LIMIT,
+            _ => return,
+        };
+        let deadline = self.now + limit;
+        let deadline = client.deadline.map_or(deadline, |before| before.min(deadline));
+        client.deadline = Some(deadline);
+        self.wake_at(deadline);
     }
 
     fn timeout(&self) -> Option<Timespec> {

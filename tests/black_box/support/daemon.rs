@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -33,6 +34,8 @@ pub struct Daemon {
     environment: BTreeMap<String, String>,
     /// A shell line that ends by running its arguments, for limits that only a parent can set.
     wrapper: Option<String>,
+    /// Sockets that it finds as its first descriptors after standard error.
+    handed_over: Vec<OwnedFd>,
     child: Option<Child>,
 }
 
@@ -46,8 +49,15 @@ impl Daemon {
         let shared_memory = Path::new("/dev/shm");
         let runtime = if shared_memory.is_dir() { shared_memory.to_owned() } else { std::env::temp_dir() };
         let runtime = TempDir::with_prefix_in("shiparr-test-", runtime).expect("make a folder in memory");
-        let mut daemon =
-            Daemon { folder, runtime, port: free_port(), environment: BTreeMap::new(), wrapper: None, child: None };
+        let mut daemon = Daemon {
+            folder,
+            runtime,
+            port: free_port(),
+            environment: BTreeMap::new(),
+            wrapper: None,
+            handed_over: Vec::new(),
+            child: None,
+        };
         let settings = [
             ("Shiparr_PORT", daemon.port.to_string()),
             ("Shiparr_CONFIG_PATH", text(&daemon.config())),
@@ -93,6 +103,16 @@ impl Daemon {
     pub fn under(&mut self, line: &str) -> &mut Daemon {
         self.wrapper = Some(format!("{line} exec \"$@\""));
         self
+    }
+
+    /// Hands these sockets (two at most) over as systemd does, at each start anew; `pid`: to whom, for a shell.
+    pub fn hand_over(&mut self, sockets: Vec<OwnedFd>, pid: &str) -> &mut Daemon {
+        let count = sockets.len();
+        self.handed_over = sockets;
+        // They come in as standard input and output, so that no other test's children inherit them.
+        self.under(&format!(
+            "exec 3<&0 4<&1 </dev/null >&2; export LISTEN_PID={pid} LISTEN_FDS={count} LISTEN_FDNAMES=first:second;"
+        ))
     }
 
     /// Gives its folders to the user `nobody` and runs it as that one, with the right to talk to Docker.
@@ -192,6 +212,9 @@ impl Daemon {
         let log = File::options().create(true).append(true).open(self.log_path()).expect("open the log");
         let mut command = self.command(args);
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("share the log")).stderr(log);
+        let mut sockets = self.handed_over.iter().map(|socket| socket.try_clone().expect("share a socket"));
+        sockets.next().map(|socket| command.stdin(socket));
+        sockets.next().map(|socket| command.stdout(socket));
         self.child = Some(command.spawn().expect("start the daemon"));
     }
 
