@@ -100,6 +100,9 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Make the secret files of deployed stacks before Docker starts; what shiparr-secrets.service runs
+    #[command(hide = true)]
+    RestoreSecrets,
     /// Print the script that completes Shiparr's command line in a shell
     Completions {
         /// Whose script
@@ -151,6 +154,10 @@ impl CommandLine {
             Verb::Prune { yes, json } => prune::run(&client()?, yes, json),
             Verb::NotifyTest { repository, json } => lists::notify_test(&client()?, repository.as_deref(), json),
             Verb::Health { json } => lists::health(&client()?, json),
+            Verb::RestoreSecrets => {
+                let (settings, warnings) = Settings::from_environment(&environment)?;
+                crate::daemon::restore_secrets(&settings, &warnings)
+            }
             Verb::Completions { shell } => Ok(completions::print_script(shell)),
             Verb::Complete { words } => Ok(completions::print_offers(CommandLine::command(), &environment, &words)),
             Verb::Hold(args) => hold::run(&environment, &args),
