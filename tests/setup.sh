@@ -77,6 +77,13 @@ set_up_schemathesis() {
     say "$("$SCHEMATHESIS_FOLDER/bin/schemathesis" --version)"
 }
 
+# The image of a host with systemd, for the tests of what is installed.
+set_up_systemd() {
+    local image
+    image=$("$REPOSITORY_ROOT/tests/systemd/image")
+    say "a host with systemd: image $image"
+}
+
 set_up_shellcheck() { have shellcheck || install_apt_packages shellcheck; }
 
 set_up_rust() {
