@@ -61,6 +61,9 @@ set_up_browser() {
     say "$(chromium --version 2>/dev/null)"
 }
 
+# What makes base images where none can be pulled, and what runs a program of arm64.
+set_up_image() { install_apt_packages git mmdebstrap qemu-user-static; }
+
 # Python programs have a folder of their own each: distributions leave theirs alone.
 set_up_schemathesis() {
     if [ ! -x "$SCHEMATHESIS_FOLDER/bin/schemathesis" ]; then

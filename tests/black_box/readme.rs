@@ -231,6 +231,11 @@ impl Reader {
                 self.start();
             }
             ("dotenv", _) => self.change_settings(text),
+            // Docker looks for the folders of a container outside of the namespaces: tests/image/run runs these.
+            ("sh", "docker build --tag shiparr .") => assert!(text.contains("/etc/shiparr/age.key"), "{text}"),
+            ("sh", first) if first.starts_with("echo \"SHIPARR_DOCKER_GROUP=") => {
+                assert!(text.contains("up --detach --wait"), "{text}");
+            }
             // Run by tests/black_box/proxies.rs, in front of a daemon of its own.
             ("nginx", first) => assert_eq!(first, "location /shiparr/ {"),
             ("sh", "cd media" | "mkdir proxy" | "mkdir notes" | "cp /srv/stacks/notes/.env notes/.env.enc") => {
