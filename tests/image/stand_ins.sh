@@ -39,17 +39,19 @@ make_debian_stand_in() {
         '--customize-hook=chroot "$1" update-ca-certificates'
 }
 
-# import_debian NAME ARCHITECTURE OPTION…: an image of a Debian without what slim images leave out.
+# import_debian NAME ARCHITECTURE OPTION…: an image of a Debian without what slim images leave out. It is built and not
+# imported: an older engine imports everything as an image of its own architecture.
 import_debian() {
-    local name=$1 architecture=$2 folder options=() tar
+    local name=$1 architecture=$2 folder options=() context
     for folder in doc man info locale; do
         options+=("--dpkgopt=path-exclude=/usr/share/$folder/*")
     done
-    tar=$(mktemp)
+    context=$(mktemp -d)
     as_root mmdebstrap --quiet --variant=minbase --format=tar --architectures="$architecture" "${options[@]}" "${@:3}" \
-        "$STAND_IN_SUITE" "$tar" "$(debian_mirror)"
-    docker import --platform "linux/$architecture" --change 'CMD ["bash"]' "$tar" "$name" >/dev/null
-    rm -f "$tar"
+        "$STAND_IN_SUITE" "$context/root.tar" "$(debian_mirror)"
+    printf 'FROM scratch\nADD root.tar /\nCMD ["bash"]\n' >"$context/Dockerfile"
+    docker buildx build --quiet --platform "linux/$architecture" --tag "$name" "$context" >/dev/null
+    rm -rf "$context"
 }
 
 # build_on_debian NAME < CONTEXT.tar
@@ -73,7 +75,7 @@ RUN cd /usr/local/cargo/bin && ln rustup cargo && ln rustup rustc
 END
     cp -L "$(command -v rustup)" "$context/rustup"
     # What builds, and not what only a person reads.
-    tar -c --transform "s,^$toolchain,toolchain," --exclude share --exclude 'bin/*clippy*' --exclude 'bin/rust-*' \
+    tar -c --transform "s,^$toolchain,toolchain," --exclude share --exclude 'bin/*clippy*' --exclude "$toolchain/bin/rust-*" \
         --exclude '*/miri' --exclude 'lib/rustlib/*/bin/llvm-*' \
         -C "$context" Dockerfile rustup -C "$(dirname "$sysroot")" "$toolchain" | build_on_debian "$1"
     rm -rf "$context"
