@@ -40,4 +40,5 @@ mod secure_remotes;
 mod shutdown;
 mod support;
 mod taking_over;
+mod units;
 mod webhooks;

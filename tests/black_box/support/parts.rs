@@ -28,6 +28,8 @@ pub const NAMESPACES: &str = "namespaces";
 pub const PROMTOOL: &str = "promtool";
 /// sshd, for ssh remotes.
 pub const SSHD: &str = "sshd";
+/// `systemd-analyze`, which needs no running systemd.
+pub const SYSTEMD_TOOLS: &str = "systemd-tools";
 /// Chromium and its driver, for the status page.
 pub const BROWSER: &str = "browser";
 
@@ -58,7 +60,7 @@ pub fn compose_5_config() -> Option<PathBuf> {
 fn present() -> &'static BTreeSet<&'static str> {
     static PRESENT: OnceLock<BTreeSet<&'static str>> = OnceLock::new();
     PRESENT.get_or_init(|| {
-        let tests: [(&str, bool); 11] = [
+        let tests: [(&str, bool); 12] = [
             (DOCKER, works("docker", &["image", "inspect", IMAGE]) && works("docker", &["compose", "version"])),
             (SOPS, works("sops", &["--version"]) && works("age-keygen", &["--version"])),
             (GIT, works("sh", &["-c", "test -x \"$(git --exec-path)/git-http-backend\""])),
@@ -67,6 +69,7 @@ fn present() -> &'static BTreeSet<&'static str> {
             (COMPOSE_5, compose_5_config().is_some()),
             (TLS, works("nginx", &["-v"]) && works("openssl", &["version"])),
             (NAMESPACES, works("unshare", &["--mount", "--net", "--pid", "--fork", "--mount-proc", "ip", "link"])),
+            (SYSTEMD_TOOLS, works("systemd-analyze", &["--version"])),
             (BROWSER, works("chromedriver", &["--version"]) && works("chromium", &["--version"])),
             (PROMTOOL, works("promtool", &["--version"])),
             (SSHD, works("sh", &["-c", "command -v ssh-keygen && test -x /usr/sbin/sshd"])),
