@@ -30,7 +30,8 @@ set_up_tests() {
     begin_go_builds
     set_up_rust
     set_up_shellcheck
-    install_apt_packages curl openssl python3
+    # systemd for its tools, which judge the units.
+    install_apt_packages curl openssl python3 systemd
     # For its sshd alone, which the tests start as they need it, and for promtool.
     install_without_starting openssh-server ssh.service ssh.socket
     install_without_starting prometheus prometheus.service
