@@ -30,7 +30,8 @@ set_up_tests() {
     begin_go_builds
     set_up_rust
     set_up_shellcheck
-    install_apt_packages curl openssl python3
+    # systemd for its tools, which judge the units.
+    install_apt_packages curl openssl python3 systemd
     set_up_manual
     # For the completion scripts.
     install_apt_packages zsh fish

@@ -33,6 +33,7 @@ use tempfile::TempDir;
 use crate::support::{
     GitServer, IMAGE, Json, MINUTE, Repo, SHORT, Stack, Tls, files_below, missing, parts, wait_until,
 };
+use crate::units;
 
 const README: &str = include_str!("../../README.md");
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -236,6 +237,7 @@ impl Reader {
             ("sh", first) if first.starts_with("echo \"SHIPARR_DOCKER_GROUP=") => {
                 assert!(text.contains("up --detach --wait"), "{text}");
             }
+            ("ini", first) => units::verify_drop_in(first, text),
             // Run by tests/black_box/proxies.rs, in front of a daemon of its own.
             ("nginx", first) => assert_eq!(first, "location /shiparr/ {"),
             ("sh", "cd media" | "mkdir proxy" | "mkdir notes" | "cp /srv/stacks/notes/.env notes/.env.enc") => {
