@@ -85,21 +85,7 @@ impl Client {
         let settings = ClientSettings::from_environment(environment);
         let from_environment = environment.get("SHIPARR_URL").and_then(|url| url.to_str());
         let Some(url) = url.or(from_environment) else {
-            let likeliest = settings.runtime_path.join(CONTROL_SOCKET);
-            let sockets = [likeliest.clone(), Path::new(SYSTEM_RUNTIME_PATH).join(CONTROL_SOCKET)];
-            let Some(socket) = sockets.iter().find(|socket| socket.exists()) else {
-                bail!(
-                    "no Shiparr runs here ({} is not there): start it with `shiparr run`, or name another one with --url",
-                    likeliest.display()
-                );
-            };
-            return Ok(Client {
-                base: "http://localhost".to_owned(),
-                unix_socket: Some(socket.clone()),
-                basic_auth: None,
-                api_key: None,
-                proxies: Proxies::default(),
-            });
+            return Client::of_this_host(environment);
         };
         let basic_auth = match environment.secret("SHIPARR_PASSWORD").map_err(anyhow::Error::msg)? {
             Some(password) => {
@@ -120,6 +106,28 @@ impl Client {
             basic_auth,
             api_key,
             proxies: settings.proxies,
+        })
+    }
+
+    /// The daemon behind the control socket.
+    ///
+    /// # Errors
+    /// No control socket is there.
+    pub fn of_this_host(environment: &Environment) -> anyhow::Result<Client> {
+        let likeliest = ClientSettings::from_environment(environment).runtime_path.join(CONTROL_SOCKET);
+        let sockets = [likeliest.clone(), Path::new(SYSTEM_RUNTIME_PATH).join(CONTROL_SOCKET)];
+        let Some(socket) = sockets.into_iter().find(|socket| socket.exists()) else {
+            bail!(
+                "no Shiparr runs here ({} is not there): start it with `shiparr run`, or name another one with --url",
+                likeliest.display()
+            );
+        };
+        Ok(Client {
+            base: "http://localhost".to_owned(),
+            unix_socket: Some(socket),
+            basic_auth: None,
+            api_key: None,
+            proxies: Proxies::default(),
         })
     }
 

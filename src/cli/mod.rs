@@ -5,6 +5,7 @@ mod check;
 mod client;
 mod compose;
 mod deploy;
+mod hold;
 mod lists;
 mod logs;
 mod prune;
@@ -98,6 +99,12 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Run a command while no deployment does, and none begins; not for people
+    #[command(hide = true)]
+    Hold(hold::HoldArgs),
+    /// Make the secret files of deployed stacks before Docker starts; what shiparr-secrets.service runs
+    #[command(hide = true)]
+    RestoreSecrets,
     /// The child that fetches and checks out; not for people
     #[command(hide = true)]
     Git,
@@ -134,6 +141,11 @@ impl CommandLine {
             Verb::Prune { yes, json } => prune::run(&client()?, yes, json),
             Verb::NotifyTest { repository, json } => lists::notify_test(&client()?, repository.as_deref(), json),
             Verb::Health { json } => lists::health(&client()?, json),
+            Verb::Hold(args) => hold::run(&environment, &args),
+            Verb::RestoreSecrets => {
+                let (settings, warnings) = Settings::from_environment(&environment)?;
+                crate::daemon::restore_secrets(&settings, &warnings)
+            }
             Verb::Git => Ok(crate::git::child_main()),
         }
     }

@@ -7,6 +7,11 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use rustix::fs::{FlockOperation, flock};
 
+/// In the data folder.
+pub const DATA_LOCK: &str = "Shiparr.lock";
+/// In the runtime folder.
+pub const RUNTIME_LOCK: &str = "runtime.lock";
+
 /// Held as long as the process lives; the system gives it back however the process ends.
 #[derive(Debug)]
 pub struct Lock {
@@ -18,6 +23,20 @@ pub struct Lock {
 /// # Errors
 /// Another process holds it: the message says which, and what to use instead.
 pub fn take(path: &Path, setting: &str) -> anyhow::Result<Lock> {
+    match take_if_free(path)? {
+        Ok(lock) => Ok(lock),
+        Err(holder) => bail!(
+            "another Shiparr ({holder}) works on {}: use `shiparr status` and `shiparr deploy REPO` to talk to it, or give this one another {setting}",
+            path.parent().unwrap_or(path).display()
+        ),
+    }
+}
+
+/// Takes the lock file `path`, unless another process holds it; then it answers which, for people.
+///
+/// # Errors
+/// A file that cannot be opened or locked.
+pub fn take_if_free(path: &Path) -> anyhow::Result<Result<Lock, String>> {
     let mut file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -32,17 +51,14 @@ pub fn take(path: &Path, setting: &str) -> anyhow::Result<Lock> {
         let mut holder = String::new();
         // The number is for people only: the lock itself says that somebody is there.
         let _ = file.read_to_string(&mut holder);
-        bail!(
-            "another Shiparr (process {}) works on {}: use `shiparr status` and `shiparr deploy REPO` to talk to it, or give this one another {setting}",
-            if holder.trim().is_empty() { "unknown" } else { holder.trim() },
-            path.parent().unwrap_or(path).display()
-        );
+        let holder = holder.trim();
+        return Ok(Err(format!("process {}", if holder.is_empty() { "unknown" } else { holder })));
     }
     // Most starts follow a stop by the same number of digits; nothing depends on this text.
     let _ = file.set_len(0);
     let _ = file.seek(SeekFrom::Start(0));
     let _ = writeln!(file, "{}", std::process::id());
-    Ok(Lock { _file: file })
+    Ok(Ok(Lock { _file: file }))
 }
 
 #[cfg(test)]

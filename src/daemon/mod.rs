@@ -4,6 +4,7 @@
 //! (nothing new comes in), the worker (a running deployment may end), the database.
 
 mod activity;
+mod at_boot;
 mod docker;
 mod finish;
 mod heartbeat;
@@ -11,6 +12,7 @@ mod lend;
 mod lock;
 mod logging;
 mod once;
+mod pause;
 mod places;
 mod reload;
 mod restore;
@@ -45,6 +47,8 @@ use shared::Shared;
 use threads::{STACK_BYTES, Threads};
 use timers::Timers;
 use worker::Worker;
+
+pub use at_boot::restore_secrets;
 
 /// What wakes the main thread.
 #[derive(Debug)]
@@ -97,15 +101,10 @@ struct Start {
 impl Start {
     fn prepare(settings: Arc<Settings>) -> anyhow::Result<Start> {
         make_folder(&settings.data_path, "Shiparr_DATA_PATH")?;
-        let data_lock = lock::take(&settings.data_path.join("Shiparr.lock"), "Shiparr_DATA_PATH")?;
+        let data_lock = lock::take(&settings.data_path.join(lock::DATA_LOCK), "Shiparr_DATA_PATH")?;
         make_folder(&settings.runtime_path, "Shiparr_RUNTIME_PATH")?;
-        let runtime_lock = lock::take(&settings.runtime_path.join("runtime.lock"), "Shiparr_RUNTIME_PATH")?;
-        if !is_in_memory(&settings.runtime_path)? {
-            log::warn!(
-                "{} is not a tmpfs: decrypted secrets would touch the disk there; set Shiparr_RUNTIME_PATH to a folder on one",
-                settings.runtime_path.display()
-            );
-        }
+        let runtime_lock = lock::take(&settings.runtime_path.join(lock::RUNTIME_LOCK), "Shiparr_RUNTIME_PATH")?;
+        warn_of_a_disk(&settings.runtime_path)?;
         for problem in RuntimeFolder::clean_leftovers(&settings.runtime_path, &settings.data_path) {
             log::error!("plain text that an interrupted deployment left could not be removed: {problem}");
         }
@@ -303,6 +302,17 @@ fn listen_to_signals(events: Sender<Event>) -> anyhow::Result<()> {
             }
         }
     })?;
+    Ok(())
+}
+
+/// Decrypted secrets would touch the disk.
+fn warn_of_a_disk(runtime_path: &Path) -> anyhow::Result<()> {
+    if !is_in_memory(runtime_path)? {
+        log::warn!(
+            "{} is not a tmpfs: decrypted secrets would touch the disk there; set Shiparr_RUNTIME_PATH to a folder on one",
+            runtime_path.display()
+        );
+    }
     Ok(())
 }
 

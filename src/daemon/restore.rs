@@ -73,14 +73,7 @@ impl Restore {
     fn make(&self, host: &Host) {
         let restored = secret_files::restore(&host.settings, &host.hash_key, &Limit::after(RESTORE_LIMIT));
         let mut state = self.lock();
-        let problems: Vec<String> = restored
-            .problems
-            .iter()
-            .map(|left| match &left.repository {
-                Some(name) => format!("{name}: {}", left.problem),
-                None => left.problem.clone(),
-            })
-            .collect();
+        let problems: Vec<String> = restored.problems.iter().map(ToString::to_string).collect();
         for problem in problems.iter().filter(|problem| !state.told.contains(problem)) {
             log::error!("a decrypted file that containers mount is not there: {problem}");
         }

@@ -78,6 +78,15 @@ pub fn restore(settings: &Settings, hash_key: &[u8; 32], limit: &Limit) -> Resto
     mounted_files(settings, hash_key).restore(&sops(settings), limit)
 }
 
+/// Whether any repository has secret files. Looks at records in the data folder alone, and changes nothing.
+///
+/// # Errors
+/// The system's.
+pub fn are_there(settings: &Settings) -> Result<bool, SecretsError> {
+    // No content is compared, so no key is needed.
+    Ok(!mounted_files(settings, &[0; 32]).repositories()?.is_empty())
+}
+
 /// Removes all plaintext and links of a repository whose records are forgotten.
 ///
 /// # Errors

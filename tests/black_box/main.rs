@@ -17,6 +17,7 @@ mod faults;
 mod flood;
 mod following;
 mod heartbeat;
+mod holding;
 mod hostile;
 mod hostile_corpus;
 mod killed;

@@ -234,6 +234,51 @@ fn run_once_starts_what_could_not_start_after_a_reboot() {
 }
 
 #[test]
+fn before_docker_starts_they_are_made_without_a_daemon_and_left_to_one_that_runs() {
+    if cannot_run() {
+        return;
+    }
+    let mut scene = Scene::new(&composes()[0]);
+    let restore = |scene: &Scene, expected: i32| {
+        let output = scene.daemon.cli(&["restore-secrets"]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(expected), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+        said
+    };
+    let said = restore(&scene, 0);
+    assert!(said.contains("Shiparr runs") && said.contains("nothing to do"), "{said}");
+    scene.daemon.stop();
+    assert!(restore(&scene, 0).contains("are there: nothing to do"));
+    let kept = scene.daemon.runtime().join("secret-files");
+    let gone = |_: &Scene| fs::remove_dir_all(&kept).expect("empty the runtime folder");
+    gone(&scene);
+    let said = restore(&scene, 0);
+    assert!(said.contains("made the secret files of home/web"), "{said}");
+    scene.restart_containers();
+    scene.assert_mounted(KEY, "made without a daemon");
+    scene.daemon.start();
+    assert_eq!(scene.daemon.deployments_of("web").len(), 1, "no deployment was needed");
+    scene.daemon.stop();
+
+    gone(&scene);
+    scene.daemon.env("SOPS_AGE_KEY_FILE", "/nonexistent/age.key");
+    let said = restore(&scene, 1);
+    assert!(said.contains("home/web: ") && said.contains("tls.key.enc") && said.contains("tries again"), "{said}");
+}
+
+#[test]
+fn where_nothing_was_ever_deployed_no_secret_file_is_missed() {
+    let daemon = Daemon::new();
+    let data = daemon.data();
+    fs::remove_dir(&data).expect("it is empty");
+    let output = daemon.cli(&["restore-secrets"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("nothing to do"), "{said}");
+    assert!(!data.exists(), "nothing is made");
+}
+
+#[test]
 fn a_reboot_that_empties_the_folder_with_no_project_file_left() {
     if cannot_run() {
         return;

@@ -1,5 +1,6 @@
 //! Plaintext that is gone is made again: after a reboot, mostly.
 
+use std::fmt;
 use std::path::Path;
 
 use super::{Entry, MOUNTED_FOLDER, MountedFiles, Record, Stage, alone, content, failed};
@@ -25,6 +26,15 @@ pub struct NotRestored {
     pub repository: Option<RepositoryName>,
     /// The file and the reason, in one line.
     pub problem: String,
+}
+
+impl fmt::Display for NotRestored {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.repository {
+            Some(name) => write!(formatter, "{name}: {}", self.problem),
+            None => formatter.write_str(&self.problem),
+        }
+    }
 }
 
 impl MountedFiles {
