@@ -31,6 +31,9 @@ set_up_tests() {
     set_up_rust
     set_up_shellcheck
     install_apt_packages curl openssl python3
+    set_up_manual
+    # For the completion scripts.
+    install_apt_packages zsh fish
     # For its sshd alone, which the tests start as they need it, and for promtool.
     install_without_starting openssh-server ssh.service ssh.socket
     install_without_starting prometheus prometheus.service
@@ -46,6 +49,9 @@ set_up_tests() {
     # What was installed cannot be missing: a test that cannot run is then a failure, not a test to skip.
     export SHIPARR_TESTS_REQUIRE_ALL=1
 }
+
+# What shows manual pages, and judges them.
+set_up_manual() { install_apt_packages mandoc groff; }
 
 # A browser without a window, and what drives it, for the tests of the status page.
 set_up_browser() {
@@ -69,6 +75,16 @@ set_up_schemathesis() {
         fi
     fi
     say "$("$SCHEMATHESIS_FOLDER/bin/schemathesis" --version)"
+}
+
+# What looks at packages, and runs programs of arm64. What makes them is for packaging/build to install.
+set_up_packages() { install_apt_packages lintian rpmlint rpm qemu-user-static; }
+
+# The image of a host with systemd, for the tests of what is installed.
+set_up_systemd() {
+    local image
+    image=$("$REPOSITORY_ROOT/tests/systemd/image")
+    say "a host with systemd: image $image"
 }
 
 set_up_shellcheck() { have shellcheck || install_apt_packages shellcheck; }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueHint};
 
 use crate::command::{Command, CommandError, Limit};
 use crate::config::{Accepted, Basis, Catalog, Environment, Repository, Settings, Severity};
@@ -22,9 +22,10 @@ const MAX_VERSION_BYTES: usize = 64 * 1024;
 #[derive(Args)]
 pub struct CheckArgs {
     /// Folder of project files, instead of Shiparr_CONFIG_PATH
+    #[arg(value_hint = ValueHint::DirPath)]
     dir: Option<PathBuf>,
     /// Settings of the service [default: /etc/shiparr/shiparr.env, where it may be read]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     env_file: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]

@@ -152,6 +152,16 @@ impl Client {
         parse(&self.ask(self.request("GET", path))?)
     }
 
+    /// GET within a time of the caller's own, for who would rather have no answer than wait for one.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub fn get_within<T: DeserializeOwned>(&self, path: &str, limit: Duration) -> anyhow::Result<T> {
+        let request = self.request("GET", path);
+        let response = http::send(&request, &Limit::after(limit)).with_context(|| self.unreachable())?;
+        parse(&accepted(&request, response)?)
+    }
+
     /// GET, as the text that came.
     ///
     /// # Errors

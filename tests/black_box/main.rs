@@ -11,6 +11,7 @@ mod cancelling;
 mod checkout;
 mod cli;
 mod cloned;
+mod completions;
 mod deploying;
 mod events;
 mod faults;

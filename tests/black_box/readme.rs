@@ -14,6 +14,7 @@
 //!   installs and builds with the same packages, and runs `packaging/quickstart`;
 //! - `sudo` only runs its arguments.
 
+mod man_pages;
 mod tables;
 
 use std::collections::BTreeSet;
