@@ -66,6 +66,9 @@ set_up_browser() {
     say "$(chromium --version 2>/dev/null)"
 }
 
+# What makes base images where none can be pulled, and what runs a program of arm64.
+set_up_image() { install_apt_packages git mmdebstrap qemu-user-static; }
+
 set_up_schemathesis() {
     install_python_program "$SCHEMATHESIS_FOLDER" schemathesis "schemathesis==$SCHEMATHESIS_VERSION"
     say "$("$SCHEMATHESIS_FOLDER/bin/schemathesis" --version)"
