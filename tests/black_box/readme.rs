@@ -601,7 +601,9 @@ fn assert_has_options(text: &str) {
     let program = fs::read_to_string(Path::new(ROOT).join("packaging/install")).expect("it can be read");
     let known = |option: &str| program.contains(&format!("\n  {option} "));
     let options = text.split_whitespace().filter(|word| word.starts_with("--") && !word.contains("print-architecture"));
-    options.for_each(|option| assert!(known(option), "packaging/install has no {option}"));
+    for option in options {
+        assert!(known(option), "packaging/install has no {option}");
+    }
 }
 
 /// The test names the block.
