@@ -32,6 +32,9 @@ set_up_tests() {
     set_up_shellcheck
     # systemd for its tools, which judge the units.
     install_apt_packages curl openssl python3 systemd
+    set_up_manual
+    # For the completion scripts.
+    install_apt_packages zsh fish
     # For its sshd alone, which the tests start as they need it, and for promtool.
     install_without_starting openssh-server ssh.service ssh.socket
     install_without_starting prometheus prometheus.service
@@ -48,6 +51,9 @@ set_up_tests() {
     export SHIPARR_TESTS_REQUIRE_ALL=1
 }
 
+# What shows manual pages, and judges them.
+set_up_manual() { install_apt_packages mandoc groff; }
+
 # A browser without a window, and what drives it, for the tests of the status page.
 set_up_browser() {
     if ! have chromium || ! have chromedriver; then
@@ -55,6 +61,9 @@ set_up_browser() {
     fi
     say "$(chromium --version 2>/dev/null)"
 }
+
+# What makes base images where none can be pulled, and what runs a program of arm64.
+set_up_image() { install_apt_packages git mmdebstrap qemu-user-static; }
 
 # Python programs have a folder of their own each: distributions leave theirs alone.
 set_up_schemathesis() {
@@ -70,6 +79,16 @@ set_up_schemathesis() {
         fi
     fi
     say "$("$SCHEMATHESIS_FOLDER/bin/schemathesis" --version)"
+}
+
+# What looks at packages, and runs programs of arm64. What makes them is for packaging/build to install.
+set_up_packages() { install_apt_packages lintian rpmlint rpm qemu-user-static; }
+
+# The image of a host with systemd, for the tests of what is installed.
+set_up_systemd() {
+    local image
+    image=$("$REPOSITORY_ROOT/tests/systemd/image")
+    say "a host with systemd: image $image"
 }
 
 set_up_shellcheck() { have shellcheck || install_apt_packages shellcheck; }

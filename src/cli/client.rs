@@ -85,21 +85,7 @@ impl Client {
         let settings = ClientSettings::from_environment(environment);
         let from_environment = environment.get("SHIPARR_URL").and_then(|url| url.to_str());
         let Some(url) = url.or(from_environment) else {
-            let likeliest = settings.runtime_path.join(CONTROL_SOCKET);
-            let sockets = [likeliest.clone(), Path::new(SYSTEM_RUNTIME_PATH).join(CONTROL_SOCKET)];
-            let Some(socket) = sockets.iter().find(|socket| socket.exists()) else {
-                bail!(
-                    "no Shiparr runs here ({} is not there): start it with `shiparr run`, or name another one with --url",
-                    likeliest.display()
-                );
-            };
-            return Ok(Client {
-                base: "http://localhost".to_owned(),
-                unix_socket: Some(socket.clone()),
-                basic_auth: None,
-                api_key: None,
-                proxies: Proxies::default(),
-            });
+            return Client::of_this_host(environment);
         };
         let basic_auth = match environment.secret("SHIPARR_PASSWORD").map_err(anyhow::Error::msg)? {
             Some(password) => {
@@ -123,6 +109,28 @@ impl Client {
         })
     }
 
+    /// The daemon behind the control socket.
+    ///
+    /// # Errors
+    /// No control socket is there.
+    pub fn of_this_host(environment: &Environment) -> anyhow::Result<Client> {
+        let likeliest = ClientSettings::from_environment(environment).runtime_path.join(CONTROL_SOCKET);
+        let sockets = [likeliest.clone(), Path::new(SYSTEM_RUNTIME_PATH).join(CONTROL_SOCKET)];
+        let Some(socket) = sockets.into_iter().find(|socket| socket.exists()) else {
+            bail!(
+                "no Shiparr runs here ({} is not there): start it with `shiparr run`, or name another one with --url",
+                likeliest.display()
+            );
+        };
+        Ok(Client {
+            base: "http://localhost".to_owned(),
+            unix_socket: Some(socket),
+            basic_auth: None,
+            api_key: None,
+            proxies: Proxies::default(),
+        })
+    }
+
     /// Holds back a verb that the daemon serves on its control socket alone.
     ///
     /// # Errors
@@ -142,6 +150,16 @@ impl Client {
     /// The daemon cannot be reached, or refuses: its own words.
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
         parse(&self.ask(self.request("GET", path))?)
+    }
+
+    /// GET within a time of the caller's own, for who would rather have no answer than wait for one.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub fn get_within<T: DeserializeOwned>(&self, path: &str, limit: Duration) -> anyhow::Result<T> {
+        let request = self.request("GET", path);
+        let response = http::send(&request, &Limit::after(limit)).with_context(|| self.unreachable())?;
+        parse(&accepted(&request, response)?)
     }
 
     /// GET, as the text that came.

@@ -197,7 +197,8 @@ fn command(tools: &Tools, caller: &Environment, variables: Option<&MemoryFile>, 
     Command::new(&tools.program, &environment).args(own).args(args).folder(&tools.folder).grace(GRACE)
 }
 
-fn exit_code(status: ExitStatus) -> ExitCode {
+/// That of a program that was run in this terminal.
+pub(super) fn exit_code(status: ExitStatus) -> ExitCode {
     let code = status.code().or_else(|| Some(128 + status.signal()?));
     code.and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from)
 }

@@ -3,8 +3,10 @@
 mod cancel;
 mod check;
 mod client;
+mod completions;
 mod compose;
 mod deploy;
+mod hold;
 mod lists;
 mod logs;
 mod prune;
@@ -12,7 +14,7 @@ mod table;
 
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::{Environment, Settings};
 use client::Client;
@@ -101,6 +103,21 @@ enum Verb {
     /// Make the secret files of deployed stacks before Docker starts; what shiparr-secrets.service runs
     #[command(hide = true)]
     RestoreSecrets,
+    /// Print the script that completes Shiparr's command line in a shell
+    Completions {
+        /// Whose script
+        shell: completions::Shell,
+    },
+    /// What fits behind these words; asked by those scripts
+    #[command(hide = true)]
+    Complete {
+        /// Up to the cursor, without the program's name
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
+    /// Run a command while no deployment does, and none begins; not for people
+    #[command(hide = true)]
+    Hold(hold::HoldArgs),
     /// The child that fetches and checks out; not for people
     #[command(hide = true)]
     Git,
@@ -141,6 +158,9 @@ impl CommandLine {
                 let (settings, warnings) = Settings::from_environment(&environment)?;
                 crate::daemon::restore_secrets(&settings, &warnings)
             }
+            Verb::Completions { shell } => Ok(completions::print_script(shell)),
+            Verb::Complete { words } => Ok(completions::print_offers(CommandLine::command(), &environment, &words)),
+            Verb::Hold(args) => hold::run(&environment, &args),
             Verb::Git => Ok(crate::git::child_main()),
         }
     }
@@ -149,7 +169,6 @@ impl CommandLine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -125,6 +125,11 @@ impl Environment {
         }
     }
 
+    /// All of it, for a program that stands in for this one.
+    pub fn all(&self) -> Vec<(OsString, OsString)> {
+        self.variables.iter().map(|(name, value)| (name.clone(), value.clone())).collect()
+    }
+
     /// What git, compose and notifiers may see: PATH, HOME, `LC_ALL=C.UTF-8`, TZ, `DOCKER_*`, `COMPOSE_PARALLEL_LIMIT`,
     /// proxies, SSH_AUTH_SOCK.
     pub fn for_children(&self) -> Vec<(OsString, OsString)> {

@@ -1,4 +1,5 @@
-//! What goes on with each repository: a deployment, or somebody who works on its stack by hand.
+//! What goes on with each repository: a deployment, or somebody who works on its stack by hand. And whether anything may
+//! begin at all.
 
 use std::collections::HashMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -6,13 +7,41 @@ use std::time::{Duration, Instant};
 
 use crate::command::Limit;
 use crate::deploy::control::{Cause, Control};
-use crate::model::{CommitHash, DeploymentId, RepositoryId};
+use crate::model::{CommitHash, DeploymentId, RepositoryId, RepositoryName};
 
 /// All of it, by repository.
 #[derive(Default)]
 pub struct Activities {
-    by_repository: Mutex<HashMap<RepositoryId, Activity>>,
+    state: Mutex<State>,
     changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    by_repository: HashMap<RepositoryId, Activity>,
+    /// How many want no deployment to begin.
+    pauses: usize,
+}
+
+/// Why a deployment may not begin now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// This one works on the stack by hand.
+    By(String),
+    /// None may begin, of whatever repository.
+    All,
+}
+
+impl Held {
+    /// The reason for a row that waits.
+    pub fn reason(&self, repository: &RepositoryName) -> String {
+        match self {
+            Held::By(who) => format!(
+                "waits for {who}, who works on it with `shiparr compose`; `shiparr cancel {repository}` ends that"
+            ),
+            Held::All => "waits for `shiparr hold` to end: a package is upgraded, mostly".to_owned(),
+        }
+    }
 }
 
 /// A deployment that runs.
@@ -48,23 +77,24 @@ impl Activity {
 }
 
 impl Activities {
-    /// A deployment is about to start. Refused while somebody has their hands on the stack: then who that is.
+    /// A deployment is about to start.
     ///
     /// # Errors
-    /// Who has.
-    pub fn begin(&self, repository: RepositoryId, deployment: DeploymentId, control: &Control) -> Result<(), String> {
-        let mut all = self.lock();
-        let activity = all.entry(repository).or_default();
-        if let Some(hands) = &activity.hands {
-            return Err(hands.who.clone());
+    /// Somebody holds it up.
+    pub fn begin(&self, repository: RepositoryId, deployment: DeploymentId, control: &Control) -> Result<(), Held> {
+        let mut state = self.lock();
+        if let Some(held) = state.held(repository) {
+            return Err(held);
         }
+        let activity = state.by_repository.entry(repository).or_default();
         activity.running = Some(Running { deployment, control: control.clone(), waits_with: None });
         Ok(())
     }
 
     /// Its `up` has ended; what is left is to wait until the stack is well.
     pub fn waits(&self, repository: RepositoryId, commit: CommitHash) {
-        if let Some(running) = self.lock().get_mut(&repository).and_then(|activity| activity.running.as_mut()) {
+        let mut state = self.lock();
+        if let Some(running) = state.by_repository.get_mut(&repository).and_then(|activity| activity.running.as_mut()) {
             running.waits_with = Some(commit);
         }
     }
@@ -76,7 +106,7 @@ impl Activities {
 
     /// The deployment of a repository that runs now.
     pub fn running(&self, repository: RepositoryId) -> Option<Running> {
-        self.lock().get(&repository)?.running.clone()
+        self.lock().by_repository.get(&repository)?.running.clone()
     }
 
     /// Ends the deployment of a repository that runs now; whether there was one.
@@ -90,7 +120,7 @@ impl Activities {
 
     /// Ends everything: Shiparr stops.
     pub fn stop(&self) {
-        for activity in self.lock().values() {
+        for activity in self.lock().by_repository.values() {
             if let Some(running) = &activity.running {
                 running.control.end(Cause::Stop);
             }
@@ -102,19 +132,43 @@ impl Activities {
 
     /// Whether a deployment runs.
     pub fn any_runs(&self) -> bool {
-        self.lock().values().any(|activity| activity.running.is_some())
+        !self.all_running().is_empty()
+    }
+
+    /// The deployments that run now, oldest first.
+    pub fn all_running(&self) -> Vec<Running> {
+        let state = self.lock();
+        let mut all: Vec<Running> =
+            state.by_repository.values().filter_map(|activity| activity.running.clone()).collect();
+        all.sort_by_key(|running| running.deployment);
+        all
+    }
+
+    /// From now on no deployment begins, until [`Activities::go_on`] was called as often.
+    pub fn pause(&self) {
+        self.lock().pauses += 1;
+    }
+
+    /// One of those who paused is done.
+    pub fn go_on(&self) {
+        self.lock().pauses -= 1;
+    }
+
+    /// Why no deployment of a repository may begin now.
+    pub fn held(&self, repository: RepositoryId) -> Option<Held> {
+        self.lock().held(repository)
     }
 
     /// Waits until no deployment runs any more and nobody has their hands on a stack, at most `time`; whether that is so.
     pub fn wait_until_all_ended(&self, time: Duration) -> bool {
         let until = Instant::now() + time;
-        let mut all = self.lock();
-        while !all.values().all(Activity::is_over) {
+        let mut state = self.lock();
+        while !state.by_repository.values().all(Activity::is_over) {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
             }
-            all = self.changed.wait_timeout(all, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         true
     }
@@ -126,9 +180,9 @@ impl Activities {
     /// What is in the way, in one line.
     pub fn take_hands(&self, repository: RepositoryId, hands: &Hands, patience: Duration) -> Result<(), String> {
         let until = Instant::now() + patience;
-        let mut all = self.lock();
+        let mut state = self.lock();
         loop {
-            let activity = all.entry(repository).or_default();
+            let activity = state.by_repository.entry(repository).or_default();
             if let Some(running) = activity.running.as_ref().filter(|running| running.waits_with.is_none()) {
                 let id = running.deployment;
                 return Err(format!(
@@ -144,7 +198,7 @@ impl Activities {
                 let who = &other.who;
                 return Err(format!("{who} works on it with `shiparr compose`: `shiparr cancel` ends that"));
             }
-            all = self.changed.wait_timeout(all, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -155,23 +209,33 @@ impl Activities {
 
     /// Who has their hands on a stack.
     pub fn hands(&self, repository: RepositoryId) -> Option<Hands> {
-        self.lock().get(&repository)?.hands.clone()
+        self.lock().by_repository.get(&repository)?.hands.clone()
     }
 
     fn change(&self, repository: RepositoryId, change: impl FnOnce(&mut Activity)) {
-        let mut all = self.lock();
-        if let Some(activity) = all.get_mut(&repository) {
+        let mut state = self.lock();
+        if let Some(activity) = state.by_repository.get_mut(&repository) {
             change(activity);
             if activity.is_over() {
-                all.remove(&repository);
+                state.by_repository.remove(&repository);
             }
         }
-        drop(all);
+        drop(state);
         self.changed.notify_all();
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<RepositoryId, Activity>> {
-        self.by_repository.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn held(&self, repository: RepositoryId) -> Option<Held> {
+        if self.pauses > 0 {
+            return Some(Held::All);
+        }
+        let hands = self.by_repository.get(&repository)?.hands.as_ref()?;
+        Some(Held::By(hands.who.clone()))
     }
 }
 
@@ -196,10 +260,25 @@ mod tests {
         activities.take_hands(1, &hands("ada"), Duration::ZERO).unwrap();
         assert!(activities.take_hands(1, &hands("bob"), Duration::ZERO).unwrap_err().contains("ada"));
         activities.end(1);
-        assert_eq!(activities.begin(1, 8, &control()), Err("ada".to_owned()));
+        assert_eq!(activities.begin(1, 8, &control()), Err(Held::By("ada".to_owned())));
         activities.release_hands(1);
         activities.begin(1, 8, &control()).unwrap();
         assert!(activities.any_runs() && activities.hands(1).is_none());
+    }
+
+    #[test]
+    fn nothing_begins_until_all_who_paused_are_done() {
+        let activities = Activities::default();
+        activities.begin(1, 7, &control()).unwrap();
+        activities.pause();
+        activities.pause();
+        assert_eq!(activities.begin(2, 8, &control()), Err(Held::All));
+        assert_eq!(activities.all_running().iter().map(|running| running.deployment).collect::<Vec<_>>(), [7]);
+        activities.end(1);
+        activities.go_on();
+        assert_eq!(activities.held(2), Some(Held::All));
+        activities.go_on();
+        activities.begin(2, 8, &control()).unwrap();
     }
 
     #[test]

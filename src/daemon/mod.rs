@@ -12,6 +12,7 @@ mod lend;
 mod lock;
 mod logging;
 mod once;
+mod pause;
 mod places;
 mod reload;
 mod restore;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::activity::Hands;
 use super::ended_within;
 use super::lend;
+use super::pause::{self, Pause};
 use super::shared::Shared;
 use super::tell;
 use super::threads::{STACK_BYTES, Threads};
@@ -18,7 +19,7 @@ use crate::config::Catalog;
 use crate::deploy::control::Cause;
 use crate::deploy::secret_files;
 use crate::model::{DeploymentId, RepositoryId, RepositoryName};
-use crate::web::{self, CONTROL_SOCKET, Context, Lent, Listener, NotifyResult, StopWeb};
+use crate::web::{self, Busy, CONTROL_SOCKET, Context, Lent, Listener, NotifyResult, StopWeb};
 
 /// Requests in flight end within three seconds of a stop; this is a little more.
 const STOP_LIMIT: Duration = Duration::from_secs(4);
@@ -133,6 +134,14 @@ impl web::Daemon for Side {
 
     fn release(&self, repository: RepositoryId) -> Option<String> {
         lend::release(&self.shared, repository)
+    }
+
+    fn pause(&self) -> Box<dyn Send> {
+        Box::new(Pause::begin(&self.shared))
+    }
+
+    fn running(&self) -> Vec<Busy> {
+        pause::running(&self.shared)
     }
 
     fn spawn(&self, name: &str, job: Box<dyn FnOnce() + Send>) -> io::Result<()> {

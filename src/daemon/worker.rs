@@ -34,7 +34,7 @@ const DATABASE_AGAIN: Duration = Duration::from_secs(5);
 const ROUND_LIMIT: Duration = Duration::from_secs(600);
 /// For what a deployment does after its time is over: containers that an `up` had stopped are started again, files are
 /// put back.
-const AFTER_LIMIT: Duration = Duration::from_secs(600);
+pub const AFTER_LIMIT: Duration = Duration::from_secs(600);
 /// For asking what a row that waits for another one of its repository would change. A remote that hangs holds up the
 /// queue for as long.
 const LOOK_AHEAD_LIMIT: Duration = Duration::from_secs(20);
@@ -172,8 +172,8 @@ impl Worker {
         let Some(repository) = catalog.repository(name) else {
             return Ok(Err(format!("waits for the project file of {} to load: see `shiparr check`", name.project)));
         };
-        if let Some(hands) = self.shared.activities.hands(deployment.repository_id) {
-            return Ok(Err(held(name, &hands.who)));
+        if let Some(held) = self.shared.activities.held(deployment.repository_id) {
+            return Ok(Err(held.reason(name)));
         }
         for other in &repository.depends_on {
             let other = RepositoryName { project: name.project.clone(), name: other.clone() };
@@ -260,8 +260,8 @@ impl Worker {
         };
         pulse::next_within(repository.timeout.saturating_add(AFTER_LIMIT));
         let control = Control::new(repository.timeout);
-        if let Err(who) = activities.begin(id, deployment_id, &control) {
-            host.store.waits_for(deployment_id, Some(&held(&repository.name, &who)))?;
+        if let Err(held) = activities.begin(id, deployment_id, &control) {
+            host.store.waits_for(deployment_id, Some(&held.reason(&repository.name)))?;
             return Ok(Look::Blocked { by_docker: false });
         }
         // Whoever stops the daemon says so first and ends what runs then: one of the two is seen here.
@@ -293,10 +293,6 @@ impl Worker {
             Err(_) => DATABASE_AGAIN,
         }
     }
-}
-
-fn held(name: &RepositoryName, who: &str) -> String {
-    format!("waits for {who}, who works on it with `shiparr compose`; `shiparr cancel {name}` ends that")
 }
 
 /// Why a repository that another one depends on does not let it go yet.
@@ -346,6 +342,10 @@ pub(super) mod tests {
             if let Some(action) = self.0.lock().unwrap().take() {
                 action();
             }
+            Ok(())
+        }
+
+        fn shares(&self, _: &Path, _: &Path, _: &Limit) -> Result<(), StepError> {
             Ok(())
         }
 

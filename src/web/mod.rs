@@ -29,6 +29,7 @@ mod openapi;
 mod origin;
 mod page;
 mod passwords;
+mod pausing;
 mod presence;
 mod request;
 mod routes;
@@ -44,7 +45,7 @@ use std::io;
 use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::command::{Limit, Places};
 use crate::config::{Catalog, Settings};
@@ -144,6 +145,15 @@ pub struct Lent {
     pub hold: Box<dyn Send>,
 }
 
+/// A deployment that runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Busy {
+    /// Whose, and which one.
+    pub what: String,
+    /// By then it has ended, with all that follows its own time limit.
+    pub ends_within: Duration,
+}
+
 /// What the web asks of the daemon around it. Nothing here waits, but for [`Daemon::notify_test`] and [`Daemon::lend`].
 pub trait Daemon: Send + Sync {
     /// The accepted configuration, and what is wrong with it.
@@ -183,6 +193,12 @@ pub trait Daemon: Send + Sync {
 
     /// Asks whoever has a stack in their hands to let go, by the limit that they took it with; answers who that is.
     fn release(&self, repository: RepositoryId) -> Option<String>;
+
+    /// From now on no deployment begins, until the answer is dropped. Those that run go on.
+    fn pause(&self) -> Box<dyn Send>;
+
+    /// The deployments that run now, oldest first.
+    fn running(&self) -> Vec<Busy>;
 
     /// Runs something in a thread of its own; the web bounds how many there are.
     ///

@@ -14,6 +14,7 @@
 //! | POST `/control/prune` | `{"ids": [3, 4]}`: repositories (`orphaned` in `GET /api/repositories`) | 200 `{"forgotten": ["project/name", …]}`; 409, and nothing is forgotten, where one is no orphan or is still being deployed: the message names it |
 //! | POST `/control/check` | `{"id": 3}` | 204: the repository is checked now |
 //! | POST `/control/compose` | `{"id": 3, "who": "root"}` | 200, a stream: one line of JSON, an object with `program`, `arguments` (up to the verb), `environment`, `folder`, `files`, `variables` (`[{"name", "from"}]`), `dotenv` (their values, as an env file) and `variables_file` (the argument in whose place that file goes, or null). The stack is in these hands, and its deployments wait, until the client goes; where the daemon ends it there is a second line, `{"end": "why"}`, and the client has 15 s to go. 409 with the reason where it cannot be had |
+//! | POST `/control/hold` | none | 200, a stream: a line `{"running": ["home/web, deployment 7", …], "ends_within_seconds": 900}` each time when what runs changes, until that is empty. No deployment begins until the client goes |
 //! | POST `/control/release` | `{"id": 3}` | 200 `{"released": "root"}`: who was told to let go; null where it is in nobody's hands |
 //! | POST `/control/notify-test` | `{"repository": "project/name"}` or `{}` | 200 `{"results": [{"repository": "project/name", "target": "discord", "problem": "…" or null}, …]}`; takes as long as the notifiers do; 404 for a repository that is not configured |
 
@@ -110,6 +111,7 @@ const CONTROL_ROUTES: &[(Method, &str, Access, Handler)] = &[
     (Method::Post, "/control/prune", Access::Full, now!(api::control::prune)),
     (Method::Post, "/control/check", Access::Full, now!(api::control::check)),
     (Method::Post, "/control/compose", Access::Full, api::control::compose),
+    (Method::Post, "/control/hold", Access::Full, api::control::hold),
     (Method::Post, "/control/release", Access::Full, now!(api::control::release)),
     (Method::Post, "/control/notify-test", Access::Full, api::control::notify_test),
 ];

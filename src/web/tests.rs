@@ -47,6 +47,16 @@ struct FakeDaemon {
     started_at: Instant,
     /// Who has the stack of `home/web` in their hands, and what takes it away from them.
     hands: Arc<Mutex<Option<(String, Limit)>>>,
+    /// How many want no deployment to begin.
+    pauses: Arc<AtomicUsize>,
+}
+
+struct Unpause(Arc<AtomicUsize>);
+
+impl Drop for Unpause {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// Hands that let go when this is dropped.
@@ -129,6 +139,17 @@ impl Daemon for FakeDaemon {
         Some(who.clone())
     }
 
+    fn pause(&self) -> Box<dyn Send> {
+        self.pauses.fetch_add(1, Ordering::SeqCst);
+        Box::new(Unpause(Arc::clone(&self.pauses)))
+    }
+
+    fn running(&self) -> Vec<Busy> {
+        let ids = self.running.lock().unwrap().keys().copied().collect::<Vec<_>>();
+        let busy = |id| Busy { what: format!("deployment {id}"), ends_within: Duration::from_secs(900) };
+        ids.into_iter().map(busy).collect()
+    }
+
     fn spawn(&self, name: &str, job: Box<dyn FnOnce() + Send>) -> io::Result<()> {
         std::thread::Builder::new().name(name.to_owned()).spawn(job).map(drop)
     }
@@ -193,6 +214,7 @@ impl Scene {
             holding: AtomicUsize::new(0),
             started_at: Instant::now(),
             hands: Arc::default(),
+            pauses: Arc::default(),
         });
         let control = runtime.join(CONTROL_SOCKET);
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();

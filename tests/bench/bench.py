@@ -15,6 +15,7 @@ import urllib.request
 from http.client import HTTPConnection
 from pathlib import Path
 
+import service
 import web
 from lab import Daemon, GitServer, Nginx, Table, idle, new_remote, project, push, sh
 
@@ -249,7 +250,7 @@ def main():
     parser.add_argument("--binary", required=True)
     parser.add_argument("--repositories", default="10,1000")
     parser.add_argument("--json", default="target/bench.json")
-    parser.add_argument("--only", default="deploy,check,memory,http,history,webhook,events,slow,metrics")
+    parser.add_argument("--only", default="deploy,check,memory,http,history,webhook,events,slow,metrics,service")
     args = parser.parse_args()
     binary = str(Path(args.binary).resolve())
     counts = [int(count) for count in args.repositories.split(",")]
@@ -263,6 +264,7 @@ def main():
         "events": lambda folder, table: web.bench_events(binary, folder, table),
         "slow": lambda folder, table: web.bench_slow(binary, folder, table),
         "metrics": lambda folder, table: web.bench_metrics(binary, folder, table),
+        "service": lambda folder, table: service.bench_service(binary, folder, counts, table),
     }
     table = Table()
     table.add("size of the binary", os.path.getsize(binary) / 1e6, "MB", "docker", os.path.getsize(shutil.which("docker")) / 1e6, "-")

@@ -14,6 +14,7 @@
 //!   installs and builds with the same packages, and runs `packaging/quickstart`;
 //! - `sudo` only runs its arguments.
 
+mod man_pages;
 mod tables;
 
 use std::collections::BTreeSet;
@@ -218,6 +219,11 @@ impl Reader {
             }
             ("dotenv", _) => self.change_settings(text),
             ("ini", first) => units::verify_drop_in(first, text),
+            // Docker looks for the folders of a container outside of the namespaces: tests/image/run runs these.
+            ("sh", "docker build --tag shiparr .") => assert!(text.contains("/etc/shiparr/age.key"), "{text}"),
+            ("sh", first) if first.starts_with("echo \"SHIPARR_DOCKER_GROUP=") => {
+                assert!(text.contains("up --detach --wait"), "{text}");
+            }
             // Run by tests/black_box/proxies.rs, in front of a daemon of its own.
             ("nginx", first) => assert_eq!(first, "location /shiparr/ {"),
             ("sh", "cd media" | "mkdir proxy" | "mkdir notes" | "cp /srv/stacks/notes/.env notes/.env.enc") => {

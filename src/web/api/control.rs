@@ -7,6 +7,7 @@ use serde::Deserialize;
 use crate::model::{RepositoryId, RepositoryName};
 use crate::web::answer::{Answer, Failure, Reply};
 use crate::web::lending::Lending;
+use crate::web::pausing::Pausing;
 use crate::web::routes::Call;
 use crate::web::stream::Stream;
 
@@ -80,6 +81,11 @@ pub fn compose(call: &Call<'_>) -> Result<Reply, Failure> {
         let lent = daemon.lend(id, &who, watch.limit()).map_err(Failure::conflict)?;
         Ok(Box::new(Lending(lent)) as Box<dyn Stream>)
     })))
+}
+
+/// POST `/control/hold`.
+pub fn hold(_: &Call<'_>) -> Result<Reply, Failure> {
+    Ok(Reply::Stream(Box::new(|_| Ok(Box::new(Pausing) as Box<dyn Stream>))))
 }
 
 /// POST `/control/release`.

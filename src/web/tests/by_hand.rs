@@ -4,10 +4,14 @@ use super::*;
 
 /// A client that has asked for a stack, and reads on.
 fn take(scene: &Scene, who: &str) -> BufReader<UnixStream> {
+    ask(scene, "/control/compose", &json!({ "id": scene.id("web"), "who": who }))
+}
+
+fn ask(scene: &Scene, path: &str, body: &Value) -> BufReader<UnixStream> {
     let mut stream = UnixStream::connect(&scene.control).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let body = json!({ "id": scene.id("web"), "who": who }).to_string();
-    let head = format!("POST /control/compose HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n", body.len());
+    let body = body.to_string();
+    let head = format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n", body.len());
     stream.write_all(format!("{head}{body}").as_bytes()).unwrap();
     BufReader::new(stream)
 }
@@ -80,6 +84,26 @@ fn when_the_web_stops_everybody_lets_go() {
     scene.stop.stop();
     assert!(line_of(&mut ada)["end"].as_str().unwrap().contains("stops"));
     wait_until_free(&scene);
+}
+
+#[test]
+fn who_holds_deployments_up_learns_what_runs_until_nothing_does() {
+    let scene = Scene::new();
+    let pauses = || scene.daemon.pauses.load(Ordering::SeqCst);
+    scene.daemon.running.lock().unwrap().insert(7, Box::new(|| ()));
+    let mut client = ask(&scene, "/control/hold", &Value::Null);
+    assert!(head_of(&mut client).starts_with("HTTP/1.1 200"));
+    assert_eq!(line_of(&mut client), json!({ "running": ["deployment 7"], "ends_within_seconds": 900 }));
+    scene.daemon.running.lock().unwrap().clear();
+    assert_eq!(line_of(&mut client), json!({ "running": [], "ends_within_seconds": 0 }));
+    assert_eq!(pauses(), 1);
+    drop(client);
+    let until = Instant::now() + PATIENCE;
+    while pauses() > 0 {
+        assert!(Instant::now() < until, "it still holds");
+        std::thread::yield_now();
+    }
+    assert_eq!(scene.ask("POST", "/control/hold", &[], "").status, 404);
 }
 
 #[test]

@@ -23,7 +23,7 @@ fn code(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
 }
 
-fn help(args: &[&str]) -> String {
+pub(super) fn help(args: &[&str]) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_shiparr")).args(args).arg("--help").output().expect("start shiparr");
     assert!(output.status.success(), "{args:?}");
     String::from_utf8(output.stdout).expect("help is text")

@@ -32,6 +32,8 @@ pub const SSHD: &str = "sshd";
 pub const SYSTEMD_TOOLS: &str = "systemd-tools";
 /// Chromium and its driver, for the status page.
 pub const BROWSER: &str = "browser";
+/// The shells that have completion scripts.
+pub const SHELLS: &str = "shells";
 
 /// Whether one of `names` is not here; says so, and panics where `SHIPARR_TESTS_REQUIRE_ALL=1` or `CI` is set.
 pub fn missing(names: &[&'static str]) -> bool {
@@ -60,7 +62,7 @@ pub fn compose_5_config() -> Option<PathBuf> {
 fn present() -> &'static BTreeSet<&'static str> {
     static PRESENT: OnceLock<BTreeSet<&'static str>> = OnceLock::new();
     PRESENT.get_or_init(|| {
-        let tests: [(&str, bool); 12] = [
+        let tests: [(&str, bool); 13] = [
             (DOCKER, works("docker", &["image", "inspect", IMAGE]) && works("docker", &["compose", "version"])),
             (SOPS, works("sops", &["--version"]) && works("age-keygen", &["--version"])),
             (GIT, works("sh", &["-c", "test -x \"$(git --exec-path)/git-http-backend\""])),
@@ -71,6 +73,7 @@ fn present() -> &'static BTreeSet<&'static str> {
             (NAMESPACES, works("unshare", &["--mount", "--net", "--pid", "--fork", "--mount-proc", "ip", "link"])),
             (SYSTEMD_TOOLS, works("systemd-analyze", &["--version"])),
             (BROWSER, works("chromedriver", &["--version"]) && works("chromium", &["--version"])),
+            (SHELLS, ["bash", "zsh", "fish"].iter().all(|shell| works(shell, &["--version"]))),
             (PROMTOOL, works("promtool", &["--version"])),
             (SSHD, works("sh", &["-c", "command -v ssh-keygen && test -x /usr/sbin/sshd"])),
         ];
