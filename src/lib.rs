@@ -62,7 +62,8 @@
 //! 5. Everything that waits has a time limit, everything that grows has a bound, and each is a named constant or a
 //!    setting with its unit in its name.
 //! 6. A long-lived thread that dies takes the process down with a non-zero exit, and who supervises it starts it again.
-//!    A failed reload changes nothing. One that hangs is known by its [`pulse`].
+//!    A failed reload changes nothing. One that hangs is known by its [`pulse`], and systemd's watchdog hears
+//!    nothing more.
 //! 7. A secret is a type that does not print, and the log of a command passes through a scrubber that knows the secrets
 //!    handed to it.
 //! 8. `last_commit_hash` moves only after a success.

@@ -332,6 +332,10 @@ impl Driver for Recorder {
         Ok(())
     }
 
+    fn shares(&self, _: &Path, _: &Path, _: &Limit) -> Result<(), StepError> {
+        Ok(())
+    }
+
     fn plan(&self, stack: &Stack, _: &Limit, _: &mut dyn Log) -> Result<Plan, StepError> {
         self.note("plan");
         let services = [("web".to_owned(), 1)].into();

@@ -30,7 +30,8 @@ set_up_tests() {
     begin_go_builds
     set_up_rust
     set_up_shellcheck
-    install_apt_packages curl openssl python3
+    # systemd for its tools, which judge the units.
+    install_apt_packages curl openssl python3 systemd
     set_up_manual
     # For the completion scripts.
     install_apt_packages zsh fish
@@ -60,6 +61,9 @@ set_up_browser() {
     fi
     say "$(chromium --version 2>/dev/null)"
 }
+
+# What makes base images where none can be pulled, and what runs a program of arm64.
+set_up_image() { install_apt_packages git mmdebstrap qemu-user-static; }
 
 # Python programs have a folder of their own each: distributions leave theirs alone.
 set_up_schemathesis() {

@@ -13,6 +13,7 @@ use clap::{Args, ValueHint};
 
 use crate::command::{Command, CommandError, Limit};
 use crate::config::{Accepted, Basis, Catalog, Environment, Repository, Settings, Severity};
+use crate::deploy::{self, same_paths};
 use crate::notify;
 use unit::Unit;
 
@@ -157,12 +158,26 @@ fn look_at_projects(settings: &Settings, unit: Option<&Unit>, unset_names: Sever
         report.problems.extend(places::problems(unit, settings, &repositories));
     }
     look_at_programs(settings, unit, &repositories, report);
+    look_at_paths(settings, &repositories, report);
     report.notes.push(format!(
         "{} projects with {} repositories in {}",
         catalog.projects.len(),
         repositories.len(),
         settings.config_path.display()
     ));
+}
+
+/// In a container: whether the folders are the same to Docker.
+fn look_at_paths(settings: &Settings, repositories: &[&Repository], report: &mut Report) {
+    let (driver, limit) = (deploy::driver(settings), Limit::after(VERSION_LIMIT));
+    if driver.available(&limit).is_err() {
+        return;
+    }
+    for repository in repositories {
+        if let Err(error) = same_paths::check(repository, settings, driver.as_ref(), &limit) {
+            report.problems.push(format!("{}: {error}", repository.name));
+        }
+    }
 }
 
 /// The programs that these repositories need.

@@ -1,7 +1,8 @@
 //! The daemon: start and stop order, signals, supervision.
 //!
-//! Started in this order: lock, database, configuration, listeners, threads. Stopped in this order: timers and gate
-//! (nothing new comes in), the worker (a running deployment may end), the database.
+//! Started in this order: sockets that were handed over, lock, database, configuration, listeners, threads; then systemd
+//! is told that Shiparr is ready. Stopped in this order: timers and gate (nothing new comes in), the worker (a running
+//! deployment may end), the database.
 
 mod activity;
 mod at_boot;

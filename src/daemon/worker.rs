@@ -345,6 +345,10 @@ pub(super) mod tests {
             Ok(())
         }
 
+        fn shares(&self, _: &Path, _: &Path, _: &Limit) -> Result<(), StepError> {
+            Ok(())
+        }
+
         fn plan(&self, _: &Stack, _: &Limit, _: &mut dyn Log) -> Result<Plan, StepError> {
             unreachable!("there is no git")
         }

@@ -6,6 +6,7 @@ mod explain;
 mod files;
 mod heal;
 mod looks;
+pub mod own_container;
 mod plan;
 mod survey;
 mod up;
@@ -14,11 +15,13 @@ mod watch;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use self::client::Client;
 use self::explain::Tail;
 use self::looks::{Looks, Watched};
+use self::own_container::OwnContainer;
 use self::watch::{Container, Expected, Failure, Verdict, Watch};
 use super::{ByHand, Driver, Log, Plan, Resident, Stack, StepError, Timing, Up, UpError};
 use crate::command::{Command, Limit};
@@ -44,6 +47,8 @@ const MAX_LOGGED_CONTAINERS: usize = 5;
 pub struct Compose {
     client: Client,
     looks: Looks,
+    /// The container that this process runs in; none: not known yet.
+    own: OnceLock<Option<OwnContainer>>,
 }
 
 impl Compose {
@@ -53,7 +58,19 @@ impl Compose {
     }
 
     fn with(client: Client) -> Compose {
-        Compose { client, looks: Looks::default() }
+        Compose { client, looks: Looks::default(), own: OnceLock::new() }
+    }
+
+    /// The container that this process runs in, if it does: Docker is asked once.
+    ///
+    /// # Errors
+    /// Those of [`own_container::find`].
+    pub fn own_container(&self, limit: &Limit) -> Result<Option<&OwnContainer>, StepError> {
+        if let Some(known) = self.own.get() {
+            return Ok(known.as_ref());
+        }
+        let found = own_container::find(&self.client, limit)?;
+        Ok(self.own.get_or_init(|| found).as_ref())
     }
 
     /// A call of Compose for this stack, up to the verb.
@@ -163,6 +180,14 @@ impl Compose {
 impl Driver for Compose {
     fn available(&self, limit: &Limit) -> Result<(), String> {
         self.client.available(limit)
+    }
+
+    fn shares(&self, path: &Path, folder: &Path, limit: &Limit) -> Result<(), StepError> {
+        match self.own_container(limit)? {
+            // It passes by itself once the container is made with that line.
+            Some(own) => own.outside(path, folder).map_err(StepError::for_now),
+            None => Ok(()),
+        }
     }
 
     fn plan(&self, stack: &Stack, limit: &Limit, log: &mut dyn Log) -> Result<Plan, StepError> {

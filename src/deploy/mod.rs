@@ -9,6 +9,7 @@ mod journal;
 pub mod pipeline;
 mod probe;
 pub mod remote;
+pub mod same_paths;
 pub mod secret_files;
 pub mod settle;
 pub mod stack;
@@ -18,7 +19,7 @@ mod testing;
 mod variables;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -214,6 +215,14 @@ pub trait Driver: Send + Sync {
     /// # Errors
     /// It does not, in one line that says what to do.
     fn available(&self, limit: &Limit) -> Result<(), String>;
+
+    /// Whether a path is the same file or folder to what runs the containers as it is to this process: not so in a
+    /// container of Shiparr's own, unless it is mounted there under its own name. `folder` is what to mount where it is
+    /// not: the path, or a folder above it.
+    ///
+    /// # Errors
+    /// It is not, in one line that says how to make it so; or that cannot be known now.
+    fn shares(&self, path: &Path, folder: &Path, limit: &Limit) -> Result<(), StepError>;
 
     /// What the stack would run, validated, before anything changes.
     ///

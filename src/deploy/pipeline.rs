@@ -18,8 +18,8 @@ use super::secret_files::{self, SecretFiles, Switched};
 use super::takeover::{self, Judgement, Situation};
 use super::variables::Plaintext;
 use super::{
-    Containers, Driver, Log, Plan, Resident, Stack, StepError, Timing, Up, UpError, checkout, probe, remote, settle,
-    stack,
+    Containers, Driver, Log, Plan, Resident, Stack, StepError, Timing, Up, UpError, checkout, probe, remote,
+    same_paths, settle, stack,
 };
 use crate::command::Limit;
 use crate::config::{Catalog, Repository, Settings};
@@ -239,6 +239,8 @@ struct Running {
 impl Running {
     /// Steps 1 to 4.
     fn bring_up(&mut self, host: &Host) -> Result<Reached, StepError> {
+        // Before anything is written: where Docker sees another folder, the one here may go with a container.
+        same_paths::check(&self.job.repository, &host.settings, host.driver.as_ref(), self.control.limit())?;
         let settled = settle::settle(host, &self.job, self.control.limit(), &mut self.journal);
         settled.map_err(not_recorded)?;
         // Until the row started, more may have been asked of it.

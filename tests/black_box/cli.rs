@@ -162,12 +162,12 @@ fn check_judges_for_the_installed_service_and_prints_the_drop_in_that_it_needs()
     assert!(!text.contains("KNOWN_TO_THE_SERVICE"), "{text}");
     assert!(text.contains("warning: ") && text.contains("A_CREDENTIAL"), "{text}");
 
-    daemon.change_project("home", &[entry("/home/shiparr-test/stacks/web")]);
+    daemon.project("home", &[entry("/home/shiparr-test/stacks/web")]);
     let text = said(&daemon.cli(&["check"]));
     let lines = "    [Service]\n    ProtectHome=read-only\n    ReadWritePaths=/home/shiparr-test/stacks\n";
     assert!(text.contains(lines), "{text}");
 
-    daemon.change_project("home", &[entry("/srv/shiparr-test-stacks/web")]);
+    daemon.project("home", &[entry("/srv/shiparr-test-stacks/web")]);
     let opened = script.replace("ReadWritePaths=", "ReadWritePaths=-/srv/shiparr-test-stacks ");
     std::fs::write(&systemctl, opened).expect("write a stand-in");
     let well = daemon.cli(&["check"]);

@@ -43,4 +43,5 @@ mod service;
 mod shutdown;
 mod support;
 mod taking_over;
+mod units;
 mod webhooks;

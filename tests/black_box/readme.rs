@@ -13,6 +13,8 @@
 //! - `apt-get` and `cargo` do nothing, and the binary under test lies where `cargo build` would put it: `tests/run`
 //!   installs and builds with the same packages, and runs `packaging/quickstart`;
 //! - `sudo` only runs its arguments.
+//!
+//! What needs systemd or changes packages is run on a whole host instead: [`RUN_ELSEWHERE`] names by which test.
 
 mod man_pages;
 mod tables;
@@ -31,6 +33,7 @@ use tempfile::TempDir;
 use crate::support::{
     GitServer, IMAGE, Json, MINUTE, Repo, SHORT, Stack, Tls, files_below, missing, parts, wait_until,
 };
+use crate::units;
 
 const README: &str = include_str!("../../README.md");
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -40,6 +43,14 @@ const TOKEN: &str = "github_pat_replace_me";
 const PUBLIC_KEY: &str = "age1replace_with_your_public_key";
 const EARLIER_COMMIT: &str = "abc1234";
 const TLS_KEY: &str = "a key of the proxy\n";
+
+/// First lines of blocks that need a whole host, each with the test that runs the block there. It takes the text from
+/// README.md, by that line, and fails where there is none.
+const RUN_ELSEWHERE: [(&str, &str); 3] = [
+    ("sudo apt install ./target/packages/shiparr_*_\"$(dpkg --print-architecture)\".deb", "tests/systemd/readme.py"),
+    ("# /etc/shiparr/projects/first.yaml", "tests/systemd/readme.py"),
+    ("sudo shiparr check\nsudo systemctl enable --now shiparr.socket shiparr.service", "tests/systemd/readme.py"),
+];
 
 /// A fenced block.
 struct Example {
@@ -196,8 +207,12 @@ impl Reader {
     fn follow(&mut self, example: &Example) {
         let (language, text) = (example.language, example.text);
         println!("---- {language}\n{text}");
+        if let Some((start, test)) = RUN_ELSEWHERE.iter().find(|(start, _)| text.starts_with(start)) {
+            assert_runs_there(start, test);
+            return;
+        }
         match (language, text.lines().next().expect("an example is not empty")) {
-            ("sh", "packaging/quickstart" | "tests/run") => assert_is_program(text),
+            ("sh", "packaging/quickstart" | "packaging/build" | "tests/run") => assert_is_program(text),
             ("sh", first) if first.starts_with("sudo apt-get") => {
                 assert_installed_by_scripts(first);
                 self.run(text);
@@ -217,6 +232,12 @@ impl Reader {
                 self.start();
             }
             ("dotenv", _) => self.change_settings(text),
+            // Docker looks for the folders of a container outside of the namespaces: tests/image/run runs these.
+            ("sh", "docker build --tag shiparr .") => assert!(text.contains("/etc/shiparr/age.key"), "{text}"),
+            ("sh", first) if first.starts_with("echo \"SHIPARR_DOCKER_GROUP=") => {
+                assert!(text.contains("up --detach --wait"), "{text}");
+            }
+            ("ini", first) => units::verify_drop_in(first, text),
             // Run by tests/black_box/proxies.rs, in front of a daemon of its own.
             ("nginx", first) => assert_eq!(first, "location /shiparr/ {"),
             ("sh", "cd media" | "mkdir proxy" | "mkdir notes" | "cp /srv/stacks/notes/.env notes/.env.enc") => {
@@ -573,6 +594,13 @@ impl Reader {
 fn assert_is_program(path: &str) {
     let mode = fs::metadata(Path::new(ROOT).join(path)).expect("it is there").permissions().mode();
     assert_eq!(mode & 0o111, 0o111, "{path} cannot be run");
+}
+
+/// The test names the block.
+fn assert_runs_there(start: &str, test: &str) {
+    let source = fs::read_to_string(Path::new(ROOT).join(test)).expect("the test is there");
+    let first = start.lines().next().unwrap_or_default();
+    assert!(source.contains(first), "{test} does not run the block that begins with `{first}`");
 }
 
 /// The packages that the README names are those that `tests/run` and the quick start install.

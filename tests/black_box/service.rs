@@ -141,6 +141,12 @@ fn sockets_that_are_handed_over_are_used_and_stay() {
     daemon.hand_over(vec![tcp.into(), unix.into()], "$$").env("Shiparr_HOST", "192.0.2.1");
     daemon.start();
     assert_eq!(daemon.request_by_socket("GET", "/api/projects").status, 200);
+    for descriptor in [3, 4] {
+        let info = std::fs::read_to_string(format!("/proc/{}/fdinfo/{descriptor}", daemon.pid())).expect("it is open");
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).expect("it has flags");
+        let flags = u32::from_str_radix(flags.trim(), 8).expect("in octal");
+        assert_ne!(flags & rustix::fs::OFlags::CLOEXEC.bits(), 0, "no child inherits descriptor {descriptor}");
+    }
     let log = daemon.log();
     assert_eq!(log.matches("systemctl edit shiparr.socket").count(), 1, "{log}");
     assert!(log.contains("Shiparr_HOST and Shiparr_PORT are not used"), "{log}");

@@ -8,6 +8,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import readme
 from host import CONTROL_SOCKET, HERE, SECRETS, SERVICE, SOCKET, Background, check, docker, wait_until
 from stacks import PROJECT
 
@@ -417,6 +418,10 @@ class Scenarios:
         check(not self.host.exists("/etc/shiparr/shiparr.env"), "the settings are left")
         check(self.stacks.container("web") == container, "a container was touched")
 
+    def first_project(self):
+        """Whoever follows the README has a service that watches the first project"""
+        readme.follow(self.host, self.copy_in(self.package))
+
     # ---- Helpers ----
 
     def copy_in(self, package):
@@ -449,6 +454,6 @@ class LogLevel:
 
 # A host's life is told in this order.
 ALL = ("install", "units", "start", "activation", "ready", "members", "deploy", "elsewhere", "credentials", "journal", "reload", "watchdog",
-       "restarts", "killed", "graceful", "alone", "secrets", "user", "upgrade", "stopped", "remove", "purge")
+       "restarts", "killed", "graceful", "alone", "secrets", "user", "upgrade", "stopped", "remove", "purge", "first_project")
 # Whichever are chosen, these go first: the others need them.
 FIRST = ("install", "start")

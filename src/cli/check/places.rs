@@ -74,7 +74,9 @@ fn unreadable(unit: &Unit, settings: &Settings, repositories: &[&Repository]) ->
         let paths =
             [("url", folder), ("ssh_key", repository.ssh_key.as_deref()), ("ca_file", repository.ca_file.as_deref())];
         for (field, path) in paths {
-            path.map(|path| add(format!("{name}: {field}"), path));
+            if let Some(path) = path {
+                add(format!("{name}: {field}"), path);
+            }
         }
         repository.env_files.iter().for_each(|file| add(format!("{name}: env_file"), file));
     }

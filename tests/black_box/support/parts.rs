@@ -28,6 +28,8 @@ pub const NAMESPACES: &str = "namespaces";
 pub const PROMTOOL: &str = "promtool";
 /// sshd, for ssh remotes.
 pub const SSHD: &str = "sshd";
+/// `systemd-analyze`, which needs no running systemd.
+pub const SYSTEMD_TOOLS: &str = "systemd-tools";
 /// Chromium and its driver, for the status page.
 pub const BROWSER: &str = "browser";
 /// The shells that have completion scripts.
@@ -69,6 +71,7 @@ fn present() -> &'static BTreeSet<&'static str> {
             (COMPOSE_5, compose_5_config().is_some()),
             (TLS, works("nginx", &["-v"]) && works("openssl", &["version"])),
             (NAMESPACES, works("unshare", &["--mount", "--net", "--pid", "--fork", "--mount-proc", "ip", "link"])),
+            (SYSTEMD_TOOLS, works("systemd-analyze", &["--version"])),
             (BROWSER, works("chromedriver", &["--version"]) && works("chromium", &["--version"])),
             (SHELLS, ["bash", "zsh", "fish"].iter().all(|shell| works(shell, &["--version"]))),
             (PROMTOOL, works("promtool", &["--version"])),
