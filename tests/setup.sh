@@ -25,6 +25,11 @@ GO_BUILDS_LIMIT_SECONDS=900
 SCHEMATHESIS_VERSION=4.32.5
 SCHEMATHESIS_FOLDER=$TESTS_CACHE/schemathesis-$SCHEMATHESIS_VERSION
 
+# What runs and judges the Ansible role.
+ANSIBLE_CORE_VERSION=2.19.14
+ANSIBLE_LINT_VERSION=26.10.1
+ANSIBLE_FOLDER=$TESTS_CACHE/ansible-$ANSIBLE_CORE_VERSION-lint-$ANSIBLE_LINT_VERSION
+
 # Installs what is missing, makes the image, and begins what takes long in the background.
 set_up_tests() {
     begin_go_builds
@@ -65,20 +70,32 @@ set_up_browser() {
 # What makes base images where none can be pulled, and what runs a program of arm64.
 set_up_image() { install_apt_packages git mmdebstrap qemu-user-static; }
 
-# Python programs have a folder of their own each: distributions leave theirs alone.
 set_up_schemathesis() {
-    if [ ! -x "$SCHEMATHESIS_FOLDER/bin/schemathesis" ]; then
-        python3 -c 'import ensurepip' 2>/dev/null || install_apt_packages python3-venv
-        say "installing: schemathesis $SCHEMATHESIS_VERSION (once, for $TESTS_CACHE)"
-        rm -rf "$SCHEMATHESIS_FOLDER"
-        mkdir -p "$TESTS_CACHE"
-        if ! { python3 -m venv "$SCHEMATHESIS_FOLDER" &&
-            quietly "$SCHEMATHESIS_FOLDER/bin/pip" install --disable-pip-version-check "schemathesis==$SCHEMATHESIS_VERSION"; }; then
-            rm -rf "$SCHEMATHESIS_FOLDER"
-            die "schemathesis $SCHEMATHESIS_VERSION could not be installed"
-        fi
-    fi
+    install_python_program "$SCHEMATHESIS_FOLDER" schemathesis "schemathesis==$SCHEMATHESIS_VERSION"
     say "$("$SCHEMATHESIS_FOLDER/bin/schemathesis" --version)"
+}
+
+# Ansible, and the host that it reaches over ssh.
+set_up_ansible() {
+    install_apt_packages openssh-client
+    install_python_program "$ANSIBLE_FOLDER" ansible-lint "ansible-core==$ANSIBLE_CORE_VERSION" "ansible-lint==$ANSIBLE_LINT_VERSION"
+    say "$("$ANSIBLE_FOLDER/bin/ansible" --version | head -n 1)"
+}
+
+# install_python_program FOLDER PROGRAM REQUIREMENT…
+# Python programs have a folder of their own each: distributions leave theirs alone.
+install_python_program() {
+    local folder=$1 program=$2
+    shift 2
+    [ ! -x "$folder/bin/$program" ] || return 0
+    python3 -c 'import ensurepip' 2>/dev/null || install_apt_packages python3-venv
+    say "installing: $* (once, for $TESTS_CACHE)"
+    rm -rf "$folder"
+    mkdir -p "$TESTS_CACHE"
+    if ! { python3 -m venv "$folder" && quietly "$folder/bin/pip" install --disable-pip-version-check "$@"; }; then
+        rm -rf "$folder"
+        die "$program could not be installed"
+    fi
 }
 
 # What looks at packages, and runs programs of arm64. What makes them is for packaging/build to install.

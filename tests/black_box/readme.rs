@@ -213,6 +213,7 @@ impl Reader {
         }
         match (language, text.lines().next().expect("an example is not empty")) {
             ("sh", "packaging/quickstart" | "packaging/build" | "tests/run") => assert_is_program(text),
+            ("sh", first) if first.starts_with("sudo packaging/install ") => assert_has_options(text),
             ("sh", first) if first.starts_with("sudo apt-get") => {
                 assert_installed_by_scripts(first);
                 self.run(text);
@@ -594,6 +595,17 @@ impl Reader {
 fn assert_is_program(path: &str) {
     let mode = fs::metadata(Path::new(ROOT).join(path)).expect("it is there").permissions().mode();
     assert_eq!(mode & 0o111, 0o111, "{path} cannot be run");
+}
+
+/// What tests/install runs on a host of its own knows these options.
+fn assert_has_options(text: &str) {
+    assert_is_program("packaging/install");
+    let program = fs::read_to_string(Path::new(ROOT).join("packaging/install")).expect("it can be read");
+    let known = |option: &str| program.contains(&format!("\n  {option} "));
+    let options = text.split_whitespace().filter(|word| word.starts_with("--") && !word.contains("print-architecture"));
+    for option in options {
+        assert!(known(option), "packaging/install has no {option}");
+    }
 }
 
 /// The test names the block.
