@@ -82,7 +82,8 @@ class Host:
 
     def reboot(self):
         docker("restart", self.name)
-        wait_until(UP_LIMIT_SECONDS, "systemd to be up again", lambda: self.run("systemctl is-system-running", may_fail=True).stdout.strip() in ("running", "degraded"))
+        look = lambda: self.read("systemctl is-system-running", may_fail=True) in ("running", "degraded")
+        wait_until(UP_LIMIT_SECONDS, "systemd to be up again", look)
 
     def remove(self):
         subprocess.run(["docker", "rm", "--force", "--volumes", self.name], capture_output=True, check=False)
@@ -150,7 +151,8 @@ class Host:
         """Answers status and JSON (or text), by one curl inside."""
         socket = f"--unix-socket {CONTROL_SOCKET}" if control else ""
         data = "--data-binary @-" if body is not None else ""
-        command = f"curl --silent --show-error --max-time 30 --request {method} {socket} {data} --write-out '\\n%{{http_code}}' http://127.0.0.1:8080{path}"
+        options = f"--silent --show-error --max-time 30 --request {method} --write-out '\\n%{{http_code}}'"
+        command = f"curl {options} {socket} {data} http://127.0.0.1:8080{path}"
         text, _, status = self.run(command, stdin=body).stdout.rpartition("\n")
         try:
             return int(status), json.loads(text)

@@ -19,7 +19,7 @@ RESTART_LIMIT_SECONDS = 30
 DATABASE = "/var/lib/shiparr/Shiparr.db"
 ENABLE = "systemctl enable --now shiparr.socket shiparr.service"
 WEBHOOK_SECRET = "a-secret-of-the-lab"
-SECRET_TEXT = "opened-by-the-lab"
+SECRET_TEXT, KEY_TEXT = "opened-by-the-lab", "a key of the lab"
 
 
 class Load:
@@ -72,7 +72,8 @@ class Scenarios:
         at = [number for number, line in enumerate(lines) if ENABLE in line]
         check(len(at) == 1, f"`{ENABLE}` stands in {len(at)} lines of: {output[-800:]}")
         for unit in UNITS:
-            check(self.host.read(f"systemctl is-enabled {unit}", may_fail=True) == "disabled", f"{unit} is enabled")
+            enabled = self.host.read(f"systemctl is-enabled {unit}", may_fail=True)
+            check(enabled == "disabled", f"{unit} is {enabled}")
             check(self.host.state(unit) == "inactive", f"{unit} is {self.host.state(unit)}")
         check("docker" in self.host.read("id -nG shiparr").split(), "the user shiparr is not in the group docker")
         check(self.host.read("getent passwd shiparr").split(":")[5] == "/var/lib/shiparr", "the home of shiparr")
@@ -83,10 +84,12 @@ class Scenarios:
 
     def units(self):
         """systemd-analyze has nothing to say of the units, and the service's exposure is low enough"""
-        units = " ".join(f"/usr/lib/systemd/system/{unit}" for unit in UNITS)
-        said = self.host.run(f"SYSTEMD_LOG_LEVEL=notice systemd-analyze verify --man=no {units}")
+        verify, folder = "systemd-analyze verify --man=no", "/usr/lib/systemd"
+        units = " ".join(f"{folder}/system/{unit}" for unit in UNITS)
+        said = self.host.run(f"SYSTEMD_LOG_LEVEL=notice {verify} {units}")
         check(not said.stderr + said.stdout, f"systemd-analyze verify: {said.stderr}{said.stdout}")
-        said = self.host.run("SYSTEMD_LOG_LEVEL=notice XDG_RUNTIME_DIR=/run systemd-analyze --user verify --man=no /usr/lib/systemd/user/shiparr.service /usr/lib/systemd/user/shiparr.socket")
+        units = f"{folder}/user/{SERVICE} {folder}/user/{SOCKET}"
+        said = self.host.run(f"SYSTEMD_LOG_LEVEL=notice XDG_RUNTIME_DIR=/run {verify} --user {units}")
         check(not said.stderr + said.stdout, f"XDG_RUNTIME_DIR=/run systemd-analyze --user verify: {said.stderr}{said.stdout}")
         overall = self.host.read(f"systemd-analyze security --no-pager {SERVICE} | tail -n 1")
         exposure = re.search(r"Overall exposure level for shiparr.service: ([0-9.]+)", overall)
@@ -122,7 +125,7 @@ class Scenarios:
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
             check(holder.stdout.readline() == "locked\n", "the database cannot be locked")
             self.host.run(f"systemctl start --no-block {SERVICE}")
-            wait_until(10, "the daemon to run", lambda: self.host.main_pid() != 0 and self.host.read(f"readlink /proc/{self.host.main_pid()}/exe") == "/usr/bin/shiparr")
+            wait_until(10, "the daemon to run", lambda: self.program() == "/usr/bin/shiparr")
             self.host.run("sleep 1")
             check(self.host.state() == "activating", f"while it waits for its database, the service is {self.host.state()}")
             holder.stdin.close()
@@ -179,10 +182,13 @@ class Scenarios:
         """LoadCredential= brings the age key and the webhooks' secret"""
         recipient = self.host.read("age-keygen -o /root/age.key 2>/dev/null && age-keygen -y /root/age.key")
         self.host.write("/root/webhook.secret", WEBHOOK_SECRET, mode="600")
-        encrypt = f"sops --encrypt --age {recipient} --input-type dotenv --output-type dotenv /dev/stdin"
-        env_file = self.host.run(encrypt, stdin=f"LAB_SECRET={SECRET_TEXT}\n").stdout
-        key_file = self.host.run(f"sops --encrypt --age {recipient} --input-type binary --output-type binary /dev/stdin", stdin="a key of the lab\n").stdout
-        self.stacks.push("secret", {".env.enc": env_file, "key.pem.enc": key_file}, service="    environment: {LAB_SECRET: '${LAB_SECRET}'}\n")
+
+        def encrypt(type_, text):
+            sops = f"sops --encrypt --age {recipient} --input-type {type_} --output-type {type_} /dev/stdin"
+            return self.host.run(sops, stdin=text).stdout
+
+        files = {".env.enc": encrypt("dotenv", f"LAB_SECRET={SECRET_TEXT}\n"), "key.pem.enc": encrypt("binary", f"{KEY_TEXT}\n")}
+        self.stacks.push("secret", files, service="    environment: {LAB_SECRET: '${LAB_SECRET}'}\n")
         drop_in = "[Service]\nLoadCredential=age_key:/root/age.key\nLoadCredential=webhook_secret:/root/webhook.secret\n"
         for unit in (SERVICE, SECRETS):
             self.host.write(f"/etc/systemd/system/{unit}.d/credentials.conf", drop_in)
@@ -200,8 +206,8 @@ class Scenarios:
         body = json.dumps({"ref": "refs/heads/main", "repository": {"clone_url": "https://example.com/nobody/knows.git"}})
         for secret, expected in ((WEBHOOK_SECRET, 200), ("another", 401)):
             signature = hmac.new(secret.encode(), body.encode(), hashlib.sha256).hexdigest()
-            command = (f"curl --silent --output /dev/null --write-out '%{{http_code}}' --header 'X-Gitea-Event: push' --header 'X-Gitea-Signature: {signature}' "
-                       "--data-binary @- http://127.0.0.1:8080/webhook/gitea")
+            headers = f"--header 'X-Gitea-Event: push' --header 'X-Gitea-Signature: {signature}'"
+            command = f"curl --silent --output /dev/null --write-out '%{{http_code}}' {headers} --data-binary @- http://127.0.0.1:8080/webhook/gitea"
             status = int(self.host.run(command, stdin=body).stdout)
             check(status == expected, f"a webhook signed with {'the' if expected == 200 else 'a wrong'} secret is answered {status}")
 
@@ -228,8 +234,8 @@ class Scenarios:
         with self.manager_tells_all():
             self.host.run(f"systemctl reload {SERVICE}")
             wait_until(10, "the second project", lambda: self.host.ask("/api/projects/second", control=True)[0] == 200)
-            wait_until(10, "systemd to be told of a reload and its end", lambda: re.search(
-                r"notification message from PID \d+ \(RELOADING=1, MONOTONIC_USEC=\d+\)(.|\n)*notification message .*READY=1", self.host.messages(since, "_PID=1")))
+            told = r"message from PID \d+ \(RELOADING=1, MONOTONIC_USEC=\d+\)(.|\n)*message from .*READY=1"
+            wait_until(10, "systemd to be told of a reload and its end", lambda: re.search(told, self.host.messages(since, "_PID=1")))
         check(self.host.state() == "active" and self.host.main_pid() == pid, "the service did not go on as it was")
         self.host.run("rm /etc/shiparr/projects/second.yaml")
         self.host.settings("")
@@ -321,7 +327,7 @@ class Scenarios:
         """Mounted secrets outlive the service, and after a reboot they are there before Docker starts"""
         path = "/var/lib/shiparr/deployments/lab/secret/key.pem"
         look = f"readlink {path}; stat -L -c '%i %Y' {path}"
-        check(self.host.read(f"cat {path}") == "a key of the lab", "the secret file is not what was encrypted")
+        check(self.host.read(f"cat {path}") == KEY_TEXT, "the secret file is not what was encrypted")
         link, before = self.host.read(look).splitlines()
         check(link.startswith("/run/shiparr/secrets/"), f"it links to {link}")
         self.host.run(f"systemctl restart {SERVICE}")
@@ -334,7 +340,7 @@ class Scenarios:
             f"ExecStart=/bin/sh -c 'cat {path} >{seen} 2>&1'\n[Install]\nWantedBy=multi-user.target\n"))
         self.host.run(f"systemctl daemon-reload && systemctl enable docker.service 2>&1 && systemctl reenable {SECRETS} 2>&1")
         self.host.reboot()
-        check(self.host.read(f"cat {seen}") == "a key of the lab", f"when Docker started, there was: {self.host.read(f'cat {seen}')}")
+        check(self.host.read(f"cat {seen}") == KEY_TEXT, f"when Docker started, there was: {self.host.read(f'cat {seen}')}")
         check(self.host.property("Result", SECRETS) == "success", f"{SECRETS}: {self.host.property('Result', SECRETS)}")
         # Nobody asked: the timers run after a boot by themselves.
         wait_until(RESTART_LIMIT_SECONDS, "the service to run after the boot", lambda: self.host.state() == "active")
@@ -351,7 +357,7 @@ class Scenarios:
         self.host.run("install -d -o bob /home/bob/.config/shiparr/projects")
         self.host.run(run + "systemctl --user start shiparr.socket shiparr.service")
         health = json.loads(self.host.read(run + "curl --silent --unix-socket $XDG_RUNTIME_DIR/shiparr/shiparr.sock http://localhost/api/health"))
-        check(health["checks"]["docker"]["status"] == "ok" if isinstance(health["checks"]["docker"], dict) else health["checks"]["docker"] == "ok", f"health: {health}")
+        check(health["checks"]["docker"]["status"] == "ok", f"health: {health}")
         self.host.run(run + "shiparr status")
         self.host.run(run + "systemctl --user stop shiparr.socket shiparr.service; loginctl disable-linger bob")
         self.host.run(f"systemctl start {SOCKET} {SERVICE}")
@@ -378,8 +384,7 @@ class Scenarios:
         check(done["id"] == deployment, f"deployment {deployment} had to be repeated as {done['id']}")
         check(self.version() != before, f"it is still {before}")
         check(self.host.main_pid() != pid, "the service was not restarted")
-        program = self.host.read(f"readlink /proc/{self.host.main_pid()}/exe")
-        check(program == "/usr/bin/shiparr", f"what runs is {program}")
+        check(self.program() == "/usr/bin/shiparr", f"what runs is {self.program()}")
         return f"{before} to {self.version()}; {figures}"
 
     def stopped(self):
@@ -388,7 +393,8 @@ class Scenarios:
         self.apt(f"install --reinstall {self.copy_in(self.next_package)}")
         for unit in (SERVICE, SOCKET):
             check(self.host.state(unit) == "inactive", f"{unit} is {self.host.state(unit)}")
-            check(self.host.read(f"systemctl is-enabled {unit}", may_fail=True) == "disabled", f"{unit} is enabled")
+            enabled = self.host.read(f"systemctl is-enabled {unit}", may_fail=True)
+            check(enabled == "disabled", f"{unit} is {enabled}")
         self.host.run(f"{ENABLE} 2>&1")
 
     def remove(self):
@@ -411,7 +417,7 @@ class Scenarios:
         output = self.apt("purge shiparr")
         for path in ("deployments", "saved"):
             check(f"/var/lib/shiparr/{path}" in output, f"it does not say that {path} stay: {output[-800:]}")
-        kept = self.host.read("cat /var/lib/shiparr/saved/lab/file /var/lib/shiparr/deployments/lab/web/untracked /var/lib/shiparr/deployments/lab/web/compose.yaml")
+        kept = self.host.read("cd /var/lib/shiparr && cat saved/lab/file deployments/lab/web/untracked deployments/lab/web/compose.yaml")
         check(kept.startswith("mine\ndata\nservices:"), f"of people's data there is: {kept}")
         left = self.host.read("ls -A /var/lib/shiparr").split()
         check(sorted(left) == ["deployments", "saved"], f"in /var/lib/shiparr there is {left}")
@@ -435,6 +441,10 @@ class Scenarios:
         """Answers what it printed."""
         return self.host.read(f"DEBIAN_FRONTEND=noninteractive apt-get --quiet --yes --no-install-recommends {arguments} 2>&1")
 
+    def program(self):
+        """What the service runs; one that was replaced is `(deleted)`."""
+        return self.host.read(f"readlink /proc/{self.host.main_pid()}/exe", may_fail=True)
+
     def version(self):
         return self.host.read("dpkg-query --show --showformat '${Version}' shiparr")
 
@@ -455,5 +465,16 @@ class LogLevel:
 # A host's life is told in this order.
 ALL = ("install", "units", "start", "activation", "ready", "members", "deploy", "elsewhere", "credentials", "journal", "reload", "watchdog",
        "restarts", "killed", "graceful", "alone", "secrets", "user", "upgrade", "stopped", "remove", "purge", "first_project")
-# Whichever are chosen, these go first: the others need them.
+# Without these two nothing can be seen.
 FIRST = ("install", "start")
+# What else has to be there before a scenario.
+NEEDS = {
+    **{name: ("deploy",) for name in ("watchdog", "killed", "graceful", "upgrade", "remove", "purge")},
+    "secrets": ("credentials",),
+}
+
+
+def with_needs(chosen):
+    """The chosen scenarios and those that they need, in order."""
+    wanted = {*FIRST, *chosen, *(need for name in chosen for need in NEEDS.get(name, ()))}
+    return [name for name in ALL if name in wanted]

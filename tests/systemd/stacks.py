@@ -105,8 +105,9 @@ class Stacks:
 
     def remove(self):
         """Containers and networks, also of a run that failed at any moment."""
-        for kind, list_, remove in (("container", ["ps", "--all", "--quiet"], ["rm", "--force", "--volumes"]), ("network", ["network", "ls", "--quiet"], ["network", "rm"])):
-            for name in ("web", "site", "secret"):
-                found = docker(*list_, "--filter", f"label=com.docker.compose.project={self.compose_project(name)}").split()
+        kinds = ((("ps", "--all"), ("rm", "--force", "--volumes")), (("network", "ls"), ("network", "rm")))
+        for list_, remove in kinds:
+            for name in self.fields:
+                found = docker(*list_, "--quiet", "--filter", f"label=com.docker.compose.project={self.compose_project(name)}").split()
                 if found:
                     docker(*remove, *found)
