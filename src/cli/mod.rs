@@ -5,11 +5,13 @@ mod check;
 mod client;
 mod compose;
 mod deploy;
+mod hand_over;
 mod lists;
 mod logs;
 mod prune;
 mod table;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -101,6 +103,12 @@ enum Verb {
     /// The child that fetches and checks out; not for people
     #[command(hide = true)]
     Git,
+    /// What a helper container runs, for the stack that holds Shiparr itself; not for people
+    #[command(hide = true)]
+    HandOver {
+        /// Where its job lies
+        folder: PathBuf,
+    },
 }
 
 /// Parses the command line and runs the verb.
@@ -135,6 +143,7 @@ impl CommandLine {
             Verb::NotifyTest { repository, json } => lists::notify_test(&client()?, repository.as_deref(), json),
             Verb::Health { json } => lists::health(&client()?, json),
             Verb::Git => Ok(crate::git::child_main()),
+            Verb::HandOver { folder } => hand_over::run(&folder),
         }
     }
 }
