@@ -306,9 +306,6 @@ impl Running {
 
     /// What a helper has done since a daemon before this one, as if it had been done here.
     fn take_up(&mut self, host: &Host, checkout: &git::Checkout, end: End) -> Result<Reached, StepError> {
-        let Some(commit) = self.job.deployment.commit.as_ref().map(|commit| commit.hash.clone()) else {
-            return Ok(Reached::Lost("its commit is not recorded".to_owned()));
-        };
         let reached = match end {
             End::Left => return Ok(Reached::LeftToHelper),
             End::Lost(why) => {
@@ -316,7 +313,10 @@ impl Running {
                 return Ok(Reached::Lost(why));
             }
             End::Done(done) => {
-                let Job { repository, .. } = &self.job;
+                let Job { repository, deployment, .. } = &self.job;
+                let Some(commit) = deployment.commit.as_ref().map(|commit| commit.hash.clone()) else {
+                    return Ok(Reached::Lost("its commit is not recorded".to_owned()));
+                };
                 let kept = done.secret_files;
                 let secret_files = Switched::from_kept(kept, &repository.name, &host.settings, &host.hash_key);
                 let up = BroughtUp { plan: done.plan, since: done.since, secret_files };

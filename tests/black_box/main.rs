@@ -16,6 +16,7 @@ mod events;
 mod faults;
 mod flood;
 mod following;
+mod handover;
 mod heartbeat;
 mod hostile;
 mod hostile_corpus;
