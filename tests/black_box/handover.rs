@@ -86,8 +86,9 @@ impl Scene {
         };
         let signal = if other.is_slow { "SIGTERM" } else { "SIGKILL" };
         // Shiparr comes second, so that what replaces it has something to do before.
+        let after = if other.is_slow { "    depends_on: [other]\n" } else { "" };
         format!(
-            "services:\n  shiparr:\n    image: {IMAGE}\n    network_mode: host\n    depends_on: [other]\n    init: false\n    \
+            "services:\n  shiparr:\n    image: {IMAGE}\n    network_mode: host\n{after}    \
              command: [\"sh\", \"-c\", \"exec {binary} run >> {log} 2>&1\"]\n    stop_grace_period: 50s\n    volumes:\n{volumes}    \
              environment:\n{settings}  other:\n    image: {IMAGE}\n    network_mode: none\n    stop_signal: {signal}\n    \
              stop_grace_period: 5s\n    command: [\"sh\", \"-c\", \"{what}\"]\n    \
@@ -112,10 +113,11 @@ impl Scene {
     #[track_caller]
     fn wait_for(&self, commit: &str, status: &str) -> Vec<Json> {
         let rows = wait_until(MINUTE, &format!("{commit} to be deployed"), || {
-            let rows: Vec<Json> = self.rows().into_iter().filter(|row| row["commit_hash"] == commit).collect();
-            let newest = rows.first()?["status"].as_str()?;
-            (!matches!(newest, "pending" | "running") && self.rows().iter().all(|row| row["status"] != "pending"))
-                .then_some(rows)
+            let all = self.rows();
+            let goes_on = |row: &Json| matches!(row["status"].as_str(), Some("pending" | "running"));
+            let is_over = !all.iter().any(goes_on);
+            let rows: Vec<Json> = all.into_iter().filter(|row| row["commit_hash"] == commit).collect();
+            Some(rows).filter(|rows| is_over && !rows.is_empty())
         });
         let log = || self.daemon.log_of(rows[0]["id"].as_i64().expect("an id"));
         assert_eq!(rows[0]["status"], status, "{rows:?}\n{}", log());
