@@ -13,7 +13,7 @@ use jiff::Timestamp;
 
 use super::compose::env_files;
 use super::control::{Cause, Control};
-use super::handover::{self, Done as HelperDone, End, Given};
+use super::handover::{self, End, Given};
 use super::journal::{Journal, known_secrets};
 use super::secret_files::{self, SecretFiles, Switched};
 use super::takeover::{self, Judgement, Situation};
@@ -113,10 +113,10 @@ pub fn resume_unnamed(host: &Host, handed_over: &HandedOver, control: &Control) 
     let error = match handover::resume(host, handed_over, control, &mut journal) {
         End::Left => return Ok(()),
         End::Lost(why) => why,
-        End::Done(HelperDone { result: Ok(()), .. }) => {
-            format!("its `up` has ended, {nobody}: whether it is well is not known")
-        }
-        End::Done(HelperDone { result: Err(error), .. }) => format!("its `up` has failed, {nobody}: {error}"),
+        End::Done(done) => match done.result {
+            Ok(()) => format!("its `up` has ended, {nobody}: whether it is well is not known"),
+            Err(error) => format!("its `up` has failed, {nobody}: {error}"),
+        },
     };
     log::warn!("{repository}: deployment {id}: {error}");
     host.store.finish(*id, &Outcome::Interrupted { error: one_line(&error) }, Timestamp::now())

@@ -36,7 +36,7 @@ pub(super) struct Following<'a> {
 /// What became of a helper.
 pub(super) enum Followed {
     /// It has done its work.
-    Answered(Answer),
+    Answered(Box<Answer>),
     /// It has, and what it says is not understood.
     Unreadable(String),
     /// It did not take its job, and never will.
@@ -65,7 +65,7 @@ impl Following<'_> {
                 return Followed::Left;
             }
             match answer {
-                Some(Ok(answer)) => return Followed::Answered(answer),
+                Some(Ok(answer)) => return Followed::Answered(Box::new(answer)),
                 Some(Err(why)) => return Followed::Unreadable(why),
                 None if is_gone => return Followed::Gone,
                 None if is_untaken && is_late && self.folder.withdraw() => return Followed::Untaken,

@@ -86,7 +86,7 @@ pub(super) struct Given<'a> {
 /// How it came to its end, as far as this process is concerned.
 pub(super) enum End {
     /// The helper is done.
-    Done(Done),
+    Done(Box<Done>),
     /// Shiparr stops: the next start goes on.
     Left,
     /// The helper is gone, and nobody knows how far it came. Why that is thought.
@@ -133,7 +133,7 @@ pub(super) fn up(host: &Host, given: Given<'_>, plaintext: Plaintext, control: &
     let folder = JobFolder::of(&host.settings.runtime_path, id);
     let not_begun = |error: UpError| {
         let (plan, secret_files) = (plan.clone(), kept.clone());
-        End::Done(Done { result: Err(error), is_unsettled: false, plan, since, secret_files })
+        End::Done(Box::new(Done { result: Err(error), is_unsettled: false, plan, since, secret_files }))
     };
     if let Err(error) = folder.create(job_of(host, &given, control, journal)) {
         clear(id, &folder);
@@ -218,8 +218,9 @@ fn end(host: &Host, id: DeploymentId, folder: &JobFolder, followed: Followed) ->
     }
     match followed {
         Followed::Left => End::Left,
-        Followed::Answered(Answer { result, is_unsettled, kept: Brought { plan, since, secret_files } }) => {
-            End::Done(Done { result, is_unsettled, plan, since, secret_files })
+        Followed::Answered(answer) => {
+            let Answer { result, is_unsettled, kept: Brought { plan, since, secret_files } } = *answer;
+            End::Done(Box::new(Done { result, is_unsettled, plan, since, secret_files }))
         }
         Followed::Unreadable(why) => End::Lost(format!("the helper's answer was not taken: {why}")),
         Followed::Untaken => End::Lost("Shiparr ended before a helper had begun".to_owned()),
