@@ -43,12 +43,15 @@
 //! There is one worker, and everything that changes files or containers on the host happens on it, one deployment after
 //! the other: no two checkouts or `up`s can meet, and nothing has to be locked against another one. What follows an
 //! `up` only looks, and may take minutes where a stack is bad; so a [`deploy::pipeline::Waiting`] moves to a waiter, a
-//! thread of its own that ends with the deployment, and the worker takes the next row. Three rules keep that simple:
+//! thread of its own that ends with the deployment, and the worker takes the next row. A few rules keep that simple:
 //!
 //! - A waiter changes nothing but its own row. Its looks at Docker are shared with those of the other waiters.
 //! - A repository has one running row at most, so there is one waiter for it at most, and the worker starts nothing of
 //!   it before that has ended. Where a later row would bring something else, the worker ends the waiter
 //!   (`superseded`) and takes the row at its next look.
+//! - Where an `up` would replace the container that this very process runs in, a helper container does it
+//!   ([`deploy::handover`]): the worker waits for that as for its own, and so does the worker of the daemon that comes
+//!   after, before it takes anything else.
 //! - Whoever ends a deployment before its end says why ([`deploy::control::Cause`]), and the thread that has it records
 //!   it.
 //!

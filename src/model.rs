@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -333,7 +334,7 @@ pub struct Commit {
 }
 
 /// Whether a failure can pass by itself, and so is tried again (spec section 4, "Again").
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Chance {
     /// Network, registry, Docker gone, disk full, a conflict: tried again after a pause.
     CanPass,
@@ -464,6 +465,14 @@ pub struct DeploymentRecord {
     pub finished_at: Option<Timestamp>,
     /// Whether `up` had begun.
     pub up_began: bool,
+}
+
+impl DeploymentRecord {
+    /// How long it has run, by the clock; nothing where that was set back meanwhile.
+    pub fn ran_for(&self, now: Timestamp) -> Duration {
+        let since = self.started_at.map(|at| now.duration_since(at));
+        since.and_then(|time| Duration::try_from(time).ok()).unwrap_or_default()
+    }
 }
 
 /// A line of a deployment's log.

@@ -6,12 +6,14 @@ mod client;
 mod completions;
 mod compose;
 mod deploy;
+mod hand_over;
 mod hold;
 mod lists;
 mod logs;
 mod prune;
 mod table;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
@@ -122,6 +124,12 @@ enum Verb {
     /// The child that fetches and checks out; not for people
     #[command(hide = true)]
     Git,
+    /// What a helper container runs, for the stack that holds Shiparr itself; not for people
+    #[command(hide = true)]
+    HandOver {
+        /// Where its job lies
+        folder: PathBuf,
+    },
 }
 
 /// Parses the command line and runs the verb.
@@ -160,6 +168,7 @@ impl CommandLine {
             Verb::Complete { words } => Ok(completions::print_offers(CommandLine::command(), &environment, &words)),
             Verb::Hold(args) => hold::run(&environment, &args),
             Verb::Git => Ok(crate::git::child_main()),
+            Verb::HandOver { folder } => hand_over::run(&folder),
         }
     }
 }

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::tokens::user_of_bare_token;
 use super::{Environment, Template};
 use crate::git::{Credential, RemoteUrl, Scheme};
@@ -33,7 +35,7 @@ pub enum Deploy {
 }
 
 /// Whether images are built.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Build {
     /// `--build` when an active service has `build:`.
     Auto,
@@ -44,7 +46,7 @@ pub enum Build {
 }
 
 /// Whether images are pulled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Pull {
     /// Those that are not there.
     Missing,
@@ -55,7 +57,7 @@ pub enum Pull {
 }
 
 /// What happens to a variable that the compose files use and nobody sets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum UnsetVariables {
     /// The deployment stops.
     Fail,

@@ -131,6 +131,13 @@ impl Activities {
         running.is_some()
     }
 
+    /// Nobody waits any more for what helpers do: Shiparr stops, and the next start goes on with them.
+    pub fn leave_to_helpers(&self) {
+        for running in self.all_running() {
+            running.control.leave_to_helper();
+        }
+    }
+
     /// Ends everything: Shiparr stops.
     pub fn stop(&self) {
         for activity in self.lock().by_repository.values() {

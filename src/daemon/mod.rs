@@ -40,6 +40,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::config::settings::is_in_memory;
 use crate::config::{Catalog, Settings, hash_key};
+use crate::deploy::handover;
 use crate::deploy::pipeline::Host;
 use crate::git;
 use crate::metrics::Metrics;
@@ -119,15 +120,17 @@ impl Start {
         make_folder(&settings.runtime_path, "Shiparr_RUNTIME_PATH")?;
         let runtime_lock = lock::take(&settings.runtime_path.join(lock::RUNTIME_LOCK), "Shiparr_RUNTIME_PATH")?;
         warn_of_a_disk(&settings.runtime_path)?;
-        for problem in RuntimeFolder::clean_leftovers(&settings.runtime_path, &settings.data_path) {
-            log::error!("plain text that an interrupted deployment left could not be removed: {problem}");
-        }
+        let (runtime, data) = (&settings.runtime_path, &settings.data_path);
+        let spared = handover::may_be_in_use(runtime);
+        log_leftovers(&RuntimeFolder::clean_leftovers(runtime, data, &spared));
         let metrics = Arc::new(Metrics::default());
         let store = Store::open(&settings.data_path, settings.history_limit)?.counted_in(Arc::clone(&metrics));
         let store = Arc::new(store);
         for deployment in store.recover(Timestamp::now())? {
             log::warn!("{}: deployment {} was interrupted and is queued again", deployment.repository, deployment.id);
         }
+        let handed_over = store.handed_over()?;
+        log_leftovers(&handover::clean(runtime, data, &handed_over));
         let hash_key = hash_key(&settings.data_path)
             .with_context(|| format!("cannot read or make the key file in {}", settings.data_path.display()))?;
         let loaded = reload::signature(&settings.config_path);
@@ -143,6 +146,7 @@ impl Start {
         let driver = crate::deploy::driver(&settings);
         let host = Host { settings, store, driver, git, hash_key };
         let shared = Arc::new(Shared::new(host, catalog, metrics));
+        worker::expect_handed_over(&shared, &handed_over);
         shared.restore.begin(&shared.host)?;
         Ok(Start { shared, loaded, _locks: [data_lock, runtime_lock] })
     }
@@ -254,6 +258,8 @@ impl Daemon {
         self.threads.stopping();
         self.keeper.stopping(web_side::STOP_LIMIT + patience + INTERRUPTED_LIMIT + TELL_LIMIT + STOP_SLACK);
         shared.stir();
+        // The container that this process runs in may be about to be replaced.
+        shared.activities.leave_to_helpers();
         self.timers.stop();
         self.web.end_streams();
         shared.wake_worker();
@@ -269,6 +275,12 @@ impl Daemon {
             log::error!("not everything could be stored at the stop: {error}");
         }
         log::info!("stopped");
+    }
+}
+
+fn log_leftovers(problems: &[String]) {
+    for problem in problems {
+        log::error!("plain text that an interrupted deployment left could not be removed: {problem}");
     }
 }
 

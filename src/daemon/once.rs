@@ -47,6 +47,7 @@ pub fn run(shared: &Arc<Shared>, threads: &Threads, events: Receiver<Event>) -> 
         }
     }
     let worker = Worker::new(Arc::clone(shared), threads.clone());
+    worker.resume_handed_over();
     worker.put_back_interrupted();
     let mut blocked_since: Option<Instant> = None;
     while !threads.are_stopping() {

@@ -21,7 +21,7 @@ use crate::deploy::pipeline::{self, Begun, Job};
 use crate::deploy::{checkout, settle};
 use crate::model::{CommitHash, DeploymentId, DeploymentRecord, RepositoryName, RepositoryRecord, Status};
 use crate::pulse;
-use crate::store::StoreError;
+use crate::store::{HandedOver, StoreError};
 
 /// The queue is looked at this often even when nobody rings: a bell that is lost costs at most this.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
@@ -78,6 +78,7 @@ impl Worker {
 
     /// Works until the daemon stops.
     pub fn run(&self) {
+        self.resume_handed_over();
         self.put_back_interrupted();
         while !self.threads.are_stopping() {
             pulse::next_within(ROUND_LIMIT);
@@ -94,6 +95,46 @@ impl Worker {
             pulse::next_within(pause);
             self.shared.wait_for_work(pause);
         }
+    }
+
+    /// Waits for the helpers that the daemon before has left, before anything else changes the host, and goes on with
+    /// their deployments.
+    pub fn resume_handed_over(&self) {
+        let store = &self.shared.host.store;
+        while !self.threads.are_stopping() {
+            pulse::next_within(ROUND_LIMIT);
+            let done = store.handed_over().and_then(|left| left.iter().try_for_each(|left| self.resume(left)));
+            let Err(error) = done else { return };
+            log::error!("what a helper container has cannot be gone on with yet: {error}");
+            self.shared.wait_for_work(DATABASE_AGAIN);
+        }
+    }
+
+    fn resume(&self, left: &HandedOver) -> Result<(), StoreError> {
+        let (host, activities, catalog) = (&self.shared.host, &self.shared.activities, self.shared.catalog());
+        let DeploymentRecord { id, repository_id, repository: name, .. } = &left.deployment;
+        // Another one is not begun while the row is running.
+        let Some(running) = activities.running(*repository_id).filter(|running| running.deployment == *id) else {
+            return Err(StoreError::Refused(format!("deployment {id} of {name} is not known to run")));
+        };
+        pulse::next_within(running.control.limit().left().saturating_add(AFTER_LIMIT));
+        let Some(repository) = catalog.repository(name) else {
+            pipeline::resume_unnamed(host, left, &running.control)?;
+            activities.end(*repository_id);
+            self.shared.wake_teller();
+            return Ok(());
+        };
+        let Some(record) = host.store.repository(*repository_id)? else {
+            return Err(StoreError::Refused(format!("{name} has no record in the database")));
+        };
+        let config_hash = repository.config_hash(&host.hash_key, &host.settings.environment);
+        let (deployment, repository) = (left.deployment.clone(), repository.clone());
+        let job = Job { deployment, record, repository, catalog, config_hash };
+        match pipeline::resume(host, job, left, &running.control)? {
+            Begun::Waits(waiting) => finish::wait(&self.shared, &self.threads, waiting),
+            Begun::Ended(ended) => finish::end(&self.shared, &self.threads, *ended),
+        }
+        Ok(())
     }
 
     /// Puts the files back of deployments that were interrupted before they changed a container. Says of which
@@ -292,6 +333,19 @@ impl Worker {
             Ok(None) => LOOK_AGAIN,
             Err(_) => DATABASE_AGAIN,
         }
+    }
+}
+
+/// Deployments that helpers have run, as everybody else must know from the start: they can be cancelled, and nobody gets
+/// their hands on these stacks.
+pub fn expect_handed_over(shared: &Shared, handed_over: &[HandedOver]) {
+    let catalog = shared.catalog();
+    for HandedOver { deployment, .. } in handed_over {
+        let timeout = catalog.repository(&deployment.repository).map(|repository| repository.timeout);
+        let timeout = timeout.unwrap_or(shared.host.settings.deploy_timeout);
+        let control = Control::new(timeout.saturating_sub(deployment.ran_for(Timestamp::now())));
+        // Nobody has had the time to get their hands on it.
+        let _ = shared.activities.begin(deployment.repository_id, deployment.id, &control);
     }
 }
 

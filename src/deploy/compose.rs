@@ -5,6 +5,7 @@ pub mod env_files;
 mod explain;
 mod files;
 mod heal;
+mod helper_container;
 mod looks;
 pub mod own_container;
 mod plan;
@@ -23,6 +24,7 @@ use self::explain::Tail;
 use self::looks::{Looks, Watched};
 use self::own_container::OwnContainer;
 use self::watch::{Container, Expected, Failure, Verdict, Watch};
+use super::handover::Helpers;
 use super::{ByHand, Driver, Log, Plan, Resident, Stack, StepError, Timing, Up, UpError};
 use crate::command::{Command, Limit};
 use crate::config::Settings;
@@ -55,6 +57,11 @@ impl Compose {
     /// With the programs and the environment that the settings name.
     pub fn new(settings: &Settings) -> Compose {
         Compose::with(Client::new(&settings.docker_bin, settings.environment.for_children()))
+    }
+
+    /// As a helper has it: with the programs and the environment that the daemon had.
+    pub fn of_helper(docker: &Path, environment: Vec<(OsString, OsString)>) -> Compose {
+        Compose::with(Client::new(docker, environment))
     }
 
     fn with(client: Client) -> Compose {
@@ -290,6 +297,10 @@ impl Driver for Compose {
         let files = files_of(stack)?;
         let project = chosen_project(stack, &files)?;
         Ok(ByHand { command: self.call(stack, &files, project.as_deref(), limit), files })
+    }
+
+    fn helpers(&self) -> Option<&dyn Helpers> {
+        Some(self)
     }
 
     fn prune_images(&self, limit: &Limit, log: &mut dyn Log) -> Result<(), StepError> {

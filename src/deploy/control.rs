@@ -1,5 +1,6 @@
 //! What may end a deployment before its own end.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -25,12 +26,13 @@ pub enum Cause {
 pub struct Control {
     limit: Limit,
     cause: Arc<OnceLock<Cause>>,
+    is_left: Arc<AtomicBool>,
 }
 
 impl Control {
     /// For a deployment that may take `timeout`.
     pub fn new(timeout: Duration) -> Control {
-        Control { limit: Limit::after(timeout), cause: Arc::default() }
+        Control { limit: Limit::after(timeout), cause: Arc::default(), is_left: Arc::default() }
     }
 
     /// What every step of it ends with.
@@ -43,6 +45,16 @@ impl Control {
         // Set before the steps notice, so that whoever finds the limit cancelled finds the cause.
         let _ = self.cause.set(cause);
         self.limit.cancel();
+    }
+
+    /// Shiparr stops: nobody waits any more for what a helper does. What Shiparr does itself goes on.
+    pub fn leave_to_helper(&self) {
+        self.is_left.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether what a helper does is left to the next start.
+    pub fn is_left_to_helper(&self) -> bool {
+        self.is_left.load(Ordering::Relaxed) || self.cause() == Some(Cause::Stop)
     }
 
     /// Why it was ended; none while it was not, also when it ran out of time.
@@ -64,6 +76,17 @@ mod tests {
         control.end(Cause::Stop);
         assert_eq!(control.cause(), Some(Cause::Supersede { by: 7 }));
         assert!(control.limit().is_cancelled());
+    }
+
+    #[test]
+    fn a_stop_leaves_to_a_helper_what_it_does_and_nothing_else() {
+        let control = Control::new(Duration::from_secs(60));
+        assert!(!control.is_left_to_helper());
+        control.leave_to_helper();
+        assert!(control.is_left_to_helper() && !control.limit().is_over());
+        let interrupted = Control::new(Duration::from_secs(60));
+        interrupted.end(Cause::Stop);
+        assert!(interrupted.is_left_to_helper());
     }
 
     #[test]

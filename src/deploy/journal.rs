@@ -10,7 +10,7 @@ use super::Log;
 use crate::config::{Repository, Settings};
 use crate::model::{DeploymentId, LogLevel};
 use crate::secrets::Scrubber;
-use crate::store::Store;
+use crate::store::{HelperLine, Store, StoreError};
 
 /// Writes a deployment's log. A log that cannot be written stops no deployment.
 pub struct Journal {
@@ -50,6 +50,25 @@ impl Journal {
     /// A text without any known secret.
     pub fn scrub<'t>(&self, text: &'t str) -> Cow<'t, str> {
         self.scrubber.scrub(text)
+    }
+
+    /// All that it knows so far, for a helper whose lines go through it before they come here.
+    pub fn scrubber(&self) -> Scrubber {
+        self.scrubber.clone()
+    }
+
+    /// Adds the lines of a helper, which end at its log's byte `taken`: each once, whatever happens meanwhile.
+    ///
+    /// # Errors
+    /// The database's: then none is added.
+    pub fn add_of_helper(&mut self, mut lines: Vec<HelperLine>, taken: u64) -> Result<(), StoreError> {
+        for line in &mut lines {
+            line.message = self.scrubber.scrub(&line.message).into_owned();
+        }
+        match &self.to {
+            Destination::Deployment { store, id, .. } => store.log_of_helper(*id, &lines, taken),
+            Destination::Daemon { .. } => Ok(()),
+        }
     }
 
     /// Adds a step's line, with the time that it took.

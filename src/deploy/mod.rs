@@ -5,6 +5,7 @@ pub mod checkout;
 pub mod compose;
 pub mod containers;
 pub mod control;
+pub mod handover;
 mod journal;
 pub mod pipeline;
 mod probe;
@@ -19,10 +20,12 @@ mod testing;
 mod variables;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 use crate::command::{Command, Limit};
 use crate::config::Settings;
@@ -31,7 +34,7 @@ use crate::model::{Asked, Chance, LogLevel};
 use crate::secrets::Secret;
 
 /// Why a step failed, in one line, and whether another try can help.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub struct StepError {
     /// One line that says what to do.
@@ -53,7 +56,7 @@ impl StepError {
 }
 
 /// Why a stack was not brought up, and how that leaves its containers.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{error}")]
 pub struct UpError {
     /// Why.
@@ -63,7 +66,7 @@ pub struct UpError {
 }
 
 /// How a failed `up` leaves the containers of a stack.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Containers {
     /// None was made, stopped or removed: what ran before runs.
     Untouched,
@@ -128,7 +131,7 @@ pub struct Stack {
 }
 
 /// What a stack would run.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     /// The compose project.
     pub project: String,
@@ -149,7 +152,7 @@ pub struct Plan {
 }
 
 /// A file or folder of this host that a service mounts: a bind volume, or a secret or config that comes from a file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
     /// The service.
     pub service: String,
@@ -166,7 +169,7 @@ pub struct ByHand {
 }
 
 /// How a stack is brought up.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Up {
     /// Whether containers of services that the stack does not have any more go.
     pub remove_orphans: bool,
@@ -296,11 +299,21 @@ pub trait Driver: Send + Sync {
     /// The stack has no files, or they cannot be read.
     fn by_hand(&self, stack: &Stack, limit: &Limit) -> Result<ByHand, StepError>;
 
+    /// What can do such work while this very process is replaced; none where there is no such thing.
+    fn helpers(&self) -> Option<&dyn handover::Helpers> {
+        None
+    }
+
     /// Removes images that nothing uses any more and that have no name.
     ///
     /// # Errors
     /// Why it did not, in one line.
     fn prune_images(&self, limit: &Limit, log: &mut dyn Log) -> Result<(), StepError>;
+}
+
+/// The driver of every stack, as a helper has it: with the programs and the environment that the daemon had.
+fn driver_of_helper(docker: &Path, environment: Vec<(OsString, OsString)>) -> Box<dyn Driver> {
+    Box::new(compose::Compose::of_helper(docker, environment))
 }
 
 /// The driver of every stack: there is one kind so far.

@@ -13,6 +13,7 @@ use jiff::Timestamp;
 
 use super::compose::env_files;
 use super::control::{Cause, Control};
+use super::handover::{self, End, Given};
 use super::journal::{Journal, known_secrets};
 use super::secret_files::{self, SecretFiles, Switched};
 use super::takeover::{self, Judgement, Situation};
@@ -25,10 +26,9 @@ use crate::command::Limit;
 use crate::config::{Catalog, Repository, Settings};
 use crate::git::{self, Done, Fetched};
 use crate::model::{Chance, Commit, CommitHash, DeploymentRecord, LogLevel, RepositoryRecord};
-use crate::store::{self, Outcome, Store, StoreError};
+use crate::secrets::Scrubber;
+use crate::store::{self, HandedOver, Outcome, Store, StoreError};
 
-/// For the question whether Docker is there still, after an `up` that failed.
-const ASK_LIMIT: Duration = Duration::from_secs(5);
 /// For combining what many fetches left in an object store.
 const TIDY_LIMIT: Duration = Duration::from_secs(120);
 /// For removing unused images after a success.
@@ -80,12 +80,46 @@ pub fn begin(host: &Host, job: Job, control: &Control) -> Result<Begun, StoreErr
     host.store.start(id, &job.config_hash, Timestamp::now())?;
     log::info!("{}: deployment {id} begins ({})", job.repository.name, job.deployment.trigger);
     let journal = Journal::new(Arc::clone(&host.store), id, known_secrets(&job.repository, &host.settings));
-    let mut running = Running { job, control: control.clone(), journal, began };
-    Ok(match running.bring_up(host) {
-        Ok(Reached::Up(up, commit)) => Begun::Waits(Box::new(Waiting { running, up: *up, commit })),
-        Ok(Reached::NothingToDo(reason)) => running.ended(Some(Outcome::Skipped { reason })).into(),
-        Err(error) => running.failed(error).into(),
-    })
+    let mut running = Running { job, control: control.clone(), journal, began, heals_first: false };
+    let reached = running.bring_up(host);
+    Ok(running.begun(reached))
+}
+
+/// Goes on with a deployment whose `up` a helper has, since a daemon before this one: waits for the end of that `up`.
+///
+/// # Errors
+/// The database's; the row is the helper's still.
+pub fn resume(host: &Host, job: Job, handed_over: &HandedOver, control: &Control) -> Result<Begun, StoreError> {
+    let id = job.deployment.id;
+    log::info!("{}: deployment {id} goes on: a helper container has it", job.repository.name);
+    let journal = Journal::new(Arc::clone(&host.store), id, known_secrets(&job.repository, &host.settings));
+    let began = Instant::now().checked_sub(job.deployment.ran_for(Timestamp::now())).unwrap_or_else(Instant::now);
+    let mut running = Running { job, control: control.clone(), journal, began, heals_first: false };
+    let checkout = running.checkout(host)?;
+    let end = handover::resume(host, handed_over, control, &mut running.journal);
+    let reached = running.take_up(host, &checkout, end);
+    Ok(running.begun(reached))
+}
+
+/// Waits for the helper of a deployment whose repository no project file names any more. What it deployed is not waited
+/// for: how, nobody knows.
+///
+/// # Errors
+/// The database's; the row is the helper's still, or interrupted at the next start.
+pub fn resume_unnamed(host: &Host, handed_over: &HandedOver, control: &Control) -> Result<(), StoreError> {
+    let DeploymentRecord { id, repository, .. } = &handed_over.deployment;
+    let mut journal = Journal::new(Arc::clone(&host.store), *id, Scrubber::new());
+    let nobody = "and no project file names the repository any more";
+    let error = match handover::resume(host, handed_over, control, &mut journal) {
+        End::Left => return Ok(()),
+        End::Lost(why) => why,
+        End::Done(done) => match done.result {
+            Ok(()) => format!("its `up` has ended, {nobody}: whether it is well is not known"),
+            Err(error) => format!("its `up` has failed, {nobody}: {error}"),
+        },
+    };
+    log::warn!("{repository}: deployment {id}: {error}");
+    host.store.finish(*id, &Outcome::Interrupted { error: one_line(&error) }, Timestamp::now())
 }
 
 /// A deployment whose `up` has ended.
@@ -162,7 +196,7 @@ impl Ended {
         match outcome {
             Outcome::Success => log::info!("{name}: deployment {id} succeeded in {seconds:.1} s"),
             Outcome::Skipped { reason } => log::info!("{name}: deployment {id} is skipped: {reason}"),
-            Outcome::Superseded { error } | Outcome::Cancelled { error } => {
+            Outcome::Superseded { error } | Outcome::Cancelled { error } | Outcome::Interrupted { error } => {
                 log::warn!("{name}: deployment {id}: {error}");
             }
             Outcome::Failed { error, .. } => log::error!("{name}: deployment {id} failed: {error}"),
@@ -174,12 +208,17 @@ impl Ended {
     pub fn is_soon_tidy(&self, host: &Host) -> bool {
         let job = self.job();
         let checkout = checkout::of(host, &job.repository, &job.record);
-        self.running.control.cause().is_some() || checkout.is_ok_and(|checkout| !git::wants_tidying(&checkout))
+        self.outcome.is_none()
+            || self.running.control.cause().is_some()
+            || checkout.is_ok_and(|checkout| !git::wants_tidying(&checkout))
     }
 
     /// Once that is recorded: the object store is kept small, and after a success decrypted files and images go that
     /// nothing uses any more.
     pub fn tidy(&mut self, host: &Host) {
+        if self.outcome.is_none() {
+            return;
+        }
         let control = &self.running.control;
         if control.cause().is_none() {
             tidy_store(host, self.job(), &control.limit().anew(TIDY_LIMIT));
@@ -209,6 +248,10 @@ enum Reached {
     Up(Box<BroughtUp>, CommitHash),
     /// The commit changes nothing of the stack.
     NothingToDo(String),
+    /// Shiparr stops, and a helper goes on.
+    LeftToHelper,
+    /// A helper had it and is gone. Why that is thought.
+    Lost(String),
 }
 
 /// A stack whose `up` has ended.
@@ -225,7 +268,9 @@ struct Prepared {
     plan: Plan,
     secret_files: SecretFiles,
     judgement: Judgement,
-    _plaintext: Plaintext,
+    plaintext: Plaintext,
+    /// Whether it holds the container that this process runs in.
+    replaces_us: bool,
 }
 
 /// A deployment that runs.
@@ -234,6 +279,8 @@ struct Running {
     control: Control,
     journal: Journal,
     began: Instant,
+    /// Whether something of an interrupted deployment may be stopped still, when a helper gets the `up`.
+    heals_first: bool,
 }
 
 impl Running {
@@ -242,27 +289,53 @@ impl Running {
         // Before anything is written: where Docker sees another folder, the one here may go with a container.
         same_paths::check(&self.job.repository, &host.settings, host.driver.as_ref(), self.control.limit())?;
         let settled = settle::settle(host, &self.job, self.control.limit(), &mut self.journal);
-        settled.map_err(not_recorded)?;
+        self.heals_first = settled.map_err(not_recorded)?;
         // Until the row started, more may have been asked of it.
         let row = host.store.deployment(self.job.deployment.id).map_err(not_recorded)?;
         self.job.deployment = row.unwrap_or_else(|| self.job.deployment.clone());
 
         // 1. Fetch, and check out the commit in place.
         let checkout = self.checkout(host).map_err(not_recorded)?;
-        let brought_up = match self.check_out(host, &checkout) {
+        let reached = match self.check_out(host, &checkout) {
             Ok(Fetched { done: Done::Unchanged, .. }) => return Ok(Reached::NothingToDo(nothing_to_do(&checkout))),
-            Ok(fetched) => self.change(host, &checkout).map(|up| Reached::Up(Box::new(up), fetched.commit.hash)),
+            Ok(fetched) => self.change(host, &checkout, fetched.commit.hash),
             Err(error) => Err(untouched(error)),
         };
-        brought_up.map_err(|error| {
-            if error.containers != Containers::Untouched {
-                return error.error;
+        reached.map_err(|error| self.after_failure(host, &checkout, error))
+    }
+
+    /// What a helper has done since a daemon before this one, as if it had been done here.
+    fn take_up(&mut self, host: &Host, checkout: &git::Checkout, end: End) -> Result<Reached, StepError> {
+        let reached = match end {
+            End::Left => return Ok(Reached::LeftToHelper),
+            End::Lost(why) => {
+                settle::keep(checkout, &mut self.journal);
+                return Ok(Reached::Lost(why));
             }
-            settle::put_back(host, &self.job, &checkout, &mut self.journal);
-            // What runs has not changed: once more costs nothing.
-            let chance = if self.control.limit().is_over() { Chance::CanPass } else { error.error.chance };
-            StepError { chance, ..error.error }
-        })
+            End::Done(done) => {
+                let Job { repository, deployment, .. } = &self.job;
+                let Some(commit) = deployment.commit.as_ref().map(|commit| commit.hash.clone()) else {
+                    return Ok(Reached::Lost("its commit is not recorded".to_owned()));
+                };
+                let kept = done.secret_files;
+                let secret_files = Switched::from_kept(kept, &repository.name, &host.settings, &host.hash_key);
+                let up = BroughtUp { plan: done.plan, since: done.since, secret_files };
+                let result = self.after_up(host, checkout, &up.secret_files, done.result, done.is_unsettled);
+                result.map(|()| Reached::Up(Box::new(up), commit))
+            }
+        };
+        reached.map_err(|error| self.after_failure(host, checkout, error))
+    }
+
+    /// One that changed no container has its files put back.
+    fn after_failure(&mut self, host: &Host, checkout: &git::Checkout, error: UpError) -> StepError {
+        if error.containers != Containers::Untouched {
+            return error.error;
+        }
+        settle::put_back(host, &self.job, checkout, &mut self.journal);
+        // What runs has not changed: once more costs nothing.
+        let chance = if self.control.limit().is_over() { Chance::CanPass } else { error.error.chance };
+        StepError { chance, ..error.error }
     }
 
     /// What the git child is told.
@@ -311,34 +384,35 @@ impl Running {
     }
 
     /// Steps 2 to 4, in the tree that was checked out.
-    fn change(&mut self, host: &Host, checkout: &git::Checkout) -> Result<BroughtUp, UpError> {
-        let Prepared { stack, plan, secret_files, judgement, _plaintext } = self.prepare(host).map_err(untouched)?;
+    fn change(&mut self, host: &Host, checkout: &git::Checkout, commit: CommitHash) -> Result<Reached, UpError> {
+        let prepared = self.prepare(host).map_err(untouched)?;
+        let Prepared { stack, plan, secret_files, judgement, plaintext, replaces_us } = prepared;
         let secret_files = secret_files.switch(&plan).map_err(untouched)?;
-        match self.up(host, checkout, &stack, &plan, &judgement, &secret_files) {
-            Ok(since) => Ok(BroughtUp { plan, since, secret_files }),
-            Err(error) => {
-                if error.containers == Containers::Untouched {
-                    if let Err(problem) = secret_files.switch_back() {
-                        self.journal.line(LogLevel::Error, &format!("secret files are not as before: {problem}"));
-                    }
-                }
-                Err(error)
-            }
+        let recreate = secret_files.recreate().union(&judgement.recreate).cloned().collect();
+        let up = Up { remove_orphans: judgement.remove_orphans, recreate };
+        if let Err(error) = self.note_begin(host, &stack, &plan, &judgement) {
+            self.switch_back(&secret_files);
+            return Err(error);
         }
+        let (step, since) = (Instant::now(), Timestamp::now());
+        let (result, is_unsettled) = if replaces_us {
+            let (deployment, heals_first) = (self.job.deployment.id, self.heals_first);
+            let given =
+                Given { deployment, stack: &stack, plan: &plan, up, heals_first, secret_files: &secret_files, since };
+            match handover::up(host, given, plaintext, &self.control, &mut self.journal) {
+                End::Done(done) => (done.result, done.is_unsettled),
+                end => return self.take_up(host, checkout, end).map_err(untouched),
+            }
+        } else {
+            self.up(host, &stack, &plan, &up)
+        };
+        self.after_up(host, checkout, &secret_files, result, is_unsettled)?;
+        self.journal.step("up", step);
+        Ok(Reached::Up(Box::new(BroughtUp { plan, since, secret_files }), commit))
     }
 
-    /// Step 4: brings it up; that it begins is written first. Answers when.
-    fn up(
-        &mut self,
-        host: &Host,
-        checkout: &git::Checkout,
-        stack: &Stack,
-        plan: &Plan,
-        judgement: &Judgement,
-        secret_files: &Switched,
-    ) -> Result<Timestamp, UpError> {
-        let recreate = secret_files.recreate().union(&judgement.recreate).cloned().collect();
-        let how = Up { remove_orphans: judgement.remove_orphans, recreate };
+    /// That the `up` begins is written first.
+    fn note_begin(&self, host: &Host, stack: &Stack, plan: &Plan, judgement: &Judgement) -> Result<(), UpError> {
         let accepted = host.store.accept(self.job.record.id, &judgement.accepted);
         accepted.map_err(|error| untouched(not_recorded(error)))?;
         let begins = host.store.up_begins(
@@ -350,35 +424,50 @@ impl Running {
                 volumes: plan.volumes.clone(),
             },
         );
-        begins.map_err(|error| untouched(not_recorded(error)))?;
-        let (step, since) = (Instant::now(), Timestamp::now());
-        let result = host.driver.up(stack, plan, &how, self.control.limit(), &mut self.journal);
-        let containers = result.as_ref().map_or_else(|error| error.containers, |()| Containers::Changed);
-        if containers != Containers::Untouched {
-            settle::keep(checkout, &mut self.journal);
-        }
-        result.map_err(|error| self.after_failed_up(host, stack, plan, error))?;
-        secret_files.up_has_ended();
-        self.journal.step("up", step);
-        Ok(since)
+        begins.map_err(|error| untouched(not_recorded(error)))
     }
 
-    /// What an `up` that was ended in the middle left stopped is started again; a stop of the daemon leaves that to the
-    /// next start, for there is no time for it now.
-    fn after_failed_up(&mut self, host: &Host, stack: &Stack, plan: &Plan, error: UpError) -> UpError {
-        let mut error = error;
-        if self.control.cause().is_none() && host.driver.available(&Limit::after(ASK_LIMIT)).is_err() {
-            // Compose has many words for a Docker that goes away while it works.
-            error.error.chance = Chance::CanPass;
+    /// Step 4: brings it up. Answers also whether something of it stays to be settled. A stop of the daemon leaves the
+    /// healing to the next start, for there is no time for it now.
+    fn up(&mut self, host: &Host, stack: &Stack, plan: &Plan, how: &Up) -> (Result<(), UpError>, bool) {
+        let limit = self.control.limit();
+        match host.driver.up(stack, plan, how, limit, &mut self.journal) {
+            Err(error) if self.control.cause() != Some(Cause::Stop) => {
+                let journal = &mut self.journal;
+                let driver = host.driver.as_ref();
+                let (error, is_unsettled) = settle::after_failed_up(driver, stack, plan, error, limit, journal);
+                (Err(error), is_unsettled)
+            }
+            result => (result, false),
         }
-        if error.containers != Containers::Interrupted || self.control.cause() == Some(Cause::Stop) {
-            return error;
-        }
-        let healed = host.driver.heal(stack, plan, &mut self.journal);
-        if healed.is_err() {
+    }
+
+    /// The `up` has ended, whoever did it.
+    fn after_up(
+        &mut self,
+        host: &Host,
+        checkout: &git::Checkout,
+        secret_files: &Switched,
+        result: Result<(), UpError>,
+        is_unsettled: bool,
+    ) -> Result<(), UpError> {
+        if is_unsettled {
             settle::leave(host, &self.job);
         }
-        error.after_healing(healed)
+        match &result {
+            Err(UpError { containers: Containers::Untouched, .. }) => self.switch_back(secret_files),
+            _ => settle::keep(checkout, &mut self.journal),
+        }
+        if result.is_ok() {
+            secret_files.up_has_ended();
+        }
+        result
+    }
+
+    fn switch_back(&mut self, secret_files: &Switched) {
+        if let Err(problem) = secret_files.switch_back() {
+            self.journal.line(LogLevel::Error, &format!("secret files are not as before: {problem}"));
+        }
     }
 
     /// Steps 2 and 3, which change nothing.
@@ -412,7 +501,23 @@ impl Running {
         let judgement = judge(host, job, &stack, &plan, &survey?, limit)?;
         judgement.notes.iter().for_each(|note| journal.line(LogLevel::Warning, note));
         journal.step(&planned(&plan), step);
-        Ok(Prepared { stack, plan, secret_files, judgement, _plaintext: plaintext })
+        let replaces_us = handover::is_wanted(host, &plan, limit)?;
+        Ok(Prepared { stack, plan, secret_files, judgement, plaintext, replaces_us })
+    }
+
+    fn begun(self, reached: Result<Reached, StepError>) -> Begun {
+        let outcome = match reached {
+            Ok(Reached::Up(up, commit)) => return Begun::Waits(Box::new(Waiting { running: self, up: *up, commit })),
+            Err(error) => return self.failed(error).into(),
+            Ok(Reached::NothingToDo(reason)) => Some(Outcome::Skipped { reason }),
+            Ok(Reached::LeftToHelper) => {
+                let Job { repository, deployment, .. } = &self.job;
+                log::info!("{}: a helper container goes on with deployment {}", repository.name, deployment.id);
+                None
+            }
+            Ok(Reached::Lost(why)) => Some(Outcome::Interrupted { error: format!("interrupted: {why}") }),
+        };
+        self.ended(outcome).into()
     }
 
     /// It did not work, or somebody ended it.
@@ -442,7 +547,7 @@ impl Running {
         match &outcome {
             Some(Outcome::Success) => journal.step("success", self.began),
             Some(Outcome::Failed { error, .. }) => journal.line(LogLevel::Error, &format!("failed: {error}")),
-            Some(Outcome::Superseded { error } | Outcome::Cancelled { error }) => {
+            Some(Outcome::Superseded { error } | Outcome::Cancelled { error } | Outcome::Interrupted { error }) => {
                 journal.line(LogLevel::Warning, error);
             }
             Some(Outcome::Skipped { .. }) | None => {}

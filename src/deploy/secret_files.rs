@@ -5,6 +5,8 @@
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use super::journal::Journal;
 use super::variables::Plaintext;
 use super::{Mount, Plan, StepError, stack};
@@ -33,6 +35,13 @@ pub struct Switched {
     mounted: MountedFiles,
     named: Vec<PathBuf>,
     recreate: BTreeSet<String>,
+    before: Before,
+}
+
+/// What is left of [`Switched`] for another process. Serialised it holds plaintext.
+#[derive(Clone, Default, Serialize, Deserialize)]
+pub struct Kept {
+    named: Vec<PathBuf>,
     before: Before,
 }
 
@@ -200,6 +209,18 @@ impl SecretFiles {
 }
 
 impl Switched {
+    /// For another process.
+    pub fn kept(&self) -> Kept {
+        Kept { named: self.named.clone(), before: self.before.clone() }
+    }
+
+    /// As another process has left them, whose `up` has got the services that were to be made anew.
+    pub fn from_kept(kept: Kept, repository: &RepositoryName, settings: &Settings, hash_key: &[u8; 32]) -> Switched {
+        let mounted = mounted_files(settings, hash_key);
+        let Kept { named, before } = kept;
+        Switched { repository: repository.clone(), mounted, named, recreate: BTreeSet::new(), before }
+    }
+
     /// Services that mount a file whose content is new since their containers were made, as far as is known: a file that
     /// has just become a secret file counts too, so a service of these may have no container yet.
     pub fn recreate(&self) -> &BTreeSet<String> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::journal::Journal;
 use super::pipeline::{Host, Job};
 use super::stack::assemble;
-use super::{Log, StepError, checkout};
+use super::{Containers, Driver, Log, Plan, Stack, StepError, UpError, checkout, handover};
 use crate::command::Limit;
 use crate::config::Repository;
 use crate::git;
@@ -18,6 +18,8 @@ use crate::store::StoreError;
 
 /// Putting files back has a limit of its own: the deployment's may be over.
 const PUT_BACK_LIMIT: Duration = Duration::from_secs(60);
+/// For the question whether Docker is there still, after an `up` that failed.
+const ASK_LIMIT: Duration = Duration::from_secs(5);
 /// Reading and decrypting what an interrupted `up` had before it.
 const PREPARE_LIMIT: Duration = Duration::from_secs(60);
 
@@ -44,14 +46,38 @@ pub fn keep(checkout: &git::Checkout, journal: &mut Journal) {
     }
 }
 
+/// What an `up` that was ended in the middle left stopped is started again. Answers the error with what came of that, and
+/// whether something of it stays to be settled.
+pub fn after_failed_up(
+    driver: &dyn Driver,
+    stack: &Stack,
+    plan: &Plan,
+    error: UpError,
+    limit: &Limit,
+    log: &mut dyn Log,
+) -> (UpError, bool) {
+    let mut error = error;
+    if !limit.is_cancelled() && driver.available(&Limit::after(ASK_LIMIT)).is_err() {
+        // Compose has many words for a Docker that goes away while it works.
+        error.error.chance = Chance::CanPass;
+    }
+    if error.containers != Containers::Interrupted {
+        return (error, false);
+    }
+    let healed = driver.heal(stack, plan, log);
+    let is_unsettled = healed.is_err();
+    (error.after_healing(healed), is_unsettled)
+}
+
 /// What an interrupted or ended deployment of the same repository left is settled before the next one begins, whatever
 /// that one is: its files are put back, or, where its `up` had begun, what that left stopped is started again, with that
-/// commit's files and its variables decrypted anew. Where these cannot be had, nothing is run.
+/// commit's files and its variables decrypted anew. Where these cannot be had, nothing is run. Answers whether containers
+/// are still to be started again, by whoever is not replaced by that.
 ///
 /// # Errors
 /// The database's.
-pub fn settle(host: &Host, job: &Job, limit: &Limit, journal: &mut Journal) -> Result<(), StoreError> {
-    let Some(left) = host.store.unsettled(job.record.id)? else { return Ok(()) };
+pub fn settle(host: &Host, job: &Job, limit: &Limit, journal: &mut Journal) -> Result<bool, StoreError> {
+    let Some(left) = host.store.unsettled(job.record.id)? else { return Ok(false) };
     let checkout = checkout::of(host, &job.repository, &job.record)?;
     if wants_files_back(&left, &checkout) {
         if let Err(problem) = restore(host, &job.record, &checkout, journal) {
@@ -61,15 +87,20 @@ pub fn settle(host: &Host, job: &Job, limit: &Limit, journal: &mut Journal) -> R
         }
     } else if left.up_began {
         keep(&checkout, journal);
-        if let Err(why) = heal_interrupted(host, job, &left, limit, journal) {
-            let message = format!("what deployment {} left was not healed: {why}", left.id);
-            journal.line(LogLevel::Warning, &message);
-            if why.chance == Chance::CanPass {
-                return Ok(());
+        match heal_interrupted(host, job, &left, limit, journal) {
+            Ok(Healing::Done) => {}
+            Ok(Healing::ReplacesUs) => return Ok(true),
+            Err(why) => {
+                let message = format!("what deployment {} left was not healed: {why}", left.id);
+                journal.line(LogLevel::Warning, &message);
+                if why.chance == Chance::CanPass {
+                    return Ok(false);
+                }
             }
         }
     }
-    host.store.settled(job.record.id)
+    host.store.settled(job.record.id)?;
+    Ok(false)
 }
 
 /// Whether it is its files that an unsettled deployment left. One that was interrupted in its `up` has its files kept:
@@ -134,13 +165,21 @@ fn restore(
     host.store.put_back(record.id, done.commit.as_ref()).map_err(|error| error.to_string())
 }
 
+/// What came of a healing.
+enum Healing {
+    /// What was stopped runs.
+    Done,
+    /// It may replace the container that this process runs in: the helper that gets the deployment's `up` does it.
+    ReplacesUs,
+}
+
 fn heal_interrupted(
     host: &Host,
     job: &Job,
     left: &DeploymentRecord,
     limit: &Limit,
     journal: &mut Journal,
-) -> Result<(), StepError> {
+) -> Result<Healing, StepError> {
     let gone = |what: &str| StepError::for_good(format!("{what}, so nothing was run"));
     let lies_there = &job.record.checked_out_commit;
     if lies_there.is_none() || left.commit.as_ref().map(|commit| &commit.hash) != lies_there.as_ref() {
@@ -155,5 +194,8 @@ fn heal_interrupted(
     if !is_same {
         return Err(gone("it is configured as another compose project, or in another folder"));
     }
-    host.driver.heal(&stack, &plan, journal)
+    if handover::replaces_us(host, &plan.project, &limit)? {
+        return Ok(Healing::ReplacesUs);
+    }
+    host.driver.heal(&stack, &plan, journal).map(|()| Healing::Done)
 }

@@ -44,6 +44,19 @@ pub struct PassingLink {
 }
 
 impl Plaintext {
+    /// What lies in a folder, for tests.
+    #[cfg(test)]
+    pub fn of(folder: RuntimeFolder) -> Plaintext {
+        Plaintext { folder: Some(folder), ..Plaintext::default() }
+    }
+
+    /// All of it stays for another process, which removes it.
+    pub fn leave(mut self) {
+        if let Some(folder) = self.folder.take() {
+            folder.leave();
+        }
+    }
+
     /// All variables as one dotenv file; none where there are no variables.
     pub fn variables_file(&self) -> Option<PathBuf> {
         self.variables_file.clone()

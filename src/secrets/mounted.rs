@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use hmac::{Hmac, Mac};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::SecretsError;
@@ -85,7 +86,8 @@ pub struct MountedFile {
     pub is_new: bool,
 }
 
-/// What containers that start find before a switch, for [`MountedFiles::switch_back`].
+/// What containers that start find before a switch, for [`MountedFiles::switch_back`]. Serialised it holds plaintext.
+#[derive(Clone, Default, Serialize, Deserialize)]
 pub struct Before {
     record: Record,
     contents: Vec<(PathBuf, Vec<u8>)>,

@@ -22,8 +22,8 @@ use super::mounted::MOUNTED_FOLDER;
 
 /// Below the runtime folder.
 pub(super) const TEMPORARY_FOLDER: &str = "secrets";
-pub(super) const PRIVATE_FOLDER: u32 = 0o700;
-pub(super) const PRIVATE_FILE: u32 = 0o600;
+pub(crate) const PRIVATE_FOLDER: u32 = 0o700;
+pub(crate) const PRIVATE_FILE: u32 = 0o600;
 
 /// A link of ours, and what it points to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +57,8 @@ pub struct RuntimeFolder {
     record: PathBuf,
     files: usize,
     links: Vec<Link>,
+    /// Whether somebody else needs it still, and removes it.
+    is_left: bool,
 }
 
 impl RuntimeFolder {
@@ -77,7 +79,25 @@ impl RuntimeFolder {
         made.map_err(|error| failed("make", &folder, &error))?;
         let lasting = secrets.with_file_name(MOUNTED_FOLDER);
         let record = data.join("links").join(format!("{name}.json"));
-        Ok(RuntimeFolder { folder, secrets, lasting, record, files: 0, links: Vec::new() })
+        Ok(RuntimeFolder { folder, secrets, lasting, record, files: 0, links: Vec::new(), is_left: false })
+    }
+
+    /// The folder `name` as another process has left it; none where nothing is left of it.
+    pub fn left(runtime: &Path, data: &Path, name: &str) -> Option<RuntimeFolder> {
+        let (secrets, record) = (runtime.join(TEMPORARY_FOLDER), data.join("links").join(format!("{name}.json")));
+        let folder = secrets.join(name);
+        let text = std::fs::read(&record).ok();
+        if text.is_none() && std::fs::symlink_metadata(&folder).is_err() {
+            return None;
+        }
+        let links = text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+        let lasting = secrets.with_file_name(MOUNTED_FOLDER);
+        Some(RuntimeFolder { folder, secrets, lasting, record, files: 0, links, is_left: false })
+    }
+
+    /// All of it stays: another process needs it, and removes it by [`RuntimeFolder::left`].
+    pub fn leave(mut self) {
+        self.is_left = true;
     }
 
     /// Writes a file, mode 0600, whose name ends with `name`, and gives its path.
@@ -123,10 +143,13 @@ impl RuntimeFolder {
     }
 
     /// Removes what deployments of a process that was killed have left: their folders below `runtime` and the links
-    /// that `data` lists. Nothing else may be using them. Gives what could not be removed, for the log.
-    pub fn clean_leftovers(runtime: &Path, data: &Path) -> Vec<String> {
+    /// that `data` lists. Nothing else may be using them, but for those that are called as one of `spared`. Gives what
+    /// could not be removed, for the log.
+    pub fn clean_leftovers(runtime: &Path, data: &Path, spared: &[String]) -> Vec<String> {
         let mut problems = Vec::new();
-        for record in entries(&data.join("links"), &mut problems) {
+        let is_spared = |path: &PathBuf| spared.iter().any(|name| path.file_stem() == Some(name.as_ref()));
+        let records = entries(&data.join("links"), &mut problems);
+        for record in records.into_iter().filter(|record| !is_spared(record)) {
             let links = std::fs::read(&record).map_err(|error| error.to_string());
             // A list that was cut off by a crash was not yet followed by a link.
             let links: Vec<Link> =
@@ -141,7 +164,8 @@ impl RuntimeFolder {
                     .extend(std::fs::remove_file(&record).err().map(|error| format!("{}: {error}", record.display())));
             }
         }
-        for folder in entries(&runtime.join(TEMPORARY_FOLDER), &mut problems) {
+        let folders = entries(&runtime.join(TEMPORARY_FOLDER), &mut problems);
+        for folder in folders.into_iter().filter(|folder| !is_spared(folder)) {
             let removed = std::fs::remove_dir_all(&folder);
             problems.extend(removed.err().map(|error| format!("cannot remove {}: {error}", folder.display())));
         }
@@ -162,19 +186,27 @@ impl RuntimeFolder {
 
 impl Drop for RuntimeFolder {
     fn drop(&mut self) {
+        if self.is_left {
+            return;
+        }
         let problems: Vec<String> = self.links.iter().filter_map(|link| remove_link(link).err()).collect();
         for problem in &problems {
             log::warn!("{problem}; the next start tries again");
         }
         if problems.is_empty() && !self.links.is_empty() {
-            if let Err(error) = std::fs::remove_file(&self.record) {
+            if let Some(error) = unless_gone(std::fs::remove_file(&self.record)) {
                 log::warn!("cannot remove {}: {error}", self.record.display());
             }
         }
-        if let Err(error) = std::fs::remove_dir_all(&self.folder) {
+        if let Some(error) = unless_gone(std::fs::remove_dir_all(&self.folder)) {
             log::warn!("decrypted files stay behind: cannot remove {}: {error}", self.folder.display());
         }
     }
+}
+
+/// The error of a removal; that there was nothing to remove is none.
+fn unless_gone(removed: std::io::Result<()>) -> Option<std::io::Error> {
+    removed.err().filter(|error| error.kind() != ErrorKind::NotFound)
 }
 
 /// Removes a link where it is still ours; something else under its name stays.
@@ -192,7 +224,7 @@ fn is_ours(found: &std::fs::Metadata) -> bool {
 }
 
 /// Makes a folder that only we can enter, or takes the one that is there.
-pub(super) fn private_folder(path: &Path) -> Result<PathBuf, SecretsError> {
+pub(crate) fn private_folder(path: &Path) -> Result<PathBuf, SecretsError> {
     DirBuilder::new()
         .recursive(true)
         .mode(PRIVATE_FOLDER)
@@ -269,7 +301,11 @@ mod tests {
         }
 
         fn clean(&self) -> Vec<String> {
-            RuntimeFolder::clean_leftovers(&self.path("runtime"), &self.path("data"))
+            self.clean_but(&[])
+        }
+
+        fn clean_but(&self, spared: &[String]) -> Vec<String> {
+            RuntimeFolder::clean_leftovers(&self.path("runtime"), &self.path("data"), spared)
         }
     }
 
@@ -286,6 +322,22 @@ mod tests {
         drop(folder);
         assert!(!one.exists() && !lab.path("runtime/secrets/7").exists());
         assert!(!lab.path("data/links").exists(), "without links nothing is written to the disk");
+    }
+
+    #[test]
+    fn what_is_left_to_another_process_stays_until_that_one_drops_it() {
+        let lab = Lab::new();
+        let mut folder = lab.folder("7");
+        let link = lab.path("tree/docker/.env");
+        lab.link(&mut folder, "tree/docker/.env.enc").unwrap();
+        folder.leave();
+        assert_eq!(lab.clean_but(&["7".to_owned()]), Vec::<String>::new());
+        assert_eq!(std::fs::read_to_string(&link).unwrap(), "A=secret");
+        let left = |name: &str| RuntimeFolder::left(&lab.path("runtime"), &lab.path("data"), name);
+        drop(left("7"));
+        assert!(std::fs::symlink_metadata(&link).is_err());
+        assert!(!lab.path("runtime/secrets/7").exists() && !lab.path("data/links/7.json").exists());
+        assert!(left("7").is_none());
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+use serde::{Deserialize, Serialize};
 
 use super::url::{UrlParts, hexadecimal, percent_decoded, percent_escape};
 use crate::command::CUT;
@@ -21,17 +22,32 @@ const MASK: &str = "***";
 /// Knows secrets and takes them out of lines.
 ///
 /// It finds a secret as it stands, percent-encoded, with the escapes of JSON and of Go's quoted strings, with Compose's
-/// `$$`, and inside anything that is base64 (a Basic Auth header).
-#[derive(Clone, Default)]
+/// `$$`, and inside anything that is base64 (a Basic Auth header). Serialised it holds all it knows, in plain text.
+#[derive(Clone, Default, Serialize, Deserialize)]
+#[serde(from = "Vec<Needle>", into = "Vec<Needle>")]
 pub struct Scrubber {
     needles: HashMap<[u8; KEY_BYTES], Vec<Needle>>,
 }
 
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Needle {
     bytes: Vec<u8>,
     /// The middle of what base64 makes of a secret; all of the run around it goes.
     base64: bool,
+}
+
+impl From<Vec<Needle>> for Scrubber {
+    fn from(needles: Vec<Needle>) -> Scrubber {
+        let mut scrubber = Scrubber::new();
+        needles.into_iter().for_each(|needle| scrubber.add(needle.bytes, needle.base64));
+        scrubber
+    }
+}
+
+impl From<Scrubber> for Vec<Needle> {
+    fn from(scrubber: Scrubber) -> Vec<Needle> {
+        scrubber.needles.into_values().flatten().collect()
+    }
 }
 
 impl Scrubber {

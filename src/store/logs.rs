@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Transaction, params};
 
-use super::open::{Durability, lock};
+use super::open::{Durability, Writers, lock};
 use super::rows::{prefix, stored, time, word};
 use super::{Store, StoreError};
 use crate::model::{DeploymentId, LogLevel, LogLine, Status};
@@ -55,23 +55,7 @@ impl Store {
     /// SQLite's. The log goes on with the next line that can be written.
     pub fn log(&self, id: DeploymentId, level: LogLevel, message: &str, now: Timestamp) -> Result<(), StoreError> {
         let mut writers = lock(&self.writers);
-        let known = writers.tails.0.get(&id).copied();
-        let mut tail = known.unwrap_or_default();
-        let last = writers.write(Durability::Noted, |transaction| {
-            let last = if known.is_none() { load(transaction, id, &mut tail)? } else { false };
-            if last && tail.is_full() {
-                return Ok(last);
-            }
-            let message = if message.is_empty() { "\n" } else { message };
-            for line in message.lines() {
-                add(transaction, id, &mut tail, level, line, now)?;
-            }
-            Ok(last)
-        })?;
-        // The tail of a deployment that has ended would never be forgotten.
-        if !last {
-            writers.tails.0.insert(id, tail);
-        }
+        writers.add_to_log(id, [(level, message, now)], |_| Ok(()))?;
         drop(writers);
         self.changes.line_written();
         Ok(())
@@ -92,6 +76,38 @@ impl Store {
             })?;
             Ok(lines.collect::<Result<_, _>>()?)
         })
+    }
+}
+
+impl Writers {
+    /// Adds messages to a deployment's log, in one transaction with `also`.
+    pub(super) fn add_to_log<'m>(
+        &mut self,
+        id: DeploymentId,
+        messages: impl IntoIterator<Item = (LogLevel, &'m str, Timestamp)>,
+        also: impl FnOnce(&Transaction) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let known = self.tails.0.get(&id).copied();
+        let mut tail = known.unwrap_or_default();
+        let last = self.write(Durability::Noted, |transaction| {
+            also(transaction)?;
+            let last = if known.is_none() { load(transaction, id, &mut tail)? } else { false };
+            if last && tail.is_full() {
+                return Ok(last);
+            }
+            for (level, message, at) in messages {
+                let message = if message.is_empty() { "\n" } else { message };
+                for line in message.lines() {
+                    add(transaction, id, &mut tail, level, line, at)?;
+                }
+            }
+            Ok(last)
+        })?;
+        // The tail of a deployment that has ended would never be forgotten.
+        if !last {
+            self.tails.0.insert(id, tail);
+        }
+        Ok(())
     }
 }
 

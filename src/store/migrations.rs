@@ -26,6 +26,7 @@ pub(super) const MIGRATIONS: &[Migration] = &[
     Migration { name: "projects, repositories, deployments and their logs", sql: PROJECTS_TO_LOGS },
     Migration { name: "how deployments end, and what they leave", sql: ENDINGS },
     Migration { name: "who asked for a deployment, and the deliveries of webhooks", sql: WEBHOOKS },
+    Migration { name: "deployments that a helper has", sql: HANDED_OVER },
 ];
 
 const PROJECTS_TO_LOGS: &str = "
@@ -147,6 +148,11 @@ CREATE TABLE webhook_deliveries (
 CREATE INDEX webhook_deliveries_by_time ON webhook_deliveries (at);
 CREATE INDEX webhook_deliveries_by_repository ON webhook_deliveries (repository_id);
 CREATE INDEX webhook_deliveries_by_deployment ON webhook_deliveries (deployment_id);
+";
+
+/// Null where no helper has it, else how many bytes of the helper's log have been taken.
+const HANDED_OVER: &str = "
+ALTER TABLE deployments ADD COLUMN handed_over INTEGER;
 ";
 
 /// Brings the database at `path` to the last of `migrations`, after a copy where it holds something.

@@ -7,6 +7,7 @@ mod changes;
 mod checks;
 mod deliveries;
 mod gauges;
+mod handover;
 mod history;
 mod logs;
 mod manual;
@@ -43,6 +44,7 @@ pub use self::changes::{Change, Published};
 pub use self::checks::{CheckBegun, Found};
 pub use self::deliveries::{Delivered, Delivery, How};
 pub use self::gauges::{Gauges, RepositoryGauges};
+pub use self::handover::{HandedOver, HelperLine};
 pub use self::logs::{GRAVE_LINES_KEPT, LINE_BYTES_KEPT, LOG_BYTES_KEPT, LOG_LINES_KEPT};
 pub use self::open::DATABASE_FILE;
 pub use self::outbox::MessageKind;
@@ -147,6 +149,11 @@ pub enum Outcome {
     /// A person ended it: it is not tried again, and nobody is told.
     Cancelled {
         /// One line; `cancelled` is put in front where it does not begin with the word.
+        error: String,
+    },
+    /// Who worked on it is gone, and how far that came is not known: it is queued again, as after a crash of the daemon.
+    Interrupted {
+        /// One line; `interrupted` is put in front where it does not begin with the word.
         error: String,
     },
 }

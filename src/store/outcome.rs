@@ -1,5 +1,6 @@
 //! How a deployment ends.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -35,9 +36,10 @@ impl Store {
         let (next, durability) = match outcome {
             Outcome::Success => (Status::Success, Durability::Promised),
             Outcome::Skipped { .. } => (Status::Skipped, Durability::Noted),
-            Outcome::Failed { .. } | Outcome::Superseded { .. } | Outcome::Cancelled { .. } => {
-                (Status::Failed, Durability::Promised)
-            }
+            Outcome::Failed { .. }
+            | Outcome::Superseded { .. }
+            | Outcome::Cancelled { .. }
+            | Outcome::Interrupted { .. } => (Status::Failed, Durability::Promised),
         };
         let mut writers = lock(&self.writers);
         let tails = std::mem::take(&mut writers.tails);
@@ -53,6 +55,7 @@ impl Store {
                 Outcome::Failed { error, chance } => running.fail(transaction, error, *chance, now)?,
                 Outcome::Superseded { error } => running.end(transaction, Ending::Superseded, error, now)?,
                 Outcome::Cancelled { error } => running.end(transaction, Ending::Cancelled, error, now)?,
+                Outcome::Interrupted { error } => running.interrupt(transaction, error, now)?,
             }
             tails.end(transaction, id)?;
             self.checks.store_one(transaction, running.repository_id)?;
@@ -68,8 +71,8 @@ impl Store {
         Ok(())
     }
 
-    /// What is `running` becomes `failed: interrupted` and is queued again with all that was asked of it: at once the
-    /// first time, then with the pauses of a retry. Each is left [`Store::unsettled`]. Answers the interrupted ones. For the
+    /// What is `running`, and no helper has ([`Store::hand_over`]), becomes `failed: interrupted` and is queued again with
+    /// all that was asked of it: at once the first time, then with the pauses of a retry. Each is left [`Store::unsettled`]. Answers the interrupted ones. For the
     /// start, and for what did not end in time when the daemon stops.
     ///
     /// # Errors
@@ -77,12 +80,12 @@ impl Store {
     pub fn recover(&self, now: Timestamp) -> Result<Vec<DeploymentRecord>, StoreError> {
         let interrupted = self.promise(|transaction| {
             let running: Vec<DeploymentId> = transaction
-                .prepare("SELECT id FROM deployments WHERE status = 'running' ORDER BY id")?
+                .prepare("SELECT id FROM deployments WHERE status = 'running' AND handed_over IS NULL ORDER BY id")?
                 .query_map([], |row| row.get(0))?
                 .collect::<Result<_, _>>()?;
             let mut interrupted = Vec::new();
             for id in running {
-                Running::load(transaction, id)?.interrupt(transaction, now)?;
+                Running::load(transaction, id)?.interrupt(transaction, INTERRUPTED, now)?;
                 interrupted.extend(one(transaction, "?1", id)?);
             }
             Ok(interrupted)
@@ -198,18 +201,13 @@ impl Running {
 
     /// A failure that is not tried again. That of a person, or of a newer row, says so with its first word.
     fn end(&self, transaction: &Transaction, ending: Ending, error: &str, now: Timestamp) -> Result<(), StoreError> {
-        let word = ending.as_str();
-        match ending {
-            Ending::Superseded | Ending::Cancelled if !begins_with_word(error, word) => {
-                self.set_failed(transaction, ending, &format!("{word}: {error}"), now)?;
-            }
-            _ => self.set_failed(transaction, ending, error, now)?,
-        }
+        self.set_failed(transaction, ending, &with_first_word(ending, error), now)?;
         self.retry_at(transaction, None)
     }
 
-    fn interrupt(&self, transaction: &Transaction, now: Timestamp) -> Result<(), StoreError> {
-        self.set_failed(transaction, Ending::Interrupted, INTERRUPTED, now)?;
+    fn interrupt(&self, transaction: &Transaction, error: &str, now: Timestamp) -> Result<(), StoreError> {
+        let error = with_first_word(Ending::Interrupted, error);
+        self.set_failed(transaction, Ending::Interrupted, &error, now)?;
         transaction.execute("UPDATE deployments SET interruptions = interruptions + 1 WHERE id = ?1", [self.id])?;
         // Without a commit it may have been killed while it wrote files; what an earlier one left says more than that.
         transaction.execute(
@@ -284,6 +282,13 @@ impl Running {
             .execute(params![self.repository_id, stored_or_null(at), at.map(|_| self.id)])?;
         Ok(())
     }
+}
+
+/// The error of one that was ended says so with its first word.
+fn with_first_word(ending: Ending, error: &str) -> Cow<'_, str> {
+    let word = ending.as_str();
+    let says_so = matches!(ending, Ending::Superseded | Ending::Cancelled | Ending::Interrupted);
+    if says_so && !begins_with_word(error, word) { format!("{word}: {error}").into() } else { error.into() }
 }
 
 /// `cancelled`, `cancelled by whom` or `cancelled: why`.

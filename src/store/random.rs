@@ -88,6 +88,7 @@ impl Owed {
             Outcome::Failed { chance: Chance::Final, .. } => self.skip_base = self.last_success.map(|_| number),
             Outcome::Failed { chance: Chance::CanPass, .. } => self.again(asked, number),
             Outcome::Skipped { .. } | Outcome::Superseded { .. } | Outcome::Cancelled { .. } => {}
+            Outcome::Interrupted { .. } => unreachable!("interruptions come from `recover` here"),
         }
         if std::mem::take(&mut self.cancelled_behind) {
             self.skip_base = None;

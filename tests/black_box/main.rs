@@ -17,6 +17,7 @@ mod events;
 mod faults;
 mod flood;
 mod following;
+mod handover;
 mod heartbeat;
 mod holding;
 mod hostile;

@@ -158,7 +158,7 @@ impl Client {
     }
 
     /// The unix socket that the client would use; none when it would use something else.
-    fn socket(&self) -> Option<PathBuf> {
+    pub fn socket(&self) -> Option<PathBuf> {
         if let Some(host) = self.variable("DOCKER_HOST") {
             return host.to_str()?.strip_prefix("unix://").map(PathBuf::from);
         }

@@ -92,6 +92,13 @@ impl OwnContainer {
         ))
     }
 
+    /// Whether this file, once links are followed, lies in a mount that another container can have too.
+    pub fn has_mounted(&self, path: &Path) -> bool {
+        let is_shared =
+            |path: &Path| self.mount_of(path).is_some_and(|mount| matches!(&*mount.kind, "bind" | "volume"));
+        is_shared(path) || is_shared(&resolved(path))
+    }
+
     /// What is mounted where this path lies; none: the container's own files.
     fn mount_of(&self, path: &Path) -> Option<&OwnMount> {
         let around = self.mounts.iter().filter(|mount| path.starts_with(&mount.destination));

@@ -296,7 +296,7 @@ fn mounted_files_survive_restarts_and_reach_the_containers_that_mount_them() {
     assert_eq!(all(&docker), ["key 1", "db 1", "app: 1\n"], "for a user that is not root");
     assert_eq!(deployed(&lab, &plan), [""; 0]);
     docker.restart().unwrap();
-    assert_eq!(RuntimeFolder::clean_leftovers(&lab.settings.runtime_path, &lab.settings.data_path), [""; 0]);
+    assert_eq!(RuntimeFolder::clean_leftovers(&lab.settings.runtime_path, &lab.settings.data_path, &[]), [""; 0]);
     assert!(restore(&lab.settings, &KEY, &limit()).repositories.is_empty(), "as a daemon starts");
     docker.restart().unwrap();
     assert_eq!(all(&docker), ["key 1", "db 1", "app: 1\n"]);

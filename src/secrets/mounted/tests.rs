@@ -118,7 +118,7 @@ fn a_file_lies_in_memory_behind_a_link_that_stays() {
     assert_eq!(std::fs::metadata(&target).unwrap().mode() & 0o777, 0o444);
     assert_eq!(std::fs::metadata(target.parent().unwrap()).unwrap().mode() & 0o777, 0o700);
     assert!(is_link(&link, &lab.path("runtime")));
-    assert_eq!(RuntimeFolder::clean_leftovers(&lab.path("runtime"), &lab.path("data")), [""; 0]);
+    assert_eq!(RuntimeFolder::clean_leftovers(&lab.path("runtime"), &lab.path("data"), &[]), [""; 0]);
     assert_eq!(std::fs::read(&link).unwrap(), binary, "it is nothing that an interrupted deployment left");
 }
 
