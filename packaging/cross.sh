@@ -6,8 +6,6 @@
 # The compiler and linker are Debian's cross compilers. What is linked against is Debian 12's, the oldest system that the
 # packages are for, unpacked into a folder of its own ($SYSROOT): this machine's apt learns of no other architecture.
 
-CROSS_CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/shiparr-packaging
-# What this folder is made of: a change of it makes the folder anew.
 SYSROOT_RELEASE=bookworm
 SYSROOT_PACKAGES=(libc6-dev libgcc-s1 libssl-dev zlib1g-dev)
 
@@ -23,7 +21,7 @@ prepare_cross_building() {
     TRIPLET=$(dpkg-architecture -a "$architecture" -q DEB_HOST_MULTIARCH)
     have "$TRIPLET-gcc" || install_apt_packages "gcc-${TRIPLET//_/-}"
     have pkg-config || install_apt_packages pkg-config
-    SYSROOT=$CROSS_CACHE/$SYSROOT_RELEASE-$architecture
+    SYSROOT=$REPOSITORY_ROOT/target/sysroot/$SYSROOT_RELEASE-$architecture
     [ -d "$SYSROOT" ] || make_sysroot "$architecture"
 }
 

@@ -156,6 +156,7 @@ fn shown(settings: &Settings) -> String {
         disable_config_auto_reload,
         proxies,
         hostname: _,
+        debug_hang: _,
         environment: _,
     } = settings;
     let listening =

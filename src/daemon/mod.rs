@@ -1,8 +1,8 @@
 //! The daemon: start and stop order, signals, supervision.
 //!
 //! Started in this order: sockets that were handed over, lock, database, configuration, listeners, threads; then systemd
-//! is told that Shiparr is ready. Stopped in this order: timers and gate (nothing new comes in), the worker (a running
-//! deployment may end), the database.
+//! is told that Shiparr is ready. Stopped in this order: timers, the worker (a running deployment may end), the gate
+//! (until then triggers are accepted, for the next start), the database.
 
 mod activity;
 mod at_boot;
@@ -255,12 +255,14 @@ impl Daemon {
         self.keeper.stopping(web_side::STOP_LIMIT + patience + INTERRUPTED_LIMIT + TELL_LIMIT + STOP_SLACK);
         shared.stir();
         self.timers.stop();
-        self.web.stop();
+        self.web.end_streams();
         shared.wake_worker();
         if !all_ended_within(shared, &self.worker, patience) {
             log::warn!("not every running deployment ended in time: what is left is interrupted and queued again");
             interrupt(shared, &self.worker);
         }
+        // Until now it answered: what was asked meanwhile is in the database, for the next start.
+        self.web.stop();
         shared.wake_teller();
         ended_within(&self.teller, TELL_LIMIT);
         if let Err(error) = shared.host.store.recover(Timestamp::now()).and_then(|_| shared.host.store.flush_checks()) {

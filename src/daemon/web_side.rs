@@ -77,6 +77,11 @@ impl Web {
         &self.address
     }
 
+    /// Answers without an end have it now: a log that is followed, a stack in somebody's hands.
+    pub fn end_streams(&self) {
+        self.stop.end_streams();
+    }
+
     /// No new connections; requests in flight may end.
     pub fn stop(&self) {
         self.stop.stop();

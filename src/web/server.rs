@@ -56,9 +56,14 @@ pub struct StopWeb {
 }
 
 impl StopWeb {
+    /// Answers without an end have it now.
+    pub fn end_streams(&self) {
+        self.server.presence.streams_end();
+    }
+
     /// No new connections; requests in flight may end for three seconds. The threads end by themselves then.
     pub fn stop(&self) {
-        self.server.presence.streams_end();
+        self.end_streams();
         self.server.context.events.stop(&self.server.context.store);
         self.gate.stop();
     }

@@ -33,15 +33,14 @@ fn an_idle_daemon_ends_at_once_with_0_for_both_signals() {
 }
 
 #[test]
-fn sigterm_lets_a_running_deployment_finish() {
+fn sigterm_lets_a_running_deployment_finish_and_accepts_triggers_meanwhile() {
     if missing(&[parts::DOCKER, parts::GIT]) {
         return;
     }
     let (stack, repo, fake, mut daemon, id) = in_mid_up("60");
     daemon.signal(Signal::TERM);
-    wait_until(SHORT, "it to accept no more", || {
-        std::net::TcpStream::connect(("127.0.0.1", daemon.port())).is_err().then_some(())
-    });
+    wait_until(SHORT, "it to stop", || daemon.log().contains("stopping: ").then_some(()));
+    let accepted = daemon.deploy("web");
     assert!(daemon.is_running(), "it waits for the deployment");
     fake.release();
     assert_eq!(daemon.wait_for_exit(MINUTE).code(), Some(0));
@@ -50,7 +49,8 @@ fn sigterm_lets_a_running_deployment_finish() {
     daemon.start();
     assert_eq!(daemon.deployment(id)["status"], "success");
     assert_eq!(daemon.repository("web")["last_commit_hash"], repo.tip());
-    assert_eq!(daemon.deployments_of("web").len(), 1);
+    daemon.succeeded(accepted);
+    assert_eq!(daemon.deployments_of("web").len(), 2);
 }
 
 #[test]
@@ -80,9 +80,7 @@ fn a_second_signal_ends_at_once() {
     }
     let (_stack, repo, fake, mut daemon, _id) = in_mid_up("600");
     daemon.signal(Signal::TERM);
-    wait_until(SHORT, "it to accept no more", || {
-        std::net::TcpStream::connect(("127.0.0.1", daemon.port())).is_err().then_some(())
-    });
+    wait_until(SHORT, "it to stop", || daemon.log().contains("stopping: ").then_some(()));
     let begin = Instant::now();
     daemon.signal(Signal::TERM);
     daemon.wait_for_exit(SHORT);

@@ -221,7 +221,7 @@ SNAPSHOT = r"""
 find /etc /usr/bin /usr/local /usr/lib/systemd /var/lib/apt/lists /var/lib/dpkg/status /var/cache/shiparr \( -type f -o -type l \) \
     -printf '%p %m %u %g %s %T@ %l\n' 2>/dev/null | sort
 dpkg-query -W
-systemctl list-unit-files --no-legend
+systemctl is-enabled shiparr.service shiparr.socket shiparr-secrets.service 2>&1 || true
 systemctl show --property=MainPID,ActiveEnterTimestampMonotonic,NRestarts shiparr.service shiparr.socket
 """
 
@@ -293,6 +293,10 @@ class Bootstrap:
 
     def bad_downloads(self):
         self.lay_releases()
+        stay_same(self.host, self.ask_for_bad_ones)
+        self.host.run("cd /www && sha256sum *.deb >SHA256SUMS")
+
+    def ask_for_bad_ones(self):
         name = self.package.name
         for sums, options, expected in [
             (f"{'0' * 64}  {name}", "", f"{WEB}/{name} does not have the checksum that SHA256SUMS says"),
@@ -301,9 +305,8 @@ class Bootstrap:
             (f"{'0' * 64}  {name}", f"--package {WEB}/nothing/{name}", "the checksums of Shiparr's packages cannot be had"),
         ]:
             self.host.write("/www/SHA256SUMS", sums + "\n")
-            code, said = stay_same(self.host, lambda options=options: self.ask(options))
+            code, said = self.ask(options)
             check(code == 1 and expected in said and said.count("\n") == 1, said)
-        self.host.run("cd /www && sha256sum *.deb >SHA256SUMS")
 
     def from_release_page(self):
         """As `curl … | sudo sh`: what runs deploys nothing yet."""
@@ -348,7 +351,7 @@ class Role:
         (folder / "hosts.ini").write_text(
             f"[docker_hosts]\n{address} ansible_user=root ansible_ssh_private_key_file={key} ansible_python_interpreter=/usr/bin/python3\n"
         )
-        (folder / "play.yml").write_text("- hosts: docker_hosts\n  become: true\n  roles: [shiparr]\n")
+        (folder / "play.yml").write_text("- hosts: docker_hosts\n  become: true\n  gather_subset: [min]\n  roles: [shiparr]\n")
         self.variables = {
             "shiparr_package": str(package),
             "shiparr_settings": {"Shiparr_AUTH_ENABLED": True, "Shiparr_AUTH_USERNAME": "operator of this host"},
