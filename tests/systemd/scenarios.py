@@ -471,6 +471,7 @@ FIRST = ("install", "start")
 NEEDS = {
     **{name: ("deploy",) for name in ("watchdog", "killed", "graceful", "upgrade", "remove", "purge")},
     "secrets": ("credentials",),
+    "first_project": ("deploy", "purge"),
 }
 
 
