@@ -43,7 +43,8 @@ pub fn way_out_of_read_only(local_path: &Path) -> String {
     )
 }
 
-fn is_in_a_home(path: &Path) -> bool {
+/// Whether `ProtectHome=` is about this path.
+pub fn is_in_a_home(path: &Path) -> bool {
     HOMES.iter().any(|home| path.starts_with(home))
 }
 
