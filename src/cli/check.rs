@@ -184,7 +184,7 @@ fn look_at_paths(settings: &Settings, repositories: &[&Repository], report: &mut
 fn look_at_programs(settings: &Settings, unit: Option<&Unit>, repositories: &[&Repository], report: &mut Report) {
     if !repositories.is_empty() {
         report.warnings.extend(docker::program_problem(settings));
-        report.warnings.extend(docker::socket_problem(&settings.environment, unit));
+        report.warnings.extend(docker::socket_problem(settings, unit));
     }
     if repositories.iter().any(|repository| !repository.env_files.is_empty() || !repository.secret_files.is_empty()) {
         if let Err(error) = version(settings, &settings.sops_bin, &["--version"]) {

@@ -9,9 +9,7 @@ use super::unit::Unit;
 use super::{MAX_VERSION_BYTES, VERSION_LIMIT};
 use crate::command::{Command, CommandError, Limit};
 use crate::config::{Environment, Settings};
-
-/// Docker's socket, unless `DOCKER_HOST` says otherwise.
-const SOCKET: &str = "/var/run/docker.sock";
+use crate::deploy::compose::client::Client;
 
 /// What the docker program says where it has no Compose plugin: up to 27, and from 28 on.
 const NO_PLUGIN: [&str; 2] = ["is not a docker command", "unknown command: docker compose"];
@@ -36,8 +34,8 @@ pub fn program_problem(settings: &Settings) -> Option<String> {
 }
 
 /// What keeps the service's user, or where no service is installed this one, from Docker's socket, with the way out.
-pub fn socket_problem(environment: &Environment, unit: Option<&Unit>) -> Option<String> {
-    let socket = socket(environment)?;
+pub fn socket_problem(settings: &Settings, unit: Option<&Unit>) -> Option<String> {
+    let socket = Client::new(&settings.docker_bin, settings.environment.for_children()).socket()?;
     let shown = socket.display();
     let found = match std::fs::metadata(&socket) {
         Ok(found) => found,
@@ -62,15 +60,6 @@ pub fn socket_problem(environment: &Environment, unit: Option<&Unit>) -> Option<
         let group = group_name(found.gid());
         format!("{user} may not use Docker's socket {shown}: run `sudo usermod -aG {group} {user}` and {again}")
     })
-}
-
-/// The socket that the docker client would use; none where it would use a network, or a context that we do not know.
-fn socket(environment: &Environment) -> Option<PathBuf> {
-    match environment.get("DOCKER_HOST") {
-        Some(host) => host.to_str()?.strip_prefix("unix://").map(PathBuf::from),
-        None if environment.get("DOCKER_CONTEXT").is_some() => None,
-        None => Some(PathBuf::from(SOCKET)),
-    }
 }
 
 /// A user of this host.
@@ -158,15 +147,17 @@ mod tests {
 
     #[test]
     fn only_a_socket_of_this_host_is_looked_at() {
-        let of = |pairs: &[(&str, &str)]| socket(&Environment::from_pairs(pairs.iter().copied()));
-        assert_eq!(of(&[]), Some(PathBuf::from(SOCKET)));
-        assert_eq!(
-            of(&[("DOCKER_HOST", "unix:///run/user/1000/docker.sock")]),
-            Some("/run/user/1000/docker.sock".into())
-        );
-        assert_eq!(of(&[("DOCKER_HOST", "ssh://ann@host")]), None);
-        assert_eq!(of(&[("DOCKER_CONTEXT", "far")]), None);
-        let nowhere = Environment::from_pairs([("DOCKER_HOST", "unix:///nonexistent/docker.sock")]);
-        assert!(socket_problem(&nowhere, None).unwrap().contains("/nonexistent/docker.sock is not there"));
+        let home = tempfile::tempdir().unwrap();
+        let problem = |name: &str, value: &str| {
+            let pairs = [("HOME", home.path().to_str().unwrap()), (name, value)];
+            socket_problem(&Settings::from_environment(&Environment::from_pairs(pairs)).unwrap().0, None)
+        };
+        let told = problem("DOCKER_HOST", "unix:///nonexistent/docker.sock").unwrap();
+        assert!(told.contains("/nonexistent/docker.sock is not there"), "{told}");
+        assert_eq!(problem("DOCKER_HOST", "ssh://ann@host"), None);
+        assert_eq!(problem("DOCKER_CONTEXT", "far"), None);
+        std::fs::create_dir(home.path().join(".docker")).unwrap();
+        std::fs::write(home.path().join(".docker/config.json"), r#"{"currentContext": "rootless"}"#).unwrap();
+        assert_eq!(problem("TZ", "UTC"), None, "a context has a socket of its own");
     }
 }
