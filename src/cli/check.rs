@@ -15,6 +15,7 @@ use crate::command::{Command, CommandError, Limit};
 use crate::config::{Accepted, Basis, Catalog, Environment, Repository, Settings, Severity};
 use crate::deploy::{self, same_paths};
 use crate::notify;
+use crate::users::User;
 use unit::Unit;
 
 /// Where the packages keep the service's settings.
@@ -116,7 +117,7 @@ fn service(process: &Environment, args: &CheckArgs, report: &mut Report) -> anyh
     }
     environment = environment.with(process);
     // Nobody else may look into the home of the service's user.
-    let home = docker::home(&unit.user).filter(|_| rustix::process::geteuid().is_root());
+    let home = User::named(&unit.user).map(|user| user.home).filter(|_| rustix::process::geteuid().is_root());
     if let Some(home) = home {
         environment = environment.with(&Environment::from_pairs([("HOME", home)]));
     }
