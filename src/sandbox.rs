@@ -17,7 +17,7 @@ pub fn drop_in<'a>(folders: impl IntoIterator<Item = &'a Path>) -> Vec<String> {
         if is_in_a_home(folder) && !lines.iter().any(|known| known == line) {
             lines.push(line.to_owned());
         }
-        lines.push(format!("ReadWritePaths={}", folder.display()));
+        lines.push(format!("ReadWritePaths={}", word(&folder.display().to_string())));
     }
     lines
 }
@@ -41,6 +41,12 @@ pub fn way_out_of_read_only(local_path: &Path) -> String {
          `systemctl edit {UNIT}`, write there `{}`, and restart it (`shiparr check` has it line by line)",
         lines.join("` `")
     )
+}
+
+/// As a unit file has it: `%` begins a specifier, and a word with blanks in it stands in quotes (systemd.syntax(7)).
+fn word(path: &str) -> String {
+    let escaped = path.replace('%', "%%").replace('\\', r"\\").replace('"', r#"\""#);
+    if escaped.contains([' ', '\t', '\'', '\\', '"']) { format!("\"{escaped}\"") } else { escaped }
 }
 
 fn is_in_a_home(path: &Path) -> bool {
@@ -74,6 +80,11 @@ mod tests {
                 "ReadWritePaths=/home/ann/stacks",
                 "ReadWritePaths=/home/bob/stacks"
             ]
+        );
+        let odd = [r"/srv/my stacks", "/srv/100%", r#"/srv/a"b\c"#].map(Path::new);
+        assert_eq!(
+            drop_in(odd)[1..],
+            [r#"ReadWritePaths="/srv/my stacks""#, "ReadWritePaths=/srv/100%%", r#"ReadWritePaths="/srv/a\"b\\c""#]
         );
         let line = way_out_of_read_only(Path::new("/srv/stacks/media"));
         assert!(line.contains("`[Service]` `ReadWritePaths=/srv/stacks`") && !line.contains('\n'), "{line}");
