@@ -303,10 +303,8 @@ fn interrupt(shared: &Shared, threads: &Threads, worker: &JoinHandle<()>) {
     shared.activities.stop();
     shared.wake_worker();
     if !all_ended_within(shared, threads, worker, INTERRUPTED_LIMIT) {
-        log::error!(
-            "not everything ended within {} s: the next start puts away what is left of it",
-            INTERRUPTED_LIMIT.as_secs()
-        );
+        let why = if threads.hangs(WORKER) { "the worker hangs" } else { "a deployment did not end in time" };
+        log::error!("{why}: the next start puts away what is left of it");
     }
 }
 
