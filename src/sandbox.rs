@@ -86,7 +86,11 @@ mod tests {
                 "ReadWritePaths=/home/bob/stacks"
             ]
         );
-        assert_eq!(drop_in([Path::new("/srv/my 100% \"stacks\"")])[1], r#"ReadWritePaths="/srv/my 100%% \"stacks\"""#);
+        let odd = [r"/srv/my stacks", "/srv/100%", r#"/srv/a"b\c"#].map(Path::new);
+        assert_eq!(
+            drop_in(odd)[1..],
+            [r#"ReadWritePaths="/srv/my stacks""#, "ReadWritePaths=/srv/100%%", r#"ReadWritePaths="/srv/a\"b\\c""#]
+        );
         let line = way_out_of_read_only(Path::new("/srv/stacks/media"));
         assert!(line.contains("`[Service]` `ReadWritePaths=/srv/stacks`") && !line.contains('\n'), "{line}");
     }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueHint};
 
+use super::table::only_prints;
 use crate::command::{Command, CommandError, Limit};
 use crate::config::{Accepted, Basis, Catalog, Environment, Repository, Settings, Severity};
 use crate::deploy::{self, same_paths};
@@ -230,6 +231,7 @@ fn version(settings: &Settings, program: &Path, args: &[&str]) -> Result<(), Str
 }
 
 fn print(report: &Report, json: bool) {
+    only_prints();
     if json {
         println!("{}", serde_json::json!(report));
         return;

@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::client::Client;
 use super::lists::full_name;
-use super::table::printable;
+use super::table::{only_prints, printable};
 use crate::command::{Command, CommandError, Limit, MemoryFile};
 use crate::config::Environment;
 use crate::deploy::by_hand::{Tools, Variable};
@@ -46,8 +46,8 @@ what is typed after REPOSITORY is added to that. Paths are relative to the stack
 
 Deployments of the repository wait meanwhile and begin by themselves afterwards; `shiparr cancel`
 ends it. While a deployment is changing the stack, or somebody else works on it, it is refused;
---print takes the stack for a moment too. Run it as the daemon's user, mostly root: others cannot
-read what a service's `env_file:` leads to.
+--print takes the stack for a moment too. Run it as root, or where Shiparr is a user's own, as that
+user: others, members of the group shiparr too, cannot read what a service's `env_file:` leads to.
 
 Examples:
   shiparr compose home/web ps
@@ -103,7 +103,9 @@ pub fn run(client: Client, environment: &Environment, args: &ComposeArgs) -> any
             bail!("{name}: Compose was stopped: {}", printable(&end.recv().unwrap_or_default()))
         }
         Err(CommandError::Start { source, .. }) if source.kind() == ErrorKind::PermissionDenied => {
-            bail!("{name}: this user may not run Compose there ({source}): run it as the daemon's user, mostly root")
+            bail!(
+                "{name}: this user may not run Compose there ({source}): run it as root, or where Shiparr is a user's own, as that user"
+            )
         }
         Err(error) => Err(error.into()),
     }
@@ -203,6 +205,7 @@ pub(super) fn exit_code(status: ExitStatus) -> ExitCode {
 
 /// Names, never values.
 fn print(tools: &Tools, args: &[OsString], json: bool) {
+    only_prints();
     let shown = |argument: &String| match tools.variables_file.as_ref() == Some(argument) {
         true => VARIABLES.to_owned(),
         false => argument.clone(),
@@ -240,7 +243,7 @@ fn print(tools: &Tools, args: &[OsString], json: bool) {
 }
 
 /// As a shell reads it.
-fn quoted(argument: &str) -> String {
+pub(super) fn quoted(argument: &str) -> String {
     let is_plain = |character: char| character.is_ascii_alphanumeric() || "-_./:=@%+,".contains(character);
     if !argument.is_empty() && argument.chars().all(is_plain) {
         return argument.to_owned();

@@ -1,8 +1,10 @@
 //! What the installed service cannot read or write under its sandbox, and the drop-in that lets it.
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use super::super::compose::quoted;
 use super::unit::{Access, Unit};
 use crate::config::{Repository, Settings, real_path};
 use crate::sandbox::{self, UNIT};
@@ -17,7 +19,16 @@ pub fn problems(unit: &Unit, settings: &Settings, repositories: &[&Repository]) 
     );
     problems.extend(unwritable(unit, written));
     problems.extend(unreadable(unit, settings, repositories));
+    problems.extend(unit.needed.iter().filter(|(_, path)| is_missing(path)).map(|(option, path)| {
+        let path = path.display();
+        format!("{UNIT} does not start: its {option}= names {path}, which is not there; make it, or take it out of the drop-in (`sudo systemctl edit {UNIT}`)")
+    }));
     problems
+}
+
+/// Where nobody may look it may be there.
+fn is_missing(path: &Path) -> bool {
+    path.metadata().is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }
 
 /// Folders that the service writes to and cannot, with the drop-in.
@@ -36,7 +47,7 @@ fn unwritable(unit: &Unit, written: impl Iterator<Item = (String, PathBuf)>) -> 
         return None;
     }
     let missing: Vec<String> =
-        opened.iter().filter(|folder| !folder.exists()).map(|folder| folder.display().to_string()).collect();
+        opened.iter().filter(|folder| !folder.exists()).map(|folder| quoted(&folder.display().to_string())).collect();
     let make = match missing.as_slice() {
         [] => String::new(),
         missing => format!("run `sudo mkdir -p {}` and ", missing.join(" ")),
