@@ -26,6 +26,9 @@ make_account() {
 
 # As tmpfiles.d/shiparr.conf has them.
 make_folders() {
+    if [ -L /var/lib/shiparr ]; then
+        echo "/var/lib/shiparr is a link, and systemd starts no service on one: mount the other folder there in its place (mount --bind)." >&2
+    fi
     if have systemd-tmpfiles; then
         systemd-tmpfiles --create shiparr.conf
         return
