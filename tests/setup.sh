@@ -30,6 +30,9 @@ ANSIBLE_CORE_VERSION=2.19.14
 ANSIBLE_LINT_VERSION=26.10.1
 ANSIBLE_FOLDER=$TESTS_CACHE/ansible-$ANSIBLE_CORE_VERSION-lint-$ANSIBLE_LINT_VERSION
 
+# built_deb ARCHITECTURE [REVISION]: the package that packaging/build makes, below the repository's top.
+built_deb() { printf 'target/packages/shiparr_%s-%s_%s.deb\n' "$(program_version)" "${2:-1}" "$1"; }
+
 # Installs what is missing, makes the image, and begins what takes long in the background.
 set_up_tests() {
     begin_go_builds

@@ -16,9 +16,11 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests/systemd"))
+# Not by PYTHONPATH, which Ansible would have too.
+sys.path[:0] = [str(ROOT / "tests/systemd"), str(ROOT / "tests/python")]
 
-from host import Failure, Host, check, docker, wait_until  # noqa: E402
+from host import Host, docker  # noqa: E402
+from waiting import Failure, check, wait_until  # noqa: E402
 
 HERE = Path(__file__).parent
 SCRIPT = (ROOT / "packaging/install").read_text()

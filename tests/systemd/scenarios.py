@@ -9,8 +9,9 @@ import subprocess
 from pathlib import Path
 
 import readme
-from host import CONTROL_SOCKET, HERE, SECRETS, SERVICE, SOCKET, Background, check, docker, wait_until
+from host import CONTROL_SOCKET, HERE, SECRETS, SERVICE, SOCKET, Background, docker
 from stacks import PROJECT
+from waiting import check, wait_until
 
 UNITS = (SERVICE, SOCKET, SECRETS)
 RESTARTS = 10

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::unit::{Access, Unit};
-use crate::config::{Repository, Settings};
-use crate::sandbox::{self, HOMES, UNIT};
+use crate::config::{Repository, Settings, real_path};
+use crate::sandbox::{self, UNIT};
 
 /// One problem a kind, each with its way out.
 pub fn problems(unit: &Unit, settings: &Settings, repositories: &[&Repository]) -> Vec<String> {
@@ -24,7 +24,7 @@ pub fn problems(unit: &Unit, settings: &Settings, repositories: &[&Repository]) 
 fn unwritable(unit: &Unit, written: impl Iterator<Item = (String, PathBuf)>) -> Option<String> {
     let (mut named, mut opened) = (Vec::new(), BTreeSet::new());
     for (what, path) in written {
-        let path = real(&path);
+        let path = real_path(&path);
         let (access, option) = unit.sandbox.access(&path);
         if access == Access::Open {
             continue;
@@ -41,7 +41,7 @@ fn unwritable(unit: &Unit, written: impl Iterator<Item = (String, PathBuf)>) -> 
         [] => String::new(),
         missing => format!("run `sudo mkdir -p {}` and ", missing.join(" ")),
     };
-    let also = match opened.iter().any(|folder| HOMES.iter().any(|home| folder.starts_with(home))) {
+    let also = match opened.iter().any(|folder| sandbox::is_in_a_home(folder)) {
         true => " (and, where it has `secret_files`, the same for shiparr-secrets.service)",
         false => "",
     };
@@ -81,7 +81,7 @@ fn unreadable(unit: &Unit, settings: &Settings, repositories: &[&Repository]) ->
         repository.env_files.iter().for_each(|file| add(format!("{name}: env_file"), file));
     }
     let hidden = files.into_iter().filter(|(_, path)| path.is_absolute()).filter_map(|(what, path)| {
-        let path = real(&path);
+        let path = real_path(&path);
         let (access, option) = unit.sandbox.access(&path);
         (access == Access::Hidden).then(|| {
             format!(
@@ -91,16 +91,4 @@ fn unreadable(unit: &Unit, settings: &Settings, repositories: &[&Repository]) ->
         })
     });
     hidden.collect()
-}
-
-/// The path with all links followed, as far as it is there.
-fn real(path: &Path) -> PathBuf {
-    let mut rest = Vec::new();
-    for above in path.ancestors() {
-        if let Ok(found) = above.canonicalize() {
-            return rest.iter().rev().fold(found, |found, name| found.join(name));
-        }
-        rest.extend(above.file_name());
-    }
-    path.to_owned()
 }
