@@ -185,7 +185,7 @@ go_builds_are_done() {
 
 build_go_programs() {
     build_go_program "$SHOUTRRR_FOLDER/shoutrrr" "github.com/nicholas-fedor/shoutrrr@$SHOUTRRR_VERSION" ./shoutrrr \
-        "-X github.com/nicholas-fedor/shoutrrr/internal/meta.Version=$SHOUTRRR_VERSION" ||
+        "-X github.com/nicholas-fedor/shoutrrr/internal/meta.Version=${SHOUTRRR_VERSION#v}" ||
         say "shoutrrr failed"
     # Compose comes last: its presence says that the folder is complete.
     build_go_program "$COMPOSE_5_FOLDER/cli-plugins/docker-buildx" "github.com/docker/buildx@$BUILDX_VERSION" ./cmd/buildx \
