@@ -25,7 +25,7 @@ def follow(host, package):
     # What is recommended is Docker, which is this machine's.
     host.write("/etc/apt/apt.conf.d/99readme", 'APT::Install-Recommends "false";\nAPT::Get::Assume-Yes "true";\n')
     # A blank host, also where not all scenarios run.
-    host.run("apt-get --quiet purge shiparr 2>&1")
+    host.run("dpkg --purge shiparr 2>&1")
     host.run(f"install -D -t {CLONE}/target/packages {package}")
     host.run(f"cd {CLONE}\n{block(INSTALL)}")
     check(host.state() == "inactive", f"after the installation the service is {host.state()}")
