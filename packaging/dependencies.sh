@@ -20,6 +20,9 @@ RUST_MINIMUM=1.85.0
 DOCKER_START_LIMIT_SECONDS=60
 DOCKERD_LOG=/var/log/dockerd.log
 
+# The version of Shiparr that the sources say.
+program_version() { sed -n 's/^version = "\(.*\)"$/\1/p' "$REPOSITORY_ROOT/Cargo.toml" | head -n 1; }
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Saying things
 

@@ -26,6 +26,9 @@ make_account() {
 
 # As tmpfiles.d/shiparr.conf has them.
 make_folders() {
+    if [ -L /var/lib/shiparr ]; then
+        echo "/var/lib/shiparr is a link, and systemd starts no service on one: mount the other folder there in its place (mount --bind)." >&2
+    fi
     if have systemd-tmpfiles; then
         systemd-tmpfiles --create shiparr.conf
         return
@@ -35,18 +38,32 @@ make_folders() {
     install -d -m 0750 -o shiparr -g shiparr /var/lib/shiparr
 }
 
-# After an upgrade the service goes on as the new version, where it runs. No deployment is cut off: the restart waits for
-# what is being deployed. No request is refused: shiparr.socket stays as it is and holds new connections meanwhile, so a
-# change of that unit itself counts from its own next restart.
+# After an upgrade the service goes on as the new version, where it runs or is just about to. No deployment is cut off: the
+# restart waits for what is being deployed. No request is refused: shiparr.socket stays as it is and holds new connections
+# meanwhile, so a change of that unit itself counts from its own next restart.
 restart_what_runs() {
     systemd_is_running || return 0
     reload_units
-    systemctl is-active --quiet shiparr.service || return 0
+    case "$(systemctl show --property=ActiveState shiparr.service)" in
+    *=active | *=reloading | *=activating) ;;
+    *)
+        echo "shiparr.service does not run, and stays so. To start it: systemctl start shiparr.socket shiparr.service"
+        return 0
+        ;;
+    esac
     # Debian's asks the administrator's policy-rc.d first.
     set -- systemctl restart shiparr.service
     ! have deb-systemd-invoke || set -- deb-systemd-invoke restart shiparr.service
-    if ! shiparr hold -- "$@"; then
-        echo "shiparr.service did not start again: see journalctl -u shiparr.service" >&2
+    # By its path: an older one in /usr/local/bin may go first, and know nothing of this.
+    if ! /usr/bin/shiparr hold -- "$@"; then
+        echo "shiparr.service could not be restarted as the new version: see systemctl status shiparr.service" >&2
+    fi
+}
+
+# Of an installation from source, say.
+warn_of_another_program() {
+    if [ -e /usr/local/bin/shiparr ]; then
+        echo "/usr/local/bin/shiparr is not of this package, and most shells find it first: remove it once nothing runs it." >&2
     fi
 }
 

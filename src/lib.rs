@@ -19,6 +19,7 @@
 //! | [`pulse`] | whether threads still go round |
 //! | [`systemd`] | the sockets that a service manager hands over, and what it is told |
 //! | [`sandbox`] | what the units let the daemon write, and the drop-in that opens more |
+//! | [`users`] | users and groups of this host |
 //! | [`model`] | plain types, statuses and their transitions |
 //!
 //! Imports run down that list only.
@@ -88,4 +89,5 @@ pub mod sandbox;
 pub mod secrets;
 pub mod store;
 pub mod systemd;
+pub mod users;
 pub mod web;

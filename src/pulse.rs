@@ -75,6 +75,12 @@ impl Pulses {
         latest.map_or(Ok(()), |pulse| Err(pulse.thread.clone()))
     }
 
+    /// Whether a thread of this name has not said something in time until `now`.
+    pub fn is_late(&self, thread: &str, now: Instant) -> bool {
+        let now = milliseconds_between(self.began, now);
+        self.lock().iter().any(|pulse| pulse.thread == thread && pulse.next_at.load(Ordering::Relaxed) < now)
+    }
+
     /// Gives every thread that does not rest so much more time: for so long nobody ran, because the process or the whole
     /// machine was stopped.
     pub fn postpone(&self, by: Duration) {
@@ -190,6 +196,7 @@ mod tests {
             std::thread::yield_now();
         }
         assert_eq!(pulses.all_alive(Instant::now()), Err("worker".to_owned()));
+        assert_eq!(["worker", "teller"].map(|thread| pulses.is_late(thread, Instant::now())), [true, false]);
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub fn drop_in<'a>(folders: impl IntoIterator<Item = &'a Path>) -> Vec<String> {
         if is_in_a_home(folder) && !lines.iter().any(|known| known == line) {
             lines.push(line.to_owned());
         }
-        lines.push(format!("ReadWritePaths={}", folder.display()));
+        lines.push(format!("ReadWritePaths={}", as_word(folder)));
     }
     lines
 }
@@ -43,7 +43,18 @@ pub fn way_out_of_read_only(local_path: &Path) -> String {
     )
 }
 
-fn is_in_a_home(path: &Path) -> bool {
+/// A path as one word of a unit: in quotes where it would be several, and without a specifier (systemd.syntax(7),
+/// systemd.unit(5)).
+fn as_word(path: &Path) -> String {
+    let text = path.display().to_string().replace('%', "%%");
+    if !text.contains(|character: char| character.is_whitespace() || matches!(character, '"' | '\'' | '\\')) {
+        return text;
+    }
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+/// Whether `ProtectHome=` is about this path.
+pub fn is_in_a_home(path: &Path) -> bool {
     HOMES.iter().any(|home| path.starts_with(home))
 }
 
@@ -74,6 +85,11 @@ mod tests {
                 "ReadWritePaths=/home/ann/stacks",
                 "ReadWritePaths=/home/bob/stacks"
             ]
+        );
+        let odd = [r"/srv/my stacks", "/srv/100%", r#"/srv/a"b\c"#].map(Path::new);
+        assert_eq!(
+            drop_in(odd)[1..],
+            [r#"ReadWritePaths="/srv/my stacks""#, "ReadWritePaths=/srv/100%%", r#"ReadWritePaths="/srv/a\"b\\c""#]
         );
         let line = way_out_of_read_only(Path::new("/srv/stacks/media"));
         assert!(line.contains("`[Service]` `ReadWritePaths=/srv/stacks`") && !line.contains('\n'), "{line}");

@@ -30,6 +30,9 @@ ANSIBLE_CORE_VERSION=2.19.14
 ANSIBLE_LINT_VERSION=26.10.1
 ANSIBLE_FOLDER=$TESTS_CACHE/ansible-$ANSIBLE_CORE_VERSION-lint-$ANSIBLE_LINT_VERSION
 
+# built_deb ARCHITECTURE [REVISION]: the package that packaging/build makes, below the repository's top.
+built_deb() { printf 'target/packages/shiparr_%s-%s_%s.deb\n' "$(program_version)" "${2:-1}" "$1"; }
+
 # Installs what is missing, makes the image, and begins what takes long in the background.
 set_up_tests() {
     begin_go_builds
@@ -182,7 +185,7 @@ go_builds_are_done() {
 
 build_go_programs() {
     build_go_program "$SHOUTRRR_FOLDER/shoutrrr" "github.com/nicholas-fedor/shoutrrr@$SHOUTRRR_VERSION" ./shoutrrr \
-        "-X github.com/nicholas-fedor/shoutrrr/internal/meta.Version=$SHOUTRRR_VERSION" ||
+        "-X github.com/nicholas-fedor/shoutrrr/internal/meta.Version=${SHOUTRRR_VERSION#v}" ||
         say "shoutrrr failed"
     # Compose comes last: its presence says that the folder is complete.
     build_go_program "$COMPOSE_5_FOLDER/cli-plugins/docker-buildx" "github.com/docker/buildx@$BUILDX_VERSION" ./cmd/buildx \

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::client::{Client, DeploymentView, RepositoryView};
 use super::lists::full_name;
-use super::table::printable;
+use super::table::{only_prints, printable};
 use crate::model::{DeploymentId, Status};
 
 /// Deployments may go on while they are looked at; what was found once they stood still counts.
@@ -44,6 +44,7 @@ struct Cancelled {
 pub fn run(client: &Client, args: &CancelArgs) -> anyhow::Result<ExitCode> {
     let repository = client.repository(&args.repository)?;
     if let Some(who) = release(client, &repository)? {
+        only_prints();
         if args.json {
             println!("{}", serde_json::json!({ "cancelled": [], "released": who }));
         } else {
@@ -63,6 +64,7 @@ pub fn run(client: &Client, args: &CancelArgs) -> anyhow::Result<ExitCode> {
         }
     }
     let name = full_name(&repository);
+    only_prints();
     if args.json {
         let all: Vec<&Cancelled> = cancelled.iter().map(|(_, cancelled)| cancelled).collect();
         println!("{}", serde_json::json!({ "cancelled": all, "released": null }));

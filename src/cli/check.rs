@@ -11,10 +11,12 @@ use std::time::Duration;
 
 use clap::{Args, ValueHint};
 
+use super::table::only_prints;
 use crate::command::{Command, CommandError, Limit};
 use crate::config::{Accepted, Basis, Catalog, Environment, Repository, Settings, Severity};
 use crate::deploy::{self, same_paths};
 use crate::notify;
+use crate::users::User;
 use unit::Unit;
 
 /// Where the packages keep the service's settings.
@@ -116,7 +118,7 @@ fn service(process: &Environment, args: &CheckArgs, report: &mut Report) -> anyh
     }
     environment = environment.with(process);
     // Nobody else may look into the home of the service's user.
-    let home = docker::home(&unit.user).filter(|_| rustix::process::geteuid().is_root());
+    let home = User::named(&unit.user).map(|user| user.home).filter(|_| rustix::process::geteuid().is_root());
     if let Some(home) = home {
         environment = environment.with(&Environment::from_pairs([("HOME", home)]));
     }
@@ -184,7 +186,7 @@ fn look_at_paths(settings: &Settings, repositories: &[&Repository], report: &mut
 fn look_at_programs(settings: &Settings, unit: Option<&Unit>, repositories: &[&Repository], report: &mut Report) {
     if !repositories.is_empty() {
         report.warnings.extend(docker::program_problem(settings));
-        report.warnings.extend(docker::socket_problem(&settings.environment, unit));
+        report.warnings.extend(docker::socket_problem(settings, unit));
     }
     if repositories.iter().any(|repository| !repository.env_files.is_empty() || !repository.secret_files.is_empty()) {
         if let Err(error) = version(settings, &settings.sops_bin, &["--version"]) {
@@ -229,6 +231,7 @@ fn version(settings: &Settings, program: &Path, args: &[&str]) -> Result<(), Str
 }
 
 fn print(report: &Report, json: bool) {
+    only_prints();
     if json {
         println!("{}", serde_json::json!(report));
         return;

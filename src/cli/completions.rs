@@ -1,8 +1,8 @@
 //! `shiparr completions SHELL`, and what the scripts that it prints ask for: the words that fit.
 //!
 //! The scripts are a few lines each and know nothing of verbs and options. At each Tab they call the hidden verb
-//! `complete` with the words up to the cursor. It prints a line for each word that fits, with what it means behind a tab, or one
-//! line that has the shell offer its own: `:files` or `:folders`.
+//! `complete` with the words up to the cursor. It prints a line for each word that fits, with what it means behind a
+//! tab, or one line that has the shell offer its own: `:files` or `:folders`.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -150,8 +150,8 @@ fn offer(word: &str, meaning: Option<&clap::builder::StyledStr>) -> Offer {
     Offer { word: word.to_owned(), meaning: meaning.lines().next().unwrap_or_default().to_owned() }
 }
 
-/// As the daemon of this host names them, over the control socket; none where that takes long or cannot be. No password is sent
-/// anywhere because somebody pressed Tab.
+/// As the daemon of this host names them, over the control socket; none where that takes long or cannot be. No password
+/// is sent anywhere because somebody pressed Tab.
 fn repository_names(environment: &Environment, words: &[String]) -> Vec<String> {
     let is_elsewhere = environment.get("SHIPARR_URL").is_some() || words.iter().any(|word| word.starts_with("--url"));
     if is_elsewhere {

@@ -3,7 +3,6 @@
 use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
 use std::process::{ExitCode, ExitStatus};
 use std::time::Duration;
 
@@ -14,18 +13,17 @@ use serde::Deserialize;
 
 use super::client::Client;
 use super::lists::full_name;
-use super::table::printable;
+use super::table::{only_prints, printable};
 use crate::command::{Command, CommandError, Limit, MemoryFile};
 use crate::config::Environment;
 use crate::deploy::by_hand::{Tools, Variable};
 use crate::model::RepositoryId;
+use crate::users;
 
 /// Time between SIGTERM and SIGKILL where the stack has to be given back; the daemon waits a little longer for it.
 const GRACE: Duration = Duration::from_secs(10);
 /// The daemon's first line is at most this long.
 const MAX_LINE_BYTES: usize = 64 * 1024 * 1024;
-/// A list of users that is longer is not read.
-const MAX_USERS_BYTES: u64 = 4 * 1024 * 1024;
 /// What Compose learns of the caller's terminal; everything else of its environment is as in a deployment.
 const OF_THE_TERMINAL: &[&str] = &[
     "TERM",
@@ -48,8 +46,8 @@ what is typed after REPOSITORY is added to that. Paths are relative to the stack
 
 Deployments of the repository wait meanwhile and begin by themselves afterwards; `shiparr cancel`
 ends it. While a deployment is changing the stack, or somebody else works on it, it is refused;
---print takes the stack for a moment too. Run it as the daemon's user, mostly root: others cannot
-read what a service's `env_file:` leads to.
+--print takes the stack for a moment too. Run it as root, or where Shiparr is a user's own, as that
+user: others, members of the group shiparr too, cannot read what a service's `env_file:` leads to.
 
 Examples:
   shiparr compose home/web ps
@@ -105,7 +103,9 @@ pub fn run(client: Client, environment: &Environment, args: &ComposeArgs) -> any
             bail!("{name}: Compose was stopped: {}", printable(&end.recv().unwrap_or_default()))
         }
         Err(CommandError::Start { source, .. }) if source.kind() == ErrorKind::PermissionDenied => {
-            bail!("{name}: this user may not run Compose there ({source}): run it as the daemon's user, mostly root")
+            bail!(
+                "{name}: this user may not run Compose there ({source}): run it as root, or where Shiparr is a user's own, as that user"
+            )
         }
         Err(error) => Err(error.into()),
     }
@@ -205,6 +205,7 @@ pub(super) fn exit_code(status: ExitStatus) -> ExitCode {
 
 /// Names, never values.
 fn print(tools: &Tools, args: &[OsString], json: bool) {
+    only_prints();
     let shown = |argument: &String| match tools.variables_file.as_ref() == Some(argument) {
         true => VARIABLES.to_owned(),
         false => argument.clone(),
@@ -242,7 +243,7 @@ fn print(tools: &Tools, args: &[OsString], json: bool) {
 }
 
 /// As a shell reads it.
-fn quoted(argument: &str) -> String {
+pub(super) fn quoted(argument: &str) -> String {
     let is_plain = |character: char| character.is_ascii_alphanumeric() || "-_./:=@%+,".contains(character);
     if !argument.is_empty() && argument.chars().all(is_plain) {
         return argument.to_owned();
@@ -253,16 +254,7 @@ fn quoted(argument: &str) -> String {
 /// The name of this process's user, or its number where the host's own list does not have it.
 fn who() -> String {
     let uid = rustix::process::getuid().as_raw();
-    let users = crate::config::read_bounded(Path::new("/etc/passwd"), MAX_USERS_BYTES).unwrap_or_default();
-    name_of(uid, &String::from_utf8_lossy(&users)).unwrap_or_else(|| format!("uid {uid}"))
-}
-
-fn name_of(uid: u32, users: &str) -> Option<String> {
-    users.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next().filter(|name| !name.is_empty())?;
-        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
-    })
+    users::user_name(uid).unwrap_or_else(|| format!("uid {uid}"))
 }
 
 #[cfg(test)]
@@ -337,13 +329,5 @@ mod tests {
         assert_eq!(quoted("--env-file=/a/b.env"), "--env-file=/a/b.env");
         assert_eq!(quoted("it's $HOME"), r"'it'\''s $HOME'");
         assert_eq!(quoted(""), "''");
-    }
-
-    #[test]
-    fn users_are_known_by_their_number() {
-        let users = "root:x:0:0:root:/root:/bin/sh\nada:x:1000:1000::/home/ada:/bin/sh\n";
-        assert_eq!(name_of(1000, users).as_deref(), Some("ada"));
-        assert_eq!(name_of(0, users).as_deref(), Some("root"));
-        assert_eq!(name_of(7, users), None);
     }
 }

@@ -6,7 +6,7 @@ use clap::Args;
 use serde::Deserialize;
 
 use super::client::{Client, DeploymentView};
-use super::table::printable;
+use super::table::{only_prints, printable};
 use crate::model::{Asked, CommitPrefix, DeploymentId, Status};
 
 /// What `deploy` takes.
@@ -51,6 +51,7 @@ pub fn run(client: &Client, args: &DeployArgs) -> anyhow::Result<ExitCode> {
     let id = accepted.deployment_id;
     let name = format!("{}/{}", repository.project, repository.name);
     if !args.follow {
+        only_prints();
         if args.json {
             println!("{}", serde_json::json!({ "deployment_id": id, "status": Status::Pending }));
         } else {
@@ -62,6 +63,7 @@ pub fn run(client: &Client, args: &DeployArgs) -> anyhow::Result<ExitCode> {
     client.follow(&format!("/api/deployments/{id}/logs?follow=1"))?;
     let deployment: serde_json::Value = client.get(&format!("/api/deployments/{id}"))?;
     if args.json {
+        only_prints();
         println!("{deployment}");
     }
     let deployment: DeploymentView = serde_json::from_value(deployment)?;

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::client::{Client, DeploymentView, RepositoryView};
-use super::table::{Table, printable};
+use super::table::{Table, only_prints, printable};
 use crate::model::Status;
 
 /// `shiparr status`.
@@ -17,7 +17,9 @@ use crate::model::Status;
 /// The daemon's refusal.
 pub fn status(client: &Client, json: bool) -> anyhow::Result<ExitCode> {
     if json {
-        println!("{}", client.get::<Value>("/api/repositories")?);
+        let repositories: Value = client.get("/api/repositories")?;
+        only_prints();
+        println!("{repositories}");
         return Ok(ExitCode::SUCCESS);
     }
     let now = Timestamp::now();
@@ -34,6 +36,7 @@ pub fn status(client: &Client, json: bool) -> anyhow::Result<ExitCode> {
             repository.next_check_at.map_or("-".to_owned(), |at| until(at, now)),
         ]);
     }
+    only_prints();
     if repositories.is_empty() {
         println!("No repositories yet: write a project file and look at it with `shiparr check`.");
     } else {
@@ -79,6 +82,7 @@ fn waiting(repository: &RepositoryView) -> String {
 pub fn history(client: &Client, given: &str, limit: u32, json: bool) -> anyhow::Result<ExitCode> {
     let repository = client.repository(given)?;
     let page: Value = client.get(&format!("/api/repositories/{}/deployments?limit={limit}", repository.id))?;
+    only_prints();
     if json {
         println!("{page}");
         return Ok(ExitCode::SUCCESS);
@@ -113,6 +117,7 @@ pub fn history(client: &Client, given: &str, limit: u32, json: bool) -> anyhow::
 pub fn health(client: &Client, json: bool) -> anyhow::Result<ExitCode> {
     let response = client.get_any("/api/health")?;
     let health: Value = serde_json::from_slice(&response.body).context("the daemon's answer is not JSON")?;
+    only_prints();
     if json {
         println!("{health}");
     } else {
@@ -142,6 +147,7 @@ pub fn notify_test(client: &Client, given: Option<&str>, json: bool) -> anyhow::
     client.require_socket("notify-test")?;
     let name = given.map(|given| client.repository(given)).transpose()?.map(|repository| full_name(&repository));
     let told: Value = client.post("/control/notify-test", &serde_json::json!({ "repository": name }))?;
+    only_prints();
     if json {
         println!("{told}");
     }

@@ -7,6 +7,7 @@ use anyhow::Context;
 use clap::Args;
 
 use super::client::{Client, RepositoryView};
+use super::table::only_prints;
 
 /// What `logs` takes.
 #[derive(Args)]
@@ -42,6 +43,7 @@ pub fn run(client: &Client, args: &LogsArgs) -> anyhow::Result<ExitCode> {
     }
     let text = client.get_text(&path)?;
     if args.json {
+        only_prints();
         println!("{}", serde_json::json!({ "logs": text }));
     } else {
         // Where nobody reads any more (`| head`), they have seen enough.

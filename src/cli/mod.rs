@@ -149,7 +149,9 @@ impl CommandLine {
     fn run(self, environment: Environment) -> anyhow::Result<ExitCode> {
         let client = || Client::new(&environment, self.reach.url.as_deref());
         match self.verb.unwrap_or(Verb::Run { once: false }) {
-            Verb::Run { once } => Ok(run(&environment, once)),
+            Verb::Run { once } => {
+                Ok(to_log(&environment, |settings, warnings| crate::daemon::run(settings, &warnings, once)))
+            }
             Verb::Check(args) => check::run(&environment, &args),
             Verb::Status { json } => lists::status(&client()?, json),
             Verb::Deploy(args) => deploy::run(&client()?, &args),
@@ -161,8 +163,7 @@ impl CommandLine {
             Verb::NotifyTest { repository, json } => lists::notify_test(&client()?, repository.as_deref(), json),
             Verb::Health { json } => lists::health(&client()?, json),
             Verb::RestoreSecrets => {
-                let (settings, warnings) = Settings::from_environment(&environment)?;
-                crate::daemon::restore_secrets(&settings, &warnings)
+                Ok(to_log(&environment, |settings, warnings| Ok(crate::daemon::restore_secrets(&settings, &warnings))))
             }
             Verb::Completions { shell } => Ok(completions::print_script(shell)),
             Verb::Complete { words } => Ok(completions::print_offers(CommandLine::command(), &environment, &words)),
@@ -173,10 +174,10 @@ impl CommandLine {
     }
 }
 
-/// Runs the daemon; why it ends goes where its log does.
-fn run(environment: &Environment, once: bool) -> ExitCode {
+/// Runs something of the daemon's; why it fails goes where its log does.
+fn to_log(environment: &Environment, run: impl FnOnce(Settings, Vec<String>) -> anyhow::Result<ExitCode>) -> ExitCode {
     let settings = Settings::from_environment(environment).map_err(anyhow::Error::new);
-    settings.and_then(|(settings, warnings)| crate::daemon::run(settings, &warnings, once)).unwrap_or_else(|error| {
+    settings.and_then(|(settings, warnings)| run(settings, warnings)).unwrap_or_else(|error| {
         crate::daemon::say_why(&error, log_format(environment));
         ExitCode::FAILURE
     })

@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::client::{Client, RepositoryView};
 use super::lists::full_name;
+use super::table::only_prints;
 
 #[derive(Deserialize)]
 struct Pruned {
@@ -25,13 +26,16 @@ pub fn run(client: &Client, yes: bool, json: bool) -> anyhow::Result<ExitCode> {
     if json {
         let forgotten = if yes && !orphans.is_empty() { forget(client, &orphans)? } else { Vec::new() };
         let names: Vec<String> = orphans.iter().map(full_name).collect();
+        only_prints();
         println!("{}", serde_json::json!({ "orphans": names, "forgotten": forgotten }));
         return Ok(ExitCode::SUCCESS);
     }
     if orphans.is_empty() {
+        only_prints();
         println!("No orphans: every recorded repository is named by a project file.");
         return Ok(ExitCode::SUCCESS);
     }
+    only_prints();
     println!("No project file names these repositories any more:");
     for orphan in &orphans {
         println!("  {}", full_name(orphan));

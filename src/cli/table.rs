@@ -1,6 +1,10 @@
-//! Tables for people: aligned columns, colour on a terminal only.
+//! What is printed: tables for people with aligned columns, colour on a terminal only; and who reads it.
 
 use std::io::IsTerminal;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use signal_hook::consts::SIGPIPE;
 
 use crate::config::Environment;
 
@@ -11,6 +15,13 @@ pub struct Table {
 
 /// Wider cells are cut, so that a table stays one.
 const MAX_CELL_CHARS: usize = 60;
+
+/// From now on the process ends where nobody reads any more what it prints (`| head`), as other programs do; `println!`
+/// would panic. Not while a child is attended, for a pipe to it that breaks would end this process too.
+pub fn only_prints() {
+    // Where the handler cannot be had, it panics as before.
+    let _ = signal_hook::flag::register_conditional_shutdown(SIGPIPE, 128 + SIGPIPE, Arc::new(AtomicBool::new(true)));
+}
 
 impl Table {
     /// A table with these headings.

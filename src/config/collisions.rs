@@ -416,8 +416,10 @@ fn compose_project(repository: &Repository) -> String {
 }
 
 /// The path with the links in its existing part followed, so that two names of one folder are seen as one.
-pub(super) fn real_path(path: &Path) -> PathBuf {
-    path.ancestors()
-        .find_map(|ancestor| Some(ancestor.canonicalize().ok()?.join(path.strip_prefix(ancestor).ok()?)))
-        .unwrap_or_else(|| path.to_owned())
+pub fn real_path(path: &Path) -> PathBuf {
+    let real = path.ancestors().find_map(|ancestor| {
+        let (found, rest) = (ancestor.canonicalize().ok()?, path.strip_prefix(ancestor).ok()?);
+        Some(found.components().chain(rest.components()).collect())
+    });
+    real.unwrap_or_else(|| path.to_owned())
 }

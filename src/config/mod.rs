@@ -30,6 +30,7 @@ pub(crate) mod yaml;
 
 pub use access::{Auth, Network, PublicUrl};
 pub use catalog::{Accepted, AcceptedRepository, Basis, Catalog};
+pub use collisions::real_path;
 pub use environment::Environment;
 pub(crate) use environment::read_bounded;
 pub use fingerprint::hash_key;

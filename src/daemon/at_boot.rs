@@ -1,6 +1,7 @@
 //! Secret files are made before Docker starts the containers that mount them: what `shiparr-secrets.service` does.
 //!
-//! It needs no database: the records of secret files lie beside it, so that nothing has to be migrated while Docker waits.
+//! It needs no database: the records of secret files lie beside it, so that nothing has to be migrated while Docker
+//! waits.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -16,11 +17,8 @@ use crate::deploy::secret_files;
 const RESTORE_LIMIT: Duration = Duration::from_secs(60);
 
 /// Makes the secret files of deployed stacks again, where they are gone; while a daemon runs, which does that itself, it
-/// does nothing. What it does is logged.
-///
-/// # Errors
-/// Folders and locks that cannot be had. What could not be made is logged, and the exit code tells.
-pub fn restore_secrets(settings: &Settings, warnings: &[String]) -> anyhow::Result<ExitCode> {
+/// does nothing. What it does is logged, and why it could not; the exit code tells whether all is there.
+pub fn restore_secrets(settings: &Settings, warnings: &[String]) -> ExitCode {
     logging::start(&settings.log_filter, settings.log_format);
     for warning in warnings {
         log::debug!("{warning}");
@@ -28,13 +26,13 @@ pub fn restore_secrets(settings: &Settings, warnings: &[String]) -> anyhow::Resu
     match restore(settings) {
         Ok(done) => {
             log::info!("{done}");
-            Ok(ExitCode::SUCCESS)
+            ExitCode::SUCCESS
         }
         Err(error) => {
             log::error!(
                 "secret files of stacks could not be made: {error:#}; Docker starts without them, and Shiparr tries again once it runs"
             );
-            Ok(ExitCode::FAILURE)
+            ExitCode::FAILURE
         }
     }
 }

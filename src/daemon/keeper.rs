@@ -97,6 +97,9 @@ impl Life {
         let until = Instant::now() + START_LIMIT;
         loop {
             match news.recv_timeout(EXTEND_EVERY) {
+                // Whoever wants it to stop gets that within systemd's own limit, also where the start waits for a file
+                // system that does not answer.
+                Err(RecvTimeoutError::Timeout) if self.threads.are_asked_to_stop() => {}
                 Err(RecvTimeoutError::Timeout) if Instant::now() < until => self.manager.extend(EXTENSION),
                 Err(RecvTimeoutError::Timeout) => {}
                 heard => return heard.ok(),

@@ -69,6 +69,8 @@ pub enum Event {
     ThreadDied(String),
 }
 
+/// The thread that runs deployments.
+const WORKER: &str = "worker";
 /// After a running deployment was interrupted, its children get SIGTERM and 15 s later SIGKILL, and what it had checked
 /// out is put back; then it must have ended.
 const INTERRUPTED_LIMIT: Duration = Duration::from_secs(30);
@@ -175,7 +177,7 @@ impl Daemon {
         let web = web_side::Web::start(shared, &threads, handed_over)?;
 
         let worker = Worker::new(Arc::clone(shared), threads.clone());
-        let worker = threads.start("worker", STACK_BYTES, move || worker.run())?;
+        let worker = threads.start(WORKER, STACK_BYTES, move || worker.run())?;
         let teller = tell::Teller::new(Arc::clone(shared), threads.clone());
         let teller = threads.start("teller", STACK_BYTES, move || teller.run())?;
         let watch = docker::Watch::new(Arc::clone(shared), threads.clone());
@@ -217,7 +219,7 @@ impl Daemon {
                     // and what lies in plain text must not be left to that start, though.
                     self.threads.stopping();
                     self.keeper.stopping(INTERRUPTED_LIMIT + STOP_SLACK);
-                    interrupt(&self.start.shared, &self.worker);
+                    interrupt(&self.start.shared, &self.threads, &self.worker);
                     bail!("the thread `{name}` ended unexpectedly; the process ends so that it is started again whole");
                 }
             }
@@ -263,9 +265,9 @@ impl Daemon {
         self.timers.stop();
         self.web.end_streams();
         shared.wake_worker();
-        if !all_ended_within(shared, &self.worker, patience) {
+        if !all_ended_within(shared, &self.threads, &self.worker, patience) {
             log::warn!("not every running deployment ended in time: what is left is interrupted and queued again");
-            interrupt(shared, &self.worker);
+            interrupt(shared, &self.threads, &self.worker);
         }
         // Until now it answered: what was asked meanwhile is in the database, for the next start.
         self.web.stop();
@@ -297,28 +299,33 @@ fn next_event(events: &Receiver<Event>, is_loaded: bool) -> anyhow::Result<Event
 
 /// Ends the running deployments and waits until what belongs to them is put away. The worker takes no other row once the
 /// threads are stopping; one that died itself is not waited for.
-fn interrupt(shared: &Shared, worker: &JoinHandle<()>) {
+fn interrupt(shared: &Shared, threads: &Threads, worker: &JoinHandle<()>) {
     shared.activities.stop();
     shared.wake_worker();
-    if !all_ended_within(shared, worker, INTERRUPTED_LIMIT) {
-        log::error!("a deployment did not end within {} s", INTERRUPTED_LIMIT.as_secs());
+    if !all_ended_within(shared, threads, worker, INTERRUPTED_LIMIT) {
+        let why = if threads.hangs(WORKER) { "the worker hangs" } else { "a deployment did not end in time" };
+        log::error!("{why}: the next start puts away what is left of it");
     }
 }
 
 /// Waits for the worker, for the deployments that it has handed on, and for those who work on a stack by hand, at most
-/// `time`; whether all of it ended.
-fn all_ended_within(shared: &Shared, worker: &JoinHandle<()>, time: Duration) -> bool {
+/// `time`; whether all of it ended. A worker that hangs is not waited for, only what runs beside it.
+fn all_ended_within(shared: &Shared, threads: &Threads, worker: &JoinHandle<()>, time: Duration) -> bool {
     let until = Instant::now() + time;
-    ended_within(worker, time)
-        && shared.activities.wait_until_all_ended(until.saturating_duration_since(Instant::now()))
+    let worker_ended = ended_unless(worker, until, || threads.hangs(WORKER));
+    shared.activities.wait_until_all_ended(until.saturating_duration_since(Instant::now())) && worker_ended
 }
 
 /// Waits for a thread, at most `time`; whether it ended.
 fn ended_within(thread: &JoinHandle<()>, time: Duration) -> bool {
+    ended_unless(thread, Instant::now() + time, || false)
+}
+
+/// Waits for a thread until then, or until there is no use in that; whether it ended.
+fn ended_unless(thread: &JoinHandle<()>, until: Instant, is_useless: impl Fn() -> bool) -> bool {
     const LOOK_EVERY: Duration = Duration::from_millis(20);
-    let until = Instant::now() + time;
     while !thread.is_finished() {
-        if Instant::now() >= until {
+        if Instant::now() >= until || is_useless() {
             return false;
         }
         std::thread::sleep(LOOK_EVERY);
@@ -330,6 +337,7 @@ fn ended_within(thread: &JoinHandle<()>, time: Duration) -> bool {
 fn listen_to_signals(events: Sender<Event>, threads: &Threads) -> anyhow::Result<()> {
     let mut signals =
         signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP]).context("cannot listen to signals")?;
+    let asked = threads.clone();
     threads.start_for_a_while("signals", threads::SMALL_STACK_BYTES, move || {
         let mut stopping = false;
         for signal in signals.forever() {
@@ -338,6 +346,7 @@ fn listen_to_signals(events: Sender<Event>, threads: &Threads) -> anyhow::Result
                 _ if stopping => std::process::exit(128 + signal),
                 _ => {
                     stopping = true;
+                    asked.ask_to_stop();
                     Event::Stop
                 }
             };

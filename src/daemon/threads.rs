@@ -21,13 +21,14 @@ pub const STACK_BYTES: usize = 1024 * 1024;
 pub struct Threads {
     events: Sender<Event>,
     stopping: Arc<AtomicBool>,
+    asked_to_stop: Arc<AtomicBool>,
     pulses: Pulses,
 }
 
 impl Threads {
     /// Deaths are sent to `events`.
     pub fn new(events: Sender<Event>) -> Threads {
-        Threads { events, stopping: Arc::new(AtomicBool::new(false)), pulses: Pulses::default() }
+        Threads { events, stopping: Arc::default(), asked_to_stop: Arc::default(), pulses: Pulses::default() }
     }
 
     /// The thread of this name is made to hang; see [`Pulses::with_hang`].
@@ -52,6 +53,21 @@ impl Threads {
     /// The name of the one that has been late for longest.
     pub fn all_alive(&self, now: Instant) -> Result<(), String> {
         self.pulses.all_alive(now)
+    }
+
+    /// Whether the thread of this name has not given its heartbeat in time until now.
+    pub fn hangs(&self, name: &str) -> bool {
+        self.pulses.is_late(name, Instant::now())
+    }
+
+    /// A signal asks for a stop, which begins once main attends to that.
+    pub fn ask_to_stop(&self) {
+        self.asked_to_stop.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether one does.
+    pub fn are_asked_to_stop(&self) -> bool {
+        self.asked_to_stop.load(Ordering::SeqCst)
     }
 
     /// From now on threads may end: the daemon stops.
@@ -152,6 +168,7 @@ mod tests {
         let now = Instant::now();
         assert_eq!(threads.all_alive(now), Ok(()));
         assert_eq!(threads.clone().all_alive(now + Duration::from_secs(600)), Err("hangs".to_owned()));
+        assert!(!threads.hangs("hangs"), "its time is not over");
         drop(end);
         hangs.join().unwrap();
         assert_eq!(threads.all_alive(now + Duration::from_secs(600)), Ok(()));

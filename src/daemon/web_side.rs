@@ -35,8 +35,8 @@ pub struct Web {
 }
 
 /// Where clients come in.
-struct Doors {
-    listeners: Vec<Listener>,
+struct Listeners {
+    all: Vec<Listener>,
     /// Of the TCP listeners.
     addresses: Vec<SocketAddr>,
     /// The control socket that was made here.
@@ -50,16 +50,16 @@ impl Web {
     /// An address or a socket that cannot be had, in one line that names the setting.
     pub fn start(shared: &Arc<Shared>, threads: &Threads, handed_over: Option<Sockets>) -> anyhow::Result<Web> {
         let settings = &shared.host.settings;
-        let doors = match handed_over {
-            Some(sockets) => Doors::handed_over(sockets, settings)?,
-            None => Doors::bound(settings)?,
+        let listeners = match handed_over {
+            Some(sockets) => Listeners::handed_over(sockets, settings)?,
+            None => Listeners::bound(settings)?,
         };
         let side = Side { shared: Arc::clone(shared), threads: threads.clone() };
         let (settings, store, metrics) =
             (Arc::clone(settings), Arc::clone(&shared.host.store), Arc::clone(&shared.metrics));
         let context = Context::new(settings, store, Arc::new(side), metrics);
-        let (address, control) = (doors.address(), doors.made);
-        let started = web::start(context, doors.listeners)?;
+        let (address, control) = (listeners.address(), listeners.made);
+        let started = web::start(context, listeners.all)?;
         let mut running = Vec::new();
         for thread in started.threads {
             let run = thread.run;
@@ -97,43 +97,43 @@ impl Web {
     }
 }
 
-impl Doors {
+impl Listeners {
     /// The address and the control socket of the settings.
-    fn bound(settings: &Settings) -> anyhow::Result<Doors> {
+    fn bound(settings: &Settings) -> anyhow::Result<Listeners> {
         let tcp = web::listen_tcp(&settings.host, settings.port)?;
         let address = tcp.local_addr()?;
         warn_if_open(settings, address, "Shiparr_HOST=127.0.0.1");
-        let mut doors = Doors { listeners: vec![Listener::Tcp(tcp)], addresses: vec![address], made: None };
-        doors.make_control(settings)?;
-        Ok(doors)
+        let mut listeners = Listeners { all: vec![Listener::Tcp(tcp)], addresses: vec![address], made: None };
+        listeners.make_control(settings)?;
+        Ok(listeners)
     }
 
     /// Those sockets, and the control socket where none is among them: the verbs of the command line need it. TCP is a
     /// choice, though: whoever hands over control sockets alone wants nobody on the network.
-    fn handed_over(sockets: Sockets, settings: &Settings) -> anyhow::Result<Doors> {
+    fn handed_over(sockets: Sockets, settings: &Settings) -> anyhow::Result<Listeners> {
         const WAY: &str = "`systemctl edit shiparr.socket`";
         let unused = settings.bind_settings();
         if !unused.is_empty() {
             let (names, is) = (unused.join(" and "), if unused.len() == 1 { "is" } else { "are" });
             log::warn!("{names} {is} not used, because systemd hands over the sockets: set ListenStream= by {WAY}");
         }
-        let mut doors = Doors { listeners: Vec::new(), addresses: Vec::new(), made: None };
+        let mut listeners = Listeners { all: Vec::new(), addresses: Vec::new(), made: None };
         for tcp in sockets.tcp {
             let address = tcp.local_addr()?;
             warn_if_open(settings, address, &format!("ListenStream=127.0.0.1:{} by {WAY}", address.port()));
-            doors.addresses.push(address);
-            doors.listeners.push(Listener::Tcp(tcp));
+            listeners.addresses.push(address);
+            listeners.all.push(Listener::Tcp(tcp));
         }
         if sockets.control.is_empty() {
-            doors.make_control(settings)?;
+            listeners.make_control(settings)?;
         }
-        doors.listeners.extend(sockets.control.into_iter().map(Listener::Control));
-        Ok(doors)
+        listeners.all.extend(sockets.control.into_iter().map(Listener::Control));
+        Ok(listeners)
     }
 
     fn make_control(&mut self, settings: &Settings) -> anyhow::Result<()> {
         let path = settings.control_socket();
-        self.listeners.push(Listener::Control(web::listen_control(&path)?));
+        self.all.push(Listener::Control(web::listen_control(&path)?));
         self.made = Some(path);
         Ok(())
     }

@@ -367,11 +367,12 @@ pub(super) mod tests {
     use std::collections::{BTreeMap, BTreeSet};
     use std::path::Path;
     use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Instant;
 
     use super::*;
     use crate::config::Settings;
     use crate::daemon::threads::STACK_BYTES;
-    use crate::daemon::{interrupt, reload};
+    use crate::daemon::{all_ended_within, interrupt, reload};
     use crate::deploy::pipeline::Host;
     use crate::deploy::{ByHand, Driver, Log, Plan, Resident, Stack, StepError, Timing, Up, UpError};
     use crate::git;
@@ -518,7 +519,7 @@ pub(super) mod tests {
         let worker = scene.worker();
         scene.threads.stopping();
         let idle = scene.threads.start("worker", STACK_BYTES, move || worker.shared.wait_for_work(FAR)).unwrap();
-        interrupt(&scene.shared, &idle);
+        interrupt(&scene.shared, &scene.threads, &idle);
         assert!(idle.is_finished());
 
         let control = Control::new(FAR);
@@ -530,8 +531,20 @@ pub(super) mod tests {
             shared.activities.end(1);
         };
         let busy = scene.threads.start("worker", STACK_BYTES, deploying).unwrap();
-        interrupt(&scene.shared, &busy);
+        interrupt(&scene.shared, &scene.threads, &busy);
         assert!(busy.is_finished() && ended.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn nobody_waits_for_a_worker_that_hangs() {
+        const FAR: Duration = Duration::from_secs(60);
+        let scene = Scene::new();
+        let threads = Threads::new(crossbeam_channel::unbounded().0).with_hang(Some("worker"));
+        // It never ends: the process of the tests ends it.
+        let hung = threads.start("worker", STACK_BYTES, pulse::rests).unwrap();
+        let began = Instant::now();
+        assert!(!all_ended_within(&scene.shared, &threads, &hung, FAR));
+        assert!(began.elapsed() < FAR && !hung.is_finished());
     }
 
     fn write_project(folder: &Path, branch: &str) {

@@ -1,6 +1,6 @@
 //! The Docker Compose driver.
 
-mod client;
+pub mod client;
 pub mod env_files;
 mod explain;
 mod files;

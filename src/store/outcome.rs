@@ -72,8 +72,9 @@ impl Store {
     }
 
     /// What is `running`, and no helper has ([`Store::hand_over`]), becomes `failed: interrupted` and is queued again with
-    /// all that was asked of it: at once the first time, then with the pauses of a retry. Each is left [`Store::unsettled`]. Answers the interrupted ones. For the
-    /// start, and for what did not end in time when the daemon stops.
+    /// all that was asked of it: at once the first time, then with the pauses of a retry. Each is left
+    /// [`Store::unsettled`]. Answers the interrupted ones. For the start, and for what did not end in time when the
+    /// daemon stops.
     ///
     /// # Errors
     /// SQLite's; nothing is changed then.

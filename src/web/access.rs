@@ -1,13 +1,7 @@
 //! What a caller may do, and what a route needs: the same scale.
 
-use std::path::Path;
-
-use crate::config::{Settings, read_bounded};
-
-/// Users of this host.
-const PASSWD: &str = "/etc/passwd";
-/// Bytes of it that are read at most.
-const PASSWD_MAX_BYTES: u64 = 1024 * 1024;
+use crate::config::Settings;
+use crate::users;
 
 /// Ordered: whoever may do something may do what stands above it here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,10 +46,7 @@ impl Caller {
 
     /// A user of this host, who came by the control socket: by the name that `/etc/passwd` has, else by number.
     pub fn unix_user(number: u32) -> Caller {
-        // Whoever cannot be found there is known by number.
-        let users = read_bounded(Path::new(PASSWD), PASSWD_MAX_BYTES).unwrap_or_default();
-        let name = find_user(&String::from_utf8_lossy(&users), number).map(str::to_owned);
-        Caller::named(Access::Full, name.unwrap_or_else(|| format!("uid {number}")))
+        Caller::named(Access::Full, users::user_name(number).unwrap_or_else(|| format!("uid {number}")))
     }
 
     /// Somebody with a name.
@@ -64,25 +55,12 @@ impl Caller {
     }
 }
 
-/// `name:password:number:…`, a line a user.
-fn find_user(users: &str, number: u32) -> Option<&str> {
-    users.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next().filter(|name| !name.is_empty())?;
-        (fields.nth(1)?.parse() == Ok(number)).then_some(name)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_user_is_found_by_the_number() {
-        let users = "root:x:0:0:root:/root:/bin/bash\n\n::1:\nanna:x:1000:1000::/home/anna:/bin/sh\nlast:x";
-        assert_eq!(find_user(users, 0), Some("root"));
-        assert_eq!(find_user(users, 1000), Some("anna"));
-        assert_eq!([1, 100].map(|number| find_user(users, number)), [None, None]);
+    fn a_user_of_this_host_has_a_name_or_a_number() {
         assert_eq!(Caller::unix_user(0), Caller::named(Access::Full, "root"));
         assert_eq!(Caller::unix_user(4_000_000_000).actor.as_deref(), Some("uid 4000000000"));
     }

@@ -7,6 +7,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use crate::users;
+
 /// Members of this group may use the control socket.
 const CONTROL_GROUP: &str = "shiparr";
 /// The folder in the runtime folder that only this process looks into.
@@ -76,7 +78,7 @@ pub fn listen_control(path: &Path) -> Result<UnixListener, ListenError> {
     // Made under another name: nobody can connect before the permissions are what they should be.
     let draft = path.with_extension(format!("sock.{}", std::process::id()));
     let listener = UnixListener::bind(&draft).map_err(|error| problem(&error))?;
-    let finished = set_permissions(&draft, group_id()).and_then(|()| fs::rename(&draft, path));
+    let finished = set_permissions(&draft, users::group_id(CONTROL_GROUP)).and_then(|()| fs::rename(&draft, path));
     if let Err(error) = finished {
         // The draft is ours; where it cannot be removed, the error below says why.
         let _ = fs::remove_file(&draft);
@@ -120,18 +122,6 @@ fn set_permissions(socket: &Path, group: Option<u32>) -> io::Result<()> {
         None => 0o600,
     };
     fs::set_permissions(socket, Permissions::from_mode(mode))
-}
-
-fn group_id() -> Option<u32> {
-    find_group(&fs::read_to_string("/etc/group").ok()?)
-}
-
-/// `name:password:id:members`, a line a group.
-fn find_group(groups: &str) -> Option<u32> {
-    groups.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        (fields.next() == Some(CONTROL_GROUP)).then(|| fields.nth(1)?.parse().ok()).flatten()
-    })
 }
 
 #[cfg(test)]
@@ -183,11 +173,5 @@ mod tests {
         fs::remove_dir(socket.parent().unwrap()).unwrap();
         std::os::unix::fs::symlink("/tmp", socket.parent().unwrap()).unwrap();
         assert!(private_socket(folder.path()).is_err());
-    }
-
-    #[test]
-    fn the_group_is_found_by_its_name() {
-        assert_eq!(find_group("root:x:0:\nshiparr-x:x:5:\nshiparr:x:998:anna\n"), Some(998));
-        assert_eq!(find_group("root:x:0:\n"), None);
     }
 }

@@ -58,8 +58,11 @@ pub use gate::Listener;
 pub use listen::{ListenError, listen_control, listen_tcp};
 pub use server::{StopWeb, Thread, Web, start};
 
-/// Streams that are written at once; one more is answered 503.
+/// Streams that are written to clients at once; one more is answered 503.
 pub const STREAMS_MAX: usize = 32;
+
+/// Those of the control socket: whoever follows logs does not keep an upgrade from waiting (`shiparr hold`).
+pub const CONTROL_STREAMS_MAX: usize = 16;
 
 /// Processes of Docker that follow logs, of all streams together; each has two or three descriptors and some 10 MB. A
 /// stream that finds none left is answered 503, one that finds some tells which containers it leaves out.

@@ -13,7 +13,7 @@ use super::gate::{Gate, Limits, Listener, Stop};
 use super::listen::{ListenError, private_socket};
 use super::presence::Presence;
 use super::request::Request;
-use super::{Context, ListenerKind, Peer, STREAMS_MAX, auth, origin, routes};
+use super::{CONTROL_STREAMS_MAX, Context, ListenerKind, Peer, STREAMS_MAX, auth, origin, routes};
 use crate::command::{Place, Places};
 use crate::pulse;
 
@@ -81,6 +81,7 @@ struct Server {
     presence: Arc<Presence>,
     guard: Guard,
     streams: Arc<Places>,
+    control_streams: Arc<Places>,
     slow: Arc<Places>,
     passwords: Arc<Places>,
     guesses: Arc<Places>,
@@ -110,6 +111,7 @@ pub fn start(context: Context, listeners: Vec<Listener>) -> Result<Web, ListenEr
         presence,
         guard: Guard::new().map_err(|error| problem(&error))?,
         streams: Places::new(STREAMS_MAX),
+        control_streams: Places::new(CONTROL_STREAMS_MAX),
         slow: Places::new(SLOW_MAX),
         passwords: Places::new(PASSWORDS_MAX),
         guesses: Places::new(GUESSES_MAX),
@@ -247,7 +249,11 @@ impl Server {
             }
             Ok(Reply::Stream(opening)) => {
                 let server = Arc::clone(self);
-                self.in_own_thread("web-stream", self.streams.take(), request, move |request, _place| {
+                let places = match request.listener {
+                    ListenerKind::Tcp => &self.streams,
+                    ListenerKind::Control => &self.control_streams,
+                };
+                self.in_own_thread("web-stream", places.take(), request, move |request, _place| {
                     server.write_stream(request, opening);
                 });
             }

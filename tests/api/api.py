@@ -12,12 +12,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 import schemathesis
+from waiting import Failure, wait_until
 
 IMAGE = "shiparr-test/busybox:1"
 READY_LIMIT_SECONDS = 60
@@ -31,20 +31,6 @@ WRONG_PASSWORDS_MAX = 5
 DEPLOY_LIMIT_SECONDS = 5
 COMPOSE = f"services:\n  web:\n    image: {IMAGE}\n    init: true\n    command: [sh, -c, 'echo hello; exec sleep 3600']\n"
 GIT = ["git", "-c", "user.name=Api", "-c", "user.email=api@example.com"]
-
-
-class Failure(Exception):
-    """Something is not as it should be."""
-
-
-def wait_until(limit_seconds, what, look):
-    """Waits for a true answer of `look`."""
-    until = time.monotonic() + limit_seconds
-    while not (found := look()):
-        if time.monotonic() > until:
-            raise Failure(f"not within {limit_seconds} s: {what}")
-        time.sleep(0.05)
-    return found
 
 
 def free_port():

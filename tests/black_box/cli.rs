@@ -113,6 +113,16 @@ fn check_says_all_is_well_or_names_every_problem_with_its_place() {
 }
 
 #[test]
+fn where_nobody_reads_any_more_a_verb_ends_as_other_programs_do() {
+    let daemon = Daemon::new();
+    let (writes, reads) = std::os::unix::net::UnixStream::pair().expect("make a pair of sockets");
+    drop(reads);
+    let output = daemon.command(&["check"]).stdin(Stdio::null()).stdout(std::os::fd::OwnedFd::from(writes)).output();
+    let output = output.expect("start shiparr");
+    assert_eq!((output.status.code(), said(&output).as_str()), (Some(128 + 13), ""));
+}
+
+#[test]
 fn check_takes_names_from_an_env_file_and_only_warns_of_those_it_cannot_know() {
     let daemon = Daemon::new();
     let entry =
@@ -143,7 +153,7 @@ fn check_judges_for_the_installed_service_and_prints_the_drop_in_that_it_needs()
     let script = format!(
         "#!/bin/sh\ncase \"$1\" in\nshow) cat <<'E'\nLoadState=loaded\nUser=shiparr\nAmbientCapabilities=cap_dac_override\n\
          Environment=KNOWN_TO_THE_SERVICE=x\nProtectSystem=strict\nProtectHome=yes\nReadWritePaths={}\nE\n;;\n\
-         cat) echo LoadCredential=a_credential:/etc/shiparr/a ;;\nesac\n",
+         cat) echo LoadCredential=a_credential:/etc/passwd ;;\nesac\n",
         daemon.folder().display()
     );
     std::fs::create_dir(&bin).expect("make a folder");
@@ -169,9 +179,18 @@ fn check_judges_for_the_installed_service_and_prints_the_drop_in_that_it_needs()
 
     daemon.project("home", &[entry("/srv/shiparr-test-stacks/web")]);
     let opened = script.replace("ReadWritePaths=", "ReadWritePaths=-/srv/shiparr-test-stacks ");
-    std::fs::write(&systemctl, opened).expect("write a stand-in");
+    std::fs::write(&systemctl, &opened).expect("write a stand-in");
     let well = daemon.cli(&["check"]);
     assert_eq!(well.status.code(), Some(0), "{}", said(&well));
+
+    let missing = opened.replace("=-/srv", "=/srv").replace(":/etc/passwd", ":/etc/shiparr-test-secret");
+    std::fs::write(&systemctl, missing).expect("write a stand-in");
+    let text = said(&daemon.cli(&["check"]));
+    for expected in
+        ["ReadWritePaths= names /srv/shiparr-test-stacks,", "LoadCredential= names /etc/shiparr-test-secret,"]
+    {
+        assert!(text.contains(&format!("shiparr.service does not start: its {expected}")), "{text}");
+    }
 }
 
 #[test]

@@ -10,7 +10,8 @@ import traceback
 
 from check import final_check
 from engine import OwnEngine
-from scene import Failure, Scene
+from scene import Scene
+from waiting import Failure
 
 LONG_ROUNDS = 200
 SHORT_ROUNDS = 4

@@ -5,7 +5,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from scene import Failure, wait_until
+from waiting import Failure, wait_until
 
 HEALTHY_LIMIT_SECONDS = 30
 CHILDREN_LIMIT_SECONDS = 30

@@ -20,6 +20,7 @@ from pathlib import Path
 from engine import SHARED_SOCKET, Engine, OwnEngine, Proxy
 from remote import GitServer, MessageServer
 from stacks import STACKS, UNTRACKED
+from waiting import Failure, wait_until
 
 # Enough for the checkouts, and little enough to be full soon.
 DATA_DISK_SIZE = "160m"
@@ -27,21 +28,6 @@ READY_LIMIT_SECONDS = 60
 STOP_LIMIT_SECONDS = 90
 CALM_LIMIT_SECONDS = 240
 ANSWER_LIMIT_SECONDS = 60
-
-
-class Failure(Exception):
-    """Something is not as it should be."""
-
-
-def wait_until(limit_seconds, what, look, every_seconds=0.05):
-    """Waits for a true answer of `look`."""
-    until = time.monotonic() + limit_seconds
-    while True:
-        if found := look():
-            return found
-        if time.monotonic() > until:
-            raise Failure(f"not within {limit_seconds} s: {what() if callable(what) else what}")
-        time.sleep(every_seconds)
 
 
 def free_port():

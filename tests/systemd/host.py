@@ -3,8 +3,9 @@
 import json
 import subprocess
 import threading
-import time
 from pathlib import Path
+
+from waiting import Failure, check, wait_until
 
 HERE = Path(__file__).parent
 COMMAND_LIMIT_SECONDS = 120
@@ -13,27 +14,6 @@ CONTROL_SOCKET = "/run/shiparr/shiparr.sock"
 SERVICE, SOCKET, SECRETS = "shiparr.service", "shiparr.socket", "shiparr-secrets.service"
 # Of a drop-in that a scenario writes; all of them go at its end.
 DROP_IN = "lab.conf"
-
-
-class Failure(Exception):
-    """Something is not as it should be."""
-
-
-def check(is_so, otherwise):
-    """`otherwise` says what is wrong, where it is not so."""
-    if not is_so:
-        raise Failure(otherwise)
-
-
-def wait_until(limit_seconds, what, look, every_seconds=0.1):
-    """Waits for a true answer of `look`, and answers it."""
-    until = time.monotonic() + limit_seconds
-    while True:
-        if found := look():
-            return found
-        if time.monotonic() > until:
-            raise Failure(f"not within {limit_seconds} s: {what() if callable(what) else what}")
-        time.sleep(every_seconds)
 
 
 def docker(*arguments, limit_seconds=COMMAND_LIMIT_SECONDS, **options):

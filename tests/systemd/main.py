@@ -7,9 +7,10 @@ import sys
 import time
 import traceback
 
-from host import SERVICE, Failure, Host
+from host import SERVICE, Host
 from scenarios import ALL, FIRST, Scenarios, with_needs
 from stacks import Stacks
+from waiting import Failure
 
 JOURNAL_LINES = 40
 

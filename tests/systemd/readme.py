@@ -1,6 +1,7 @@
 """The blocks of README.md that need a whole host, run there word for word, in its order."""
 
-from host import HERE, SERVICE, check
+from host import HERE, SERVICE
+from waiting import check
 
 README = HERE.parent.parent / "README.md"
 # Where somebody has cloned the repository and built the packages.

@@ -9,8 +9,9 @@ import subprocess
 from pathlib import Path
 
 import readme
-from host import CONTROL_SOCKET, HERE, SECRETS, SERVICE, SOCKET, Background, check, docker, wait_until
+from host import CONTROL_SOCKET, HERE, SECRETS, SERVICE, SOCKET, Background, docker
 from stacks import PROJECT
+from waiting import check, wait_until
 
 UNITS = (SERVICE, SOCKET, SECRETS)
 RESTARTS = 10
@@ -109,13 +110,16 @@ class Scenarios:
         check(self.host.read(f"stat -c %U:%G:%a {CONTROL_SOCKET}") == "root:shiparr:660", "the control socket's owner and mode")
 
     def activation(self):
-        """With the service stopped, the first request starts it: by TCP, and by the control socket"""
+        """With the service stopped, the first request starts it: by TCP, and by the control socket; both units restart together"""
         for control in (False, True):
             self.host.run(f"systemctl stop {SERVICE} 2>&1")
             check(self.host.state() == "inactive", f"after the stop it is {self.host.state()}")
             status, answer = self.host.ask("/api/health", control=control)
             check(status == 200, f"the first request: {status} {answer}")
             check(self.host.state() == "active", f"after a request it is {self.host.state()}")
+        self.host.run(f"systemctl restart {SOCKET}")
+        status, answer = self.host.ask("/api/health", control=True)
+        check(status == 200 and self.host.state(SOCKET) == "active", f"after a restart of the socket unit: {status} {answer}")
 
     def ready(self):
         """The service is active only when the database is open and the first configuration is loaded"""

@@ -1,6 +1,7 @@
 """What is deployed: stacks in Git repositories on the host itself, and a Compose that can be made to wait."""
 
-from host import Failure, check, docker, wait_until
+from host import docker
+from waiting import Failure, check, wait_until
 
 IMAGE = "shiparr-test/busybox:1"
 PROJECT = "lab"

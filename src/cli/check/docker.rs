@@ -3,15 +3,13 @@
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
 
 use super::unit::Unit;
 use super::{MAX_VERSION_BYTES, VERSION_LIMIT};
 use crate::command::{Command, CommandError, Limit};
-use crate::config::{Environment, Settings};
-
-/// Docker's socket, unless `DOCKER_HOST` says otherwise.
-const SOCKET: &str = "/var/run/docker.sock";
+use crate::config::Settings;
+use crate::deploy::compose::client::Client;
+use crate::users::{self, User};
 
 /// What the docker program says where it has no Compose plugin: up to 27, and from 28 on.
 const NO_PLUGIN: [&str; 2] = ["is not a docker command", "unknown command: docker compose"];
@@ -36,8 +34,8 @@ pub fn program_problem(settings: &Settings) -> Option<String> {
 }
 
 /// What keeps the service's user, or where no service is installed this one, from Docker's socket, with the way out.
-pub fn socket_problem(environment: &Environment, unit: Option<&Unit>) -> Option<String> {
-    let socket = socket(environment)?;
+pub fn socket_problem(settings: &Settings, unit: Option<&Unit>) -> Option<String> {
+    let socket = Client::new(&settings.docker_bin, settings.environment.for_children()).socket()?;
     let shown = socket.display();
     let found = match std::fs::metadata(&socket) {
         Ok(found) => found,
@@ -49,7 +47,7 @@ pub fn socket_problem(environment: &Environment, unit: Option<&Unit>) -> Option<
         Err(error) => return Some(format!("Docker's socket {shown} cannot be looked at: {error}")),
     };
     let is_refused = match unit {
-        Some(unit) => !unit.overrides_permissions && !Person::of_system(&unit.user)?.may_write(&found),
+        Some(unit) => !unit.overrides_permissions && !may_write(&User::named(&unit.user)?, &found),
         None => match UnixStream::connect(&socket) {
             Ok(_) => return None,
             Err(error) if error.kind() == ErrorKind::PermissionDenied => true,
@@ -59,86 +57,26 @@ pub fn socket_problem(environment: &Environment, unit: Option<&Unit>) -> Option<
     let user = unit.map_or("$USER", |unit| unit.user.as_str());
     let again = if unit.is_some() { "restart the service" } else { "log in again" };
     is_refused.then(|| {
-        let group = group_name(found.gid());
+        let group = users::group_name(found.gid()).unwrap_or_else(|| found.gid().to_string());
         format!("{user} may not use Docker's socket {shown}: run `sudo usermod -aG {group} {user}` and {again}")
     })
 }
 
-/// The socket that the docker client would use; none where it would use a network, or a context that we do not know.
-fn socket(environment: &Environment) -> Option<PathBuf> {
-    match environment.get("DOCKER_HOST") {
-        Some(host) => host.to_str()?.strip_prefix("unix://").map(PathBuf::from),
-        None if environment.get("DOCKER_CONTEXT").is_some() => None,
-        None => Some(PathBuf::from(SOCKET)),
-    }
-}
-
-/// A user of this host.
-struct Person {
-    id: u32,
-    groups: Vec<u32>,
-}
-
-impl Person {
-    /// None where the files of this host do not know the name.
-    fn of_system(name: &str) -> Option<Person> {
-        let read = |path| std::fs::read_to_string(path).unwrap_or_default();
-        Person::find(name, &read("/etc/passwd"), &read("/etc/group"))
-    }
-
-    /// passwd(5), group(5).
-    fn find(name: &str, users: &str, groups: &str) -> Option<Person> {
-        let user = users.lines().map(fields).find(|fields| fields[0] == name)?;
-        let id = user.get(2)?.parse().ok()?;
-        let own = user.get(3)?.parse().ok();
-        let is_member =
-            |fields: &Vec<&str>| fields.get(3).is_some_and(|members| members.split(',').any(|one| one == name));
-        let further = groups.lines().map(fields).filter(is_member).filter_map(|fields| fields.get(2)?.parse().ok());
-        Some(Person { id, groups: own.into_iter().chain(further).collect() })
-    }
-
-    fn may_write(&self, file: &std::fs::Metadata) -> bool {
-        let bit = match () {
-            () if self.id == 0 => return true,
-            () if self.id == file.uid() => 0o200,
-            () if self.groups.contains(&file.gid()) => 0o020,
-            () => 0o002,
-        };
-        file.mode() & bit != 0
-    }
-}
-
-fn group_name(id: u32) -> String {
-    let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
-    let name = groups.lines().map(fields).find(|fields| fields.get(2) == Some(&id.to_string().as_str()));
-    name.map_or_else(|| id.to_string(), |fields| fields[0].to_owned())
-}
-
-/// The home of a user of this host.
-pub fn home(name: &str) -> Option<PathBuf> {
-    let users = std::fs::read_to_string("/etc/passwd").ok()?;
-    let home = users.lines().map(fields).find(|fields| fields[0] == name)?.get(5).copied()?;
-    Path::new(home).is_absolute().then(|| PathBuf::from(home))
-}
-
-fn fields(line: &str) -> Vec<&str> {
-    line.split(':').collect()
+fn may_write(user: &User, file: &std::fs::Metadata) -> bool {
+    let bit = match () {
+        () if user.id == 0 => return true,
+        () if user.id == file.uid() => 0o200,
+        () if user.groups.contains(&file.gid()) => 0o020,
+        () => 0o002,
+    };
+    file.mode() & bit != 0
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Environment;
     use std::os::unix::fs::PermissionsExt;
-
-    const USERS: &str = "root:x:0:0:root:/root:/bin/sh\nshiparr:x:997:996:Shiparr:/var/lib/shiparr:/usr/sbin/nologin\n";
-    const GROUPS: &str = "root:x:0:\nshiparr:x:996:ann\ndocker:x:102:ann,shiparr\nother:x:103:shiparrs\n";
-
-    #[test]
-    fn a_user_has_its_own_group_and_those_that_list_it() {
-        let person = Person::find("shiparr", USERS, GROUPS).unwrap();
-        assert_eq!((person.id, person.groups), (997, vec![996, 102]));
-        assert!(Person::find("nobody", USERS, GROUPS).is_none());
-    }
 
     #[test]
     fn a_socket_is_for_its_owner_its_group_or_everybody() {
@@ -148,25 +86,28 @@ mod tests {
             file.as_file().metadata().unwrap()
         };
         let found = with_mode(0o660);
-        let nobody = Person { id: 60_000, groups: vec![60_000] };
-        let member = Person { id: 60_000, groups: vec![60_000, found.gid()] };
-        let owner = Person { id: found.uid(), groups: vec![] };
-        assert_eq!([&nobody, &member, &owner].map(|person| person.may_write(&found)), [false, true, true]);
-        assert!(nobody.may_write(&with_mode(0o666)));
-        assert!(!member.may_write(&with_mode(0o600)));
+        let user = |id, groups| User { id, groups, home: "/".into() };
+        let nobody = user(60_000, vec![60_000]);
+        let member = user(60_000, vec![60_000, found.gid()]);
+        let owner = user(found.uid(), vec![]);
+        assert_eq!([&nobody, &member, &owner].map(|user| may_write(user, &found)), [false, true, true]);
+        assert!(may_write(&nobody, &with_mode(0o666)));
+        assert!(!may_write(&member, &with_mode(0o600)));
     }
 
     #[test]
     fn only_a_socket_of_this_host_is_looked_at() {
-        let of = |pairs: &[(&str, &str)]| socket(&Environment::from_pairs(pairs.iter().copied()));
-        assert_eq!(of(&[]), Some(PathBuf::from(SOCKET)));
-        assert_eq!(
-            of(&[("DOCKER_HOST", "unix:///run/user/1000/docker.sock")]),
-            Some("/run/user/1000/docker.sock".into())
-        );
-        assert_eq!(of(&[("DOCKER_HOST", "ssh://ann@host")]), None);
-        assert_eq!(of(&[("DOCKER_CONTEXT", "far")]), None);
-        let nowhere = Environment::from_pairs([("DOCKER_HOST", "unix:///nonexistent/docker.sock")]);
-        assert!(socket_problem(&nowhere, None).unwrap().contains("/nonexistent/docker.sock is not there"));
+        let home = tempfile::tempdir().unwrap();
+        let problem = |name: &str, value: &str| {
+            let pairs = [("HOME", home.path().to_str().unwrap()), (name, value)];
+            socket_problem(&Settings::from_environment(&Environment::from_pairs(pairs)).unwrap().0, None)
+        };
+        let told = problem("DOCKER_HOST", "unix:///nonexistent/docker.sock").unwrap();
+        assert!(told.contains("/nonexistent/docker.sock is not there"), "{told}");
+        assert_eq!(problem("DOCKER_HOST", "ssh://ann@host"), None);
+        assert_eq!(problem("DOCKER_CONTEXT", "far"), None);
+        std::fs::create_dir(home.path().join(".docker")).unwrap();
+        std::fs::write(home.path().join(".docker/config.json"), r#"{"currentContext": "rootless"}"#).unwrap();
+        assert_eq!(problem("TZ", "UTC"), None, "a context has a socket of its own");
     }
 }

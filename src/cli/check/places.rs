@@ -1,11 +1,13 @@
 //! What the installed service cannot read or write under its sandbox, and the drop-in that lets it.
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use super::super::compose::quoted;
 use super::unit::{Access, Unit};
-use crate::config::{Repository, Settings};
-use crate::sandbox::{self, HOMES, UNIT};
+use crate::config::{Repository, Settings, real_path};
+use crate::sandbox::{self, UNIT};
 
 /// One problem a kind, each with its way out.
 pub fn problems(unit: &Unit, settings: &Settings, repositories: &[&Repository]) -> Vec<String> {
@@ -17,14 +19,23 @@ pub fn problems(unit: &Unit, settings: &Settings, repositories: &[&Repository]) 
     );
     problems.extend(unwritable(unit, written));
     problems.extend(unreadable(unit, settings, repositories));
+    problems.extend(unit.needed.iter().filter(|(_, path)| is_missing(path)).map(|(option, path)| {
+        let path = path.display();
+        format!("{UNIT} does not start: its {option}= names {path}, which is not there; make it, or take it out of the drop-in (`sudo systemctl edit {UNIT}`)")
+    }));
     problems
+}
+
+/// Where nobody may look it may be there.
+fn is_missing(path: &Path) -> bool {
+    path.metadata().is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }
 
 /// Folders that the service writes to and cannot, with the drop-in.
 fn unwritable(unit: &Unit, written: impl Iterator<Item = (String, PathBuf)>) -> Option<String> {
     let (mut named, mut opened) = (Vec::new(), BTreeSet::new());
     for (what, path) in written {
-        let path = real(&path);
+        let path = real_path(&path);
         let (access, option) = unit.sandbox.access(&path);
         if access == Access::Open {
             continue;
@@ -36,12 +47,12 @@ fn unwritable(unit: &Unit, written: impl Iterator<Item = (String, PathBuf)>) -> 
         return None;
     }
     let missing: Vec<String> =
-        opened.iter().filter(|folder| !folder.exists()).map(|folder| folder.display().to_string()).collect();
+        opened.iter().filter(|folder| !folder.exists()).map(|folder| quoted(&folder.display().to_string())).collect();
     let make = match missing.as_slice() {
         [] => String::new(),
         missing => format!("run `sudo mkdir -p {}` and ", missing.join(" ")),
     };
-    let also = match opened.iter().any(|folder| HOMES.iter().any(|home| folder.starts_with(home))) {
+    let also = match opened.iter().any(|folder| sandbox::is_in_a_home(folder)) {
         true => " (and, where it has `secret_files`, the same for shiparr-secrets.service)",
         false => "",
     };
@@ -81,7 +92,7 @@ fn unreadable(unit: &Unit, settings: &Settings, repositories: &[&Repository]) ->
         repository.env_files.iter().for_each(|file| add(format!("{name}: env_file"), file));
     }
     let hidden = files.into_iter().filter(|(_, path)| path.is_absolute()).filter_map(|(what, path)| {
-        let path = real(&path);
+        let path = real_path(&path);
         let (access, option) = unit.sandbox.access(&path);
         (access == Access::Hidden).then(|| {
             format!(
@@ -91,16 +102,4 @@ fn unreadable(unit: &Unit, settings: &Settings, repositories: &[&Repository]) ->
         })
     });
     hidden.collect()
-}
-
-/// The path with all links followed, as far as it is there.
-fn real(path: &Path) -> PathBuf {
-    let mut rest = Vec::new();
-    for above in path.ancestors() {
-        if let Ok(found) = above.canonicalize() {
-            return rest.iter().rev().fold(found, |found, name| found.join(name));
-        }
-        rest.extend(above.file_name());
-    }
-    path.to_owned()
 }

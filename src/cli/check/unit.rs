@@ -25,6 +25,8 @@ pub struct Unit {
     pub environment_files: Vec<PathBuf>,
     /// Whether it gets credentials.
     pub has_credentials: bool,
+    /// What it names and does not start without, by the option that names it.
+    pub needed: Vec<(&'static str, PathBuf)>,
     /// Whether it may use files whatever their owner and mode.
     pub overrides_permissions: bool,
     /// What its sandbox lets it do with files.
@@ -61,7 +63,9 @@ impl Unit {
         let unit = Unit::of_properties(&shown)?;
         // The values of credentials are no properties that every version prints.
         let files = answer(&["cat", UNIT]).unwrap_or_default();
-        Some(Unit { has_credentials: names_credentials(&files), ..unit })
+        let credentials = credential_files(&files).into_iter().map(|path| ("LoadCredential", path));
+        let needed = unit.needed.into_iter().chain(credentials).collect();
+        Some(Unit { has_credentials: names_credentials(&files), needed, ..unit })
     }
 
     /// From what `systemctl show` prints; none where there is no such unit.
@@ -87,6 +91,7 @@ impl Unit {
                 .collect(),
             environment_files: files.filter(|path| path.starts_with('/')).map(PathBuf::from).collect(),
             has_credentials: false,
+            needed: needed_folders(value("ReadWritePaths")),
             overrides_permissions: ["", "root"].contains(&value("User"))
                 || value("AmbientCapabilities").split_whitespace().any(|one| one == "cap_dac_override"),
             sandbox: Sandbox::of_properties(&value),
@@ -124,23 +129,8 @@ impl Sandbox {
         if !["", "no"].contains(&value("PrivateTmp")) {
             ["/tmp", "/var/tmp"].iter().for_each(|path| rule(path, Access::Hidden, "PrivateTmp=yes".to_owned()));
         }
-        for (option, access) in [
-            ("TemporaryFileSystem", Access::Hidden),
-            ("BindReadOnlyPaths", Access::ReadOnly),
-            ("BindPaths", Access::Open),
-            ("ReadOnlyPaths", Access::ReadOnly),
-            ("ReadWritePaths", Access::Open),
-            ("InaccessiblePaths", Access::Hidden),
-        ] {
-            for word in words(value(option)) {
-                let path = word.trim_start_matches(['-', '+']);
-                // Of `SOURCE:DESTINATION:OPTIONS`, what the service sees; `TemporaryFileSystem=` has a path first.
-                let mut parts = path.split(':');
-                let first = parts.next().unwrap_or_default();
-                let seen = if option.starts_with("Bind") { parts.next().unwrap_or(first) } else { first };
-                rule(seen, access, format!("{option}={seen}"));
-            }
-        }
+        // Of two that name the same folder the stricter one counts, in whatever order they stand in the unit (tried with 252);
+        // these here least of all.
         let folders = [
             ("StateDirectory", "/var/lib"),
             ("CacheDirectory", "/var/cache"),
@@ -151,6 +141,23 @@ impl Sandbox {
             for name in words(value(option)) {
                 let name = name.split(':').next().unwrap_or_default();
                 rule(&format!("{above}/{name}"), Access::Open, format!("{option}={name}"));
+            }
+        }
+        for (option, access) in [
+            ("TemporaryFileSystem", Access::Hidden),
+            ("ReadWritePaths", Access::Open),
+            ("BindPaths", Access::Open),
+            ("ReadOnlyPaths", Access::ReadOnly),
+            ("BindReadOnlyPaths", Access::ReadOnly),
+            ("InaccessiblePaths", Access::Hidden),
+        ] {
+            for word in words(value(option)) {
+                let path = word.trim_start_matches(['-', '+']);
+                // Of `SOURCE:DESTINATION:OPTIONS`, what the service sees; `TemporaryFileSystem=` has a path first.
+                let mut parts = path.split(':');
+                let first = parts.next().unwrap_or_default();
+                let seen = if option.starts_with("Bind") { parts.next().unwrap_or(first) } else { first };
+                rule(seen, access, format!("{option}={seen}"));
             }
         }
         Sandbox { rules }
@@ -174,6 +181,29 @@ fn names_credentials(files: &str) -> bool {
         let option = line.split_once('=').map_or("", |(option, _)| option.trim());
         ["LoadCredential", "LoadCredentialEncrypted", "SetCredential", "SetCredentialEncrypted"].contains(&option)
     })
+}
+
+/// The folders that are to be writable and have to be there. Those in `/run` are made at the start.
+fn needed_folders(list: &str) -> Vec<(&'static str, PathBuf)> {
+    let folders = words(list).into_iter().map(|word| word.trim_start_matches('+').to_owned());
+    let needed = folders.filter(|path| path.starts_with('/') && !path.starts_with("/run/"));
+    needed.map(|path| ("ReadWritePaths", PathBuf::from(path))).collect()
+}
+
+/// The files of this host that the text names as credentials. One that begins with no `/` may be missing, and one with a `%`
+/// is another path than what stands there (systemd.exec(5)).
+fn credential_files(text: &str) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for (option, value) in text.lines().filter_map(|line| line.split_once('=')) {
+        match (option.trim(), value.trim()) {
+            ("LoadCredential" | "LoadCredentialEncrypted", "") => files.clear(),
+            ("LoadCredential" | "LoadCredentialEncrypted", value) => {
+                files.extend(value.split_once(':').map(|two| two.1))
+            }
+            _ => {}
+        }
+    }
+    files.into_iter().filter(|path| path.starts_with('/') && !path.contains('%')).map(PathBuf::from).collect()
 }
 
 /// The words of a list; one with blanks in it stands in quotes.
@@ -212,7 +242,7 @@ mod tests {
     const SHOWN: &str = "Environment=Shiparr_CONFIG_PATH=/etc/shiparr/projects \"A=two words\" B=\n\
         EnvironmentFiles=/etc/shiparr/shiparr.env (ignore_errors=yes)\nEnvironmentFiles=/etc/more.env (ignore_errors=no)\n\
         AmbientCapabilities=cap_chown cap_dac_override cap_fowner\nUser=shiparr\n\
-        ReadWritePaths=/run/shiparr -/srv/stacks\nReadOnlyPaths=/run /etc/shiparr\nInaccessiblePaths=/srv/stacks/closed\n\
+        ReadWritePaths=/run/shiparr -/srv/stacks \"/var/tmp/must be\"\nReadOnlyPaths=/run /etc/shiparr\nInaccessiblePaths=/srv/stacks/closed\n\
         PrivateTmp=yes\nProtectHome=yes\nProtectSystem=strict\nRuntimeDirectory=shiparr/secrets\nStateDirectory=shiparr\n\
         CacheDirectory=\nLogsDirectory=\nBindPaths=/mnt/big:/opt/big:rbind\nBindReadOnlyPaths=\nTemporaryFileSystem=\n\
         LoadState=loaded\n";
@@ -234,6 +264,7 @@ mod tests {
         let unit = Unit::of_properties(SHOWN).unwrap();
         assert_eq!(unit.user, "shiparr");
         assert!(unit.overrides_permissions);
+        assert_eq!(unit.needed, [("ReadWritePaths", PathBuf::from("/var/tmp/must be"))]);
         let expected = [("Shiparr_CONFIG_PATH", "/etc/shiparr/projects"), ("A", "two words"), ("B", "")];
         assert_eq!(unit.environment, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
         assert_eq!(unit.environment_files, ["/etc/shiparr/shiparr.env", "/etc/more.env"].map(PathBuf::from));
@@ -265,6 +296,8 @@ mod tests {
         let opened = opened.replace("ProtectHome=yes", "ProtectHome=read-only");
         assert_eq!(access(&opened, "/home/ann/stacks/web").0, Open);
         assert_eq!(access(&opened, "/home/ann/other").0, ReadOnly);
+        let both = SHOWN.replace("ReadOnlyPaths=/run", "ReadOnlyPaths=/run /srv/stacks /var/lib/shiparr");
+        assert_eq!(["/srv/stacks/web", "/var/lib/shiparr/x"].map(|path| access(&both, path).0), [ReadOnly; 2]);
         let bare = "LoadState=loaded\nProtectSystem=no\nProtectHome=no\nPrivateTmp=no\n";
         assert!(["/srv/x", "/home/x", "/tmp/x", "/usr/x"].iter().all(|path| access(bare, path).0 == Open));
         assert_eq!(access(&bare.replace("ProtectSystem=no", "ProtectSystem=full"), "/etc/x").0, ReadOnly);
@@ -274,6 +307,9 @@ mod tests {
     fn credentials_are_found_in_units_and_drop_ins() {
         assert!(names_credentials("[Service]\nLoadCredential=age_key:/etc/shiparr/age.key\n"));
         assert!(names_credentials("SetCredentialEncrypted = api_key: \\\n  Whxqht+dQJax1aZeCGLxm\n"));
+        let files = "LoadCredential=a:/old\nLoadCredential=\nLoadCredential=b:/root/b c\n#LoadCredential=x:/x\n\
+            LoadCredentialEncrypted=d:/etc/d.cred\nLoadCredential=stored\nLoadCredential=e:%d/e\nSetCredential=f:/text\n";
+        assert_eq!(credential_files(files), ["/root/b c", "/etc/d.cred"].map(PathBuf::from));
         assert!(!names_credentials("# LoadCredential=age_key:/x\n[Service]\nType=notify\n"));
     }
 }

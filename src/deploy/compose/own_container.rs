@@ -13,6 +13,7 @@ use serde::Deserialize;
 use super::client::Client;
 use super::explain::{self, Tail};
 use crate::command::Limit;
+use crate::config::real_path;
 use crate::deploy::StepError;
 
 /// What this process has mounted (proc_pid_mountinfo(5)).
@@ -62,7 +63,7 @@ pub fn find(client: &Client, limit: &Limit) -> Result<Option<OwnContainer>, Step
         .into_iter()
         .filter(|container| container.id == id || container.host_config.network_mode == format!("container:{id}"))
         .map(OwnContainer::from)
-        .filter(|container| container.mounts.iter().all(|mount| mounted.contains(&resolved(&mount.destination))))
+        .filter(|container| container.mounts.iter().all(|mount| mounted.contains(&real_path(&mount.destination))))
         .max_by_key(|container| container.mounts.len()))
 }
 
@@ -82,7 +83,7 @@ impl OwnContainer {
             }
             Some((mount, _)) => Some(format!("it is in the {} at {}", mount.kind, mount.destination.display())),
         };
-        let Some(elsewhere) = elsewhere(path).or_else(|| elsewhere(&resolved(path))) else { return Ok(()) };
+        let Some(elsewhere) = elsewhere(path).or_else(|| elsewhere(&real_path(path))) else { return Ok(()) };
         Err(format!(
             "{} is not the same folder inside and outside of the container that Shiparr runs in ({elsewhere}): add this \
              line to `volumes:` of Shiparr's service, and bring it up again: - {folder}:{folder}",
@@ -95,7 +96,7 @@ impl OwnContainer {
     pub fn has_mounted(&self, path: &Path) -> bool {
         let is_shared =
             |path: &Path| self.mount_of(path).is_some_and(|(mount, _)| matches!(&*mount.kind, "bind" | "volume"));
-        is_shared(path) || is_shared(&resolved(path))
+        is_shared(path) || is_shared(&real_path(path))
     }
 
     /// What is mounted where this path lies, and the path from there; none: the container's own files. A mount may be named
@@ -103,7 +104,7 @@ impl OwnContainer {
     fn mount_of<'a>(&self, path: &'a Path) -> Option<(&OwnMount, &'a Path)> {
         let inside = |mount: &OwnMount| {
             let strip = |point: &Path| path.strip_prefix(point).ok();
-            strip(&mount.destination).or_else(|| strip(&resolved(&mount.destination)))
+            strip(&mount.destination).or_else(|| strip(&real_path(&mount.destination)))
         };
         let around = self.mounts.iter().filter_map(|mount| Some((mount, inside(mount)?)));
         around.min_by_key(|(_, inside)| inside.components().count())
@@ -136,18 +137,6 @@ fn unescaped(field: &str) -> String {
     [(r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", r"\")]
         .iter()
         .fold(field.to_owned(), |text, (escaped, plain)| text.replace(escaped, plain))
-}
-
-/// The path with all links followed, as far as it exists.
-fn resolved(path: &Path) -> PathBuf {
-    let mut missing = Vec::new();
-    for folder in path.ancestors() {
-        if let Ok(found) = folder.canonicalize() {
-            return missing.iter().rev().fold(found, |path, name| path.join(name));
-        }
-        missing.extend(folder.file_name());
-    }
-    path.to_owned()
 }
 
 /// A container as `docker inspect` tells of it.

@@ -18,7 +18,7 @@ use super::adopt::Adoption;
 use super::plan::{Plan, Seen, Write, describe_collisions};
 use super::worktree::{Above, Found, OPEN_FOLDER, Stamp, WorkTree};
 use super::{Entry, Kind, MAX_NAMED_PATHS, Trees, folders_above, io_failed, show, split};
-use crate::sandbox;
+use crate::{sandbox, users};
 
 /// Contents up to this size are read once before anything is written: a damaged one shows while the tree is still
 /// whole.
@@ -174,10 +174,7 @@ fn owner_of(tree: &WorkTree, path: &[u8]) -> String {
 
 /// A user's name, or the number where it has none.
 fn name_of(id: u32) -> String {
-    let text = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let number = id.to_string();
-    let line = text.lines().find(|line| line.split(':').nth(2) == Some(&number));
-    line.and_then(|line| line.split(':').next()).map_or(number.clone(), str::to_owned)
+    users::user_name(id).unwrap_or_else(|| id.to_string())
 }
 
 fn quote(text: &str) -> String {

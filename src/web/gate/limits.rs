@@ -107,8 +107,8 @@ impl Limits {
     fn within(descriptors: usize) -> Limits {
         let descriptors = descriptors.min(DESCRIPTORS_MAX);
         let left = descriptors / 2;
-        let upstreams =
-            (left / 2 / DESCRIPTORS_PER_UPSTREAM).clamp(UPSTREAMS_KEPT, SHORT_MAX + crate::web::STREAMS_MAX);
+        let most = SHORT_MAX + crate::web::STREAMS_MAX + crate::web::CONTROL_STREAMS_MAX;
+        let upstreams = (left / 2 / DESCRIPTORS_PER_UPSTREAM).clamp(UPSTREAMS_KEPT, most);
         Limits {
             connections: (descriptors - left).max(8),
             // They are taken from the half that is not the clients'.
@@ -131,9 +131,9 @@ mod tests {
     #[test]
     fn the_usual_and_the_narrow_limit_of_descriptors() {
         let usual = Limits::within(1024);
-        assert_eq!((usual.connections, usual.short, usual.upstreams), (512, 24, 56));
+        assert_eq!((usual.connections, usual.short, usual.upstreams), (512, 24, 72));
         let large = Limits::within(524_288);
-        assert_eq!((large.connections, large.short, large.upstreams, large.listeners), (512, 24, 56, 128));
+        assert_eq!((large.connections, large.short, large.upstreams, large.listeners), (512, 24, 72, 128));
         assert!(large.connections + large.upstreams * DESCRIPTORS_PER_UPSTREAM + large.listeners < DESCRIPTORS_MAX);
         let narrow = Limits::within(64);
         assert_eq!((narrow.connections, narrow.short, narrow.upstreams, narrow.listeners), (32, 5, 5, 8));

@@ -196,6 +196,8 @@ fn streams_are_bounded_and_those_who_leave_make_room() {
     assert!(streams.iter().all(|(_, line)| line.starts_with("HTTP/1.1 200 ")));
     assert!(follow().1.starts_with("HTTP/1.1 503 "));
     assert_eq!(scene.get("/api/projects").status, 200);
+    let hold = by_hand::ask(&scene, "/control/hold", &serde_json::Value::Null);
+    assert!(by_hand::head_of(&mut { hold }).starts_with("HTTP/1.1 200"), "an upgrade waits all the same");
     drop(streams);
     let started = Instant::now();
     while !follow().1.starts_with("HTTP/1.1 200 ") {

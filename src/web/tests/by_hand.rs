@@ -7,7 +7,7 @@ fn take(scene: &Scene, who: &str) -> BufReader<UnixStream> {
     ask(scene, "/control/compose", &json!({ "id": scene.id("web"), "who": who }))
 }
 
-fn ask(scene: &Scene, path: &str, body: &Value) -> BufReader<UnixStream> {
+pub(super) fn ask(scene: &Scene, path: &str, body: &Value) -> BufReader<UnixStream> {
     let mut stream = UnixStream::connect(&scene.control).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let body = body.to_string();
@@ -16,7 +16,7 @@ fn ask(scene: &Scene, path: &str, body: &Value) -> BufReader<UnixStream> {
     BufReader::new(stream)
 }
 
-fn head_of(reader: &mut BufReader<UnixStream>) -> String {
+pub(super) fn head_of(reader: &mut BufReader<UnixStream>) -> String {
     let mut head = String::new();
     while !head.ends_with("\r\n\r\n") {
         assert_ne!(reader.read_line(&mut head).unwrap(), 0, "{head}");
