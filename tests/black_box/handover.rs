@@ -89,7 +89,7 @@ impl Scene {
         let after = if other.is_slow { "    depends_on: [other]\n" } else { "" };
         format!(
             "services:\n  shiparr:\n    image: {IMAGE}\n    network_mode: host\n{after}    \
-             command: [\"sh\", \"-c\", \"exec {binary} run >> {log} 2>&1\"]\n    stop_grace_period: 50s\n    volumes:\n{volumes}    \
+             command: [\"sh\", \"-c\", \"exec {binary} run >> {log} 2>&1\"]\n    stop_grace_period: 20s\n    volumes:\n{volumes}    \
              environment:\n{settings}  other:\n    image: {IMAGE}\n    network_mode: none\n    stop_signal: {signal}\n    \
              stop_grace_period: 5s\n    command: [\"sh\", \"-c\", \"{what}\"]\n    \
              environment: {{VERSION: \"{}\", PASSWORD: \"${{PASSWORD}}\"}}\n",
@@ -112,7 +112,8 @@ impl Scene {
     /// The rows of a commit, newest first, once the newest has ended, which must be so.
     #[track_caller]
     fn wait_for(&self, commit: &str, status: &str) -> Vec<Json> {
-        let rows = wait_until(MINUTE, &format!("{commit} to be deployed"), || {
+        // Healing may wait for the grace periods of the stack, and for Docker on a busy machine.
+        let rows = wait_until(2 * MINUTE, &format!("{commit} to be deployed"), || {
             let all = self.rows();
             let goes_on = |row: &Json| matches!(row["status"].as_str(), Some("pending" | "running"));
             let is_over = !all.iter().any(goes_on);
@@ -255,4 +256,15 @@ fn a_helper_or_a_daemon_that_is_killed_loses_nothing() {
     let log = scene.assert_nothing_is_left(&rows[0]);
     assert_eq!(log.matches("-other-1  Started").count(), 1, "{log}");
     scene.assert_runs("2", "3");
+
+    // Ended by somebody, the helper starts again what Compose had stopped, and only then the deployment is over.
+    let commit = scene.push("3", &slow("4"));
+    scene.helper();
+    assert!(scene.daemon.cli(&["cancel", "home/web"]).status.success());
+    let rows = scene.wait_for(&commit, "failed");
+    let error = rows[0]["error"].as_str().unwrap_or_default();
+    assert!(rows.len() == 1 && error.starts_with("cancelled: ") && error.contains("started again"), "{rows:?}");
+    scene.assert_nothing_is_left(&rows[0]);
+    assert_eq!(scene.stack.variable("shiparr", "VERSION").as_deref(), Some("2"));
+    assert!(scene.stack.containers().iter().all(Container::is_running));
 }

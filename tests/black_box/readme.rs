@@ -238,6 +238,7 @@ impl Reader {
             ("sh", first) if first.starts_with("echo \"SHIPARR_DOCKER_GROUP=") => {
                 assert!(text.contains("up --detach --wait"), "{text}");
             }
+            ("sh", first) if first.ends_with("shiparr deploy host/shiparr --adopt") => {}
             ("ini", first) => units::verify_drop_in(first, text),
             // Run by tests/black_box/proxies.rs, in front of a daemon of its own.
             ("nginx", first) => assert_eq!(first, "location /shiparr/ {"),
@@ -252,7 +253,9 @@ impl Reader {
             ("yaml", "project: homelab") if !Path::new("/etc/shiparr/projects/homelab.yaml").exists() => {
                 fs::write("/etc/shiparr/projects/homelab.yaml", text).expect("write the project file");
             }
-            ("yaml", "project: homelab" | "project: edge") => self.check_alone(text),
+            ("yaml", "project: homelab" | "project: edge" | "# /etc/shiparr/projects/host.yaml") => {
+                self.check_alone(text)
+            }
             ("sh", "sudo shiparr history media") => self.go_back(text),
             ("sh", "docker compose ls --all") => {
                 self.start_by_hand();
@@ -443,7 +446,8 @@ impl Reader {
         fs::create_dir_all(&folder).expect("make a folder");
         fs::write(folder.join("homelab.yaml"), text).expect("write the project file");
         let told = self.run(&format!("GITHUB_TOKEN=one FORGEJO_TOKEN=two shiparr check {}", folder.display()));
-        let repositories = if text.contains("\n  proxy:") { "1 repositories" } else { "2 repositories" };
+        let has_one = ["\n  proxy:", "\n  shiparr:"].iter().any(|one| text.contains(one));
+        let repositories = if has_one { "1 repositories" } else { "2 repositories" };
         assert!(told.contains(&format!("1 projects with {repositories}")), "{told}");
     }
 

@@ -33,6 +33,10 @@ impl Helpers for Compose {
         Ok(own.labels.get(PROJECT_LABEL).filter(|_| !is_one_off).cloned())
     }
 
+    fn own_id(&self, limit: &Limit) -> Result<Option<String>, StepError> {
+        Ok(self.own_container(limit)?.map(|own| own.id.clone()))
+    }
+
     fn can_help(&self, limit: &Limit) -> Result<(), StepError> {
         let (Some(own), Some(socket)) = (self.own_container(limit)?, self.client.socket()) else { return Ok(()) };
         if own.has_mounted(&socket) {

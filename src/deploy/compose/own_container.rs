@@ -76,13 +76,12 @@ impl OwnContainer {
     pub fn outside(&self, path: &Path, folder: &Path) -> Result<(), String> {
         let elsewhere = |path: &Path| match self.mount_of(path) {
             None => Some("it goes with the container".to_owned()),
-            Some(mount) if mount.kind == "bind" && mount.source == mount.destination => None,
-            Some(mount) if mount.kind == "bind" => {
-                let inside = path.strip_prefix(&mount.destination).unwrap_or(Path::new(""));
+            Some((mount, _)) if mount.kind == "bind" && mount.source == mount.destination => None,
+            Some((mount, inside)) if mount.kind == "bind" => {
                 let source: PathBuf = mount.source.join(inside).components().collect();
                 Some(format!("outside it is {}", source.display()))
             }
-            Some(mount) => Some(format!("it is in the {} at {}", mount.kind, mount.destination.display())),
+            Some((mount, _)) => Some(format!("it is in the {} at {}", mount.kind, mount.destination.display())),
         };
         let Some(elsewhere) = elsewhere(path).or_else(|| elsewhere(&real_path(path))) else { return Ok(()) };
         Err(format!(
@@ -96,14 +95,19 @@ impl OwnContainer {
     /// Whether this file, once links are followed, lies in a mount that another container can have too.
     pub fn has_mounted(&self, path: &Path) -> bool {
         let is_shared =
-            |path: &Path| self.mount_of(path).is_some_and(|mount| matches!(&*mount.kind, "bind" | "volume"));
+            |path: &Path| self.mount_of(path).is_some_and(|(mount, _)| matches!(&*mount.kind, "bind" | "volume"));
         is_shared(path) || is_shared(&real_path(path))
     }
 
-    /// What is mounted where this path lies; none: the container's own files.
-    fn mount_of(&self, path: &Path) -> Option<&OwnMount> {
-        let around = self.mounts.iter().filter(|mount| path.starts_with(&mount.destination));
-        around.max_by_key(|mount| mount.destination.components().count())
+    /// What is mounted where this path lies, and the path from there; none: the container's own files. A mount may be named
+    /// through a link of the image, as `/var/run` is one.
+    fn mount_of<'a>(&self, path: &'a Path) -> Option<(&OwnMount, &'a Path)> {
+        let inside = |mount: &OwnMount| {
+            let strip = |point: &Path| path.strip_prefix(point).ok();
+            strip(&mount.destination).or_else(|| strip(&real_path(&mount.destination)))
+        };
+        let around = self.mounts.iter().filter_map(|mount| Some((mount, inside(mount)?)));
+        around.min_by_key(|(_, inside)| inside.components().count())
     }
 }
 
@@ -295,6 +299,17 @@ mod tests {
         assert_eq!(own.outside(&bound.join("web/not/yet"), &bound), Ok(()));
         let error = own.outside(&bound.join("link/web"), &bound).unwrap_err();
         assert!(error.contains("goes with the container"), "{error}");
+    }
+
+    #[test]
+    fn a_mount_may_be_named_through_a_link_of_the_image() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().canonicalize().unwrap();
+        std::fs::create_dir_all(folder.join("run/shiparr")).unwrap();
+        std::os::unix::fs::symlink(folder.join("run"), folder.join("link")).unwrap();
+        let named = folder.join("link/shiparr");
+        let text = named.to_str().unwrap();
+        assert_eq!(own(&[("bind", text, text)]).outside(&named.join("secrets"), &named), Ok(()));
     }
 
     #[test]

@@ -248,8 +248,10 @@ mod tests {
     fn an_answer_is_there_once_it_is_whole() {
         let (_runtime, folder) = given();
         assert!(folder.answer().is_none());
-        folder.say(Answer { result: Ok(()), is_unsettled: false, kept: brought() }).unwrap();
-        assert_eq!(folder.answer().unwrap().unwrap().kept.plan, brought().plan);
+        let containers = ["a1".to_owned()].into();
+        folder.say(Answer { result: Ok(()), is_unsettled: false, containers, kept: brought() }).unwrap();
+        let answer = folder.answer().unwrap().unwrap();
+        assert_eq!((answer.kept.plan, answer.containers), (brought().plan, ["a1".to_owned()].into()));
         std::fs::write(folder.path().join(ANSWER), r#"{"format": 9}"#).unwrap();
         assert!(folder.answer().unwrap().err().unwrap().contains("format 9"));
     }

@@ -1,6 +1,7 @@
 //! What runs in the helper container, `shiparr hand-over FOLDER`: the `up` of one deployment, and the healing after it.
 //! It knows no database and no settings: all that it needs is in the folder.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
@@ -67,7 +68,14 @@ fn bring_up(job: Job, driver: &dyn Driver, limit: &Limit, log: &mut dyn Log) -> 
     };
     // Before anybody learns that it is over: nothing in plain text outlives it, even where no daemon starts any more.
     drop(RuntimeFolder::left(&plaintext.runtime, &plaintext.data, &plaintext.name));
-    Answer { result, is_unsettled, kept }
+    let containers = if result.is_ok() { containers_of(driver, &kept.plan.project, limit) } else { BTreeSet::new() };
+    Answer { result, is_unsettled, containers, kept }
+}
+
+/// The ids of a compose project's containers; none where they cannot be had.
+fn containers_of(driver: &dyn Driver, project: &str, limit: &Limit) -> BTreeSet<String> {
+    let residents = driver.survey(limit).unwrap_or_default().into_iter();
+    residents.filter(|resident| resident.project.as_deref() == Some(project)).map(|resident| resident.id).collect()
 }
 
 /// A helper that did not begin has changed nothing.

@@ -1,6 +1,6 @@
 //! What lies in the folder of a handed-over deployment: what a helper is told, and what it answers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -75,6 +75,8 @@ pub(super) struct Answer {
     pub result: Result<(), UpError>,
     /// Whether something stays to be healed.
     pub is_unsettled: bool,
+    /// The full ids of the stack's containers after a success; empty where they are not known.
+    pub containers: BTreeSet<String>,
     pub kept: Brought,
 }
 
@@ -253,7 +255,8 @@ pub(super) mod tests {
     #[test]
     fn an_answer_arrives_as_it_was_given() {
         let error = UpError { error: StepError::for_now("no room"), containers: Containers::Interrupted };
-        let answer = Answer { result: Err(error.clone()), is_unsettled: true, kept: brought() };
+        let answer =
+            Answer { result: Err(error.clone()), is_unsettled: true, containers: BTreeSet::new(), kept: brought() };
         let answer: Answer = parse(&serde_json::to_vec(&Formatted::new(answer)).unwrap()).unwrap();
         assert_eq!((answer.result, answer.is_unsettled), (Err(error), true));
     }

@@ -12,7 +12,7 @@
 //! | before the row is marked | a folder, no mark | the row was interrupted; the folder goes |
 //! | before the helper has its job | a mark, the job in the folder | the job is withdrawn, the row interrupted |
 //! | while the helper works | a mark, its lock | it is waited for |
-//! | after its end | a mark, its answer | the answer is taken |
+//! | after its end | a mark, its answer | the answer is taken, unless a person has replaced the containers since |
 //! | it was killed too, or the machine restarted | a mark, neither lock nor answer | the row is interrupted |
 
 mod folder;
@@ -34,7 +34,7 @@ use super::journal::Journal;
 use super::pipeline::Host;
 use super::secret_files::Switched;
 use super::variables::Plaintext;
-use super::{Log, Plan, Stack, StepError, Up, UpError};
+use super::{Containers, Log, Plan, Stack, StepError, Up, UpError};
 use crate::command::Limit;
 use crate::model::{DeploymentId, LogLevel};
 use crate::secrets::RuntimeFolder;
@@ -50,6 +50,12 @@ pub trait Helpers: Send + Sync {
     /// # Errors
     /// It cannot be known now, in one line.
     fn own_project(&self, limit: &Limit) -> Result<Option<String>, StepError>;
+
+    /// The full id of the container that this process runs in; none where there is none.
+    ///
+    /// # Errors
+    /// It cannot be known now, in one line.
+    fn own_id(&self, limit: &Limit) -> Result<Option<String>, StepError>;
 
     /// Whether a helper could talk to what runs the containers.
     ///
@@ -177,7 +183,26 @@ pub(super) fn resume(host: &Host, handed_over: &HandedOver, control: &Control, j
     let taken = handed_over.log_bytes_taken;
     // Whoever was to start the helper is gone.
     let following = Following { host, id, folder: &folder, control, taken, taken_within: Duration::ZERO };
-    end(host, id, &folder, following.follow(journal))
+    let mut followed = following.follow(journal);
+    if let Followed::Answered(answer) = &mut followed {
+        refuse_another_container(host, answer, control);
+    }
+    end(host, id, &folder, followed)
+}
+
+/// A stack that was brought up by hand after the helper did, because the new version did not start, is not the one that
+/// was deployed: this process would call its own health a success of the other one.
+fn refuse_another_container(host: &Host, answer: &mut Answer, control: &Control) {
+    if answer.result.is_err() || answer.containers.is_empty() {
+        return;
+    }
+    let own_id = host.driver.helpers().map(|helpers| helpers.own_id(&control.limit().at_most(DOCKER_LIMIT)));
+    let Some(Ok(Some(own_id))) = own_id else { return };
+    if !answer.containers.contains(&own_id) {
+        let why = "the container of Shiparr that it brought up is gone, and another one, which somebody has brought up \
+                   since, runs in its place";
+        answer.result = Err(UpError { error: StepError::for_good(why), containers: Containers::Changed });
+    }
 }
 
 /// The names of the decrypted files of deployments that a helper may be at: only [`clean`] says which these are.
@@ -219,7 +244,7 @@ fn end(host: &Host, id: DeploymentId, folder: &JobFolder, followed: Followed) ->
     match followed {
         Followed::Left => End::Left,
         Followed::Answered(answer) => {
-            let Answer { result, is_unsettled, kept: Brought { plan, since, secret_files } } = *answer;
+            let Answer { result, is_unsettled, kept: Brought { plan, since, secret_files }, .. } = *answer;
             End::Done(Box::new(Done { result, is_unsettled, plan, since, secret_files }))
         }
         Followed::Unreadable(why) => End::Lost(format!("the helper's answer was not taken: {why}")),

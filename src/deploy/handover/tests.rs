@@ -9,13 +9,14 @@ use super::*;
 use crate::config::Environment;
 use crate::config::Settings;
 use crate::deploy::secret_files::Kept;
-use crate::deploy::{ByHand, Containers, Driver, Resident, Timing};
+use crate::deploy::{ByHand, Driver, Resident, Timing};
 use crate::git;
 use crate::model::{Asked, Status, Trigger};
 use crate::secrets::Scrubber;
 use crate::store::{ProjectSpec, RepositorySpec, Store};
 
 const LONG: Duration = Duration::from_secs(60);
+const OWN_ID: &str = "b6e157cdc206";
 
 /// Does what a test says when a helper is to be started, and remembers signals.
 #[derive(Clone, Default)]
@@ -29,6 +30,10 @@ type Start = Box<dyn FnOnce(JobFolder) -> Result<(), StepError> + Send>;
 impl Helpers for Docker {
     fn own_project(&self, _: &Limit) -> Result<Option<String>, StepError> {
         Ok(Some("web".to_owned()))
+    }
+
+    fn own_id(&self, _: &Limit) -> Result<Option<String>, StepError> {
+        Ok(Some(OWN_ID.to_owned()))
     }
 
     fn can_help(&self, _: &Limit) -> Result<(), StepError> {
@@ -231,7 +236,8 @@ fn work(folder: &JobFolder, result: Result<(), UpError>) -> Result<(), StepError
     let mut text = serde_json::to_vec(&line).unwrap();
     text.push(b'\n');
     folder.log().unwrap().write_all(&text).unwrap();
-    folder.say(Answer { result, is_unsettled: false, kept: job.kept }).map_err(StepError::for_good)
+    let containers = [OWN_ID.to_owned()].into();
+    folder.say(Answer { result, is_unsettled: false, containers, kept: job.kept }).map_err(StepError::for_good)
 }
 
 fn lost(end: End) -> String {
@@ -314,7 +320,8 @@ fn a_daemon_that_stops_leaves_everything_to_the_next_one() {
     let folder = scene.job();
     std::thread::scope(|scope| {
         let next = scope.spawn(|| done(scene.resume()));
-        folder.say(Answer { result: Ok(()), is_unsettled: false, kept: job.kept }).unwrap();
+        let containers = BTreeSet::new();
+        folder.say(Answer { result: Ok(()), is_unsettled: false, containers, kept: job.kept }).unwrap();
         drop(held);
         assert_eq!(next.join().unwrap(), Ok(()));
     });
@@ -358,6 +365,25 @@ fn after_a_kill_at_any_moment_nothing_stays_and_nothing_counts_as_done_that_was_
 }
 
 #[test]
+fn a_version_that_somebody_has_replaced_by_hand_was_no_success() {
+    let scene = Scene::new();
+    scene.control.leave_to_helper();
+    let end = scene.up(|folder| {
+        let (job, _held) = folder.take().map_err(StepError::for_good)?;
+        let containers = ["of the version that did not start".to_owned()].into();
+        folder
+            .say(Answer { result: Ok(()), is_unsettled: false, containers, kept: job.kept })
+            .map_err(StepError::for_good)
+    });
+    assert!(matches!(end, End::Left));
+    let scene = Scene { control: Control::new(LONG), ..scene };
+    let error = done(scene.resume()).unwrap_err();
+    assert!(error.error.message.contains("another one"), "{error:?}");
+    assert_eq!((error.containers, error.error.chance), (Containers::Changed, crate::model::Chance::Final));
+    scene.assert_taken_back();
+}
+
+#[test]
 fn what_no_helper_has_is_removed_at_the_start() {
     let scene = Scene::new();
     scene.control.leave_to_helper();
@@ -389,7 +415,8 @@ fn a_cancelled_deployment_tells_its_helper_to_end() {
         }
         let (folder, (job, held)) = HELPER.lock().unwrap().take().unwrap();
         let error = UpError { error: StepError::for_good("it was stopped"), containers: Containers::Interrupted };
-        folder.say(Answer { result: Err(error), is_unsettled: true, kept: job.kept }).unwrap();
+        let containers = BTreeSet::new();
+        folder.say(Answer { result: Err(error), is_unsettled: true, containers, kept: job.kept }).unwrap();
         drop(held);
         end.join().unwrap()
     });
