@@ -7,6 +7,9 @@ use super::Context;
 use super::presence::Watch;
 use super::stream::{Stream, chunk, head};
 
+/// Once nothing runs, nobody needs longer for the restart of a service. A client that hangs, or that somebody has
+/// suspended, holds deployments up no longer.
+const HOLD_LIMIT: Duration = Duration::from_secs(3600);
 /// How soon the end of a deployment is noticed.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -35,7 +38,9 @@ impl Stream for Pausing {
                 return Ok(());
             }
         }
-        watch.limit().sleep(Duration::MAX);
+        if watch.limit().sleep(HOLD_LIMIT) {
+            log::warn!("`shiparr hold` took longer than {} minutes: deployments go on", HOLD_LIMIT.as_secs() / 60);
+        }
         drop(pause);
         to.write_all(b"0\r\n\r\n")?;
         to.flush()
