@@ -202,6 +202,10 @@ fn ping(socket: &Path, limit: &Limit) -> Result<(), String> {
         Err(_) if access(socket, Access::WRITE_OK) == Err(Errno::ACCESS) => {
             Err(format!("this user may not talk to Docker on {}: add it to the group `docker`", socket.display()))
         }
+        Err(_) if !socket.exists() => Err(format!(
+            "Docker does not answer: there is no {}; start it (`systemctl start docker`), or install it",
+            socket.display()
+        )),
         Err(error) => Err(format!("Docker does not answer: {error}; start it (`systemctl start docker`)")),
     }
 }
