@@ -206,7 +206,8 @@ impl Client {
         self.unix_socket.is_some()
     }
 
-    /// POST with a JSON body, whose answer comes in pieces, until the daemon ends it or `on_piece` has enough.
+    /// POST with a JSON body, whose answer comes line by line, until the daemon ends it or a line is longer than
+    /// `max_line_bytes`.
     ///
     /// # Errors
     /// As [`Client::get`].
@@ -214,11 +215,22 @@ impl Client {
         &self,
         path: &str,
         body: &serde_json::Value,
-        on_piece: &mut dyn FnMut(&[u8]) -> bool,
+        max_line_bytes: usize,
+        on_line: &mut dyn FnMut(Vec<u8>),
     ) -> anyhow::Result<()> {
+        let mut line = Vec::new();
+        let mut on_piece = |piece: &[u8]| {
+            for byte in piece {
+                match byte {
+                    b'\n' => on_line(std::mem::take(&mut line)),
+                    byte => line.push(*byte),
+                }
+            }
+            line.len() <= max_line_bytes
+        };
         let request = with_body(self.request("POST", path), body);
         let response =
-            http::stream(&request, &Limit::after(Duration::MAX), on_piece).with_context(|| self.unreachable())?;
+            http::stream(&request, &Limit::after(Duration::MAX), &mut on_piece).with_context(|| self.unreachable())?;
         accepted(&request, response).map(drop)
     }
 

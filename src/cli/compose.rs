@@ -150,23 +150,15 @@ fn listen(
     struct End {
         end: String,
     }
-    let (mut line, mut is_first) = (Vec::new(), true);
-    let held = client.hold("/control/compose", body, &mut |piece| {
-        for byte in piece {
-            if *byte != b'\n' {
-                line.push(*byte);
-                continue;
-            }
-            let line = std::mem::take(&mut line);
-            if std::mem::take(&mut is_first) {
-                let _ = first.try_send(Ok(line));
-            } else if let Ok(End { end: why }) = serde_json::from_slice(&line) {
-                let _ = end.try_send(why);
-                limit.cancel();
-                // The connection stands on: the stack is ours until Compose has ended.
-            }
+    let mut is_first = true;
+    let held = client.hold("/control/compose", body, MAX_LINE_BYTES, &mut |line| {
+        if std::mem::take(&mut is_first) {
+            let _ = first.try_send(Ok(line));
+        } else if let Ok(End { end: why }) = serde_json::from_slice(&line) {
+            let _ = end.try_send(why);
+            limit.cancel();
+            // The connection stands on: the stack is ours until Compose has ended.
         }
-        line.len() <= MAX_LINE_BYTES
     });
     // Of several reasons the first one counts; where the first line came, nobody waits for it any more.
     match held {

@@ -65,17 +65,8 @@ fn listen(client: Client) -> Receiver<anyhow::Result<Line>> {
 }
 
 fn hand_on(client: &Client, out: &Sender<anyhow::Result<Line>>) -> anyhow::Result<()> {
-    let mut line = Vec::new();
-    client.hold("/control/hold", &serde_json::Value::Null, &mut |piece| {
-        for byte in piece {
-            if *byte != b'\n' {
-                line.push(*byte);
-                continue;
-            }
-            let told = serde_json::from_slice(&std::mem::take(&mut line)).map_err(anyhow::Error::from);
-            let _ = out.send(told);
-        }
-        line.len() <= MAX_LINE_BYTES
+    client.hold("/control/hold", &serde_json::Value::Null, MAX_LINE_BYTES, &mut |line| {
+        let _ = out.send(serde_json::from_slice(&line).map_err(anyhow::Error::from));
     })
 }
 

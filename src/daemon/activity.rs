@@ -168,7 +168,7 @@ impl Activities {
 
     /// Whether a deployment runs.
     pub fn any_runs(&self) -> bool {
-        !self.all_running().is_empty()
+        self.lock().by_repository.values().any(|activity| activity.running.is_some())
     }
 
     /// The deployments that run now, oldest first.
