@@ -15,6 +15,8 @@ from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import git_backend
+
 READY_LIMIT_SECONDS = 60
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -45,24 +47,8 @@ class GitServer:
             protocol_version = "HTTP/1.1"
 
             def answer(self):
-                path, _, query = self.path.partition("?")
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                env = {
-                    "PATH": os.environ["PATH"], "GIT_PROJECT_ROOT": str(root), "GIT_HTTP_EXPORT_ALL": "1",
-                    "REQUEST_METHOD": self.command, "PATH_INFO": path, "QUERY_STRING": query,
-                    "CONTENT_TYPE": self.headers.get("Content-Type", ""), "CONTENT_LENGTH": str(len(body)),
-                    "GIT_PROTOCOL": self.headers.get("Git-Protocol", ""),
-                }
-                done = subprocess.run(["git", "-c", "safe.directory=*", "http-backend"], input=body, env=env, capture_output=True)
-                head, _, content = done.stdout.partition(b"\r\n\r\n")
-                status = 200
-                headers = []
-                for line in head.decode().split("\r\n"):
-                    name, _, value = line.partition(": ")
-                    if name == "Status":
-                        status = int(value.split()[0])
-                    elif name:
-                        headers.append((name, value))
+                status, headers, content = git_backend.answer(self, body, root)
                 self.send_response(status)
                 for name, value in headers:
                     self.send_header(name, value)

@@ -2,11 +2,11 @@
 
 import base64
 import json
-import os
-import subprocess
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import git_backend
 
 
 class Quiet(ThreadingHTTPServer):
@@ -83,7 +83,7 @@ class GitServer(Server):
         if b"want " in body:
             self.moment("fetch")
         fault = self.fault
-        status, headers, content = self.backend(request, body)
+        status, headers, content = git_backend.answer(request, body, self.root)
         request.send_response(status)
         for name, value in headers:
             request.send_header(name, value)
@@ -102,28 +102,6 @@ class GitServer(Server):
             request.wfile.write(content[at:at + self.DRIP_BYTES])
             if not self.released.is_set():
                 time.sleep(self.DRIP_SECONDS)
-
-    def backend(self, request, body):
-        """Status, headers and content that Git's own CGI program answers."""
-        path, _, query = request.path.partition("?")
-        env = {
-            "PATH": os.environ["PATH"], "GIT_PROJECT_ROOT": self.root, "GIT_HTTP_EXPORT_ALL": "1",
-            "REQUEST_METHOD": request.command, "PATH_INFO": path, "QUERY_STRING": query,
-            "CONTENT_TYPE": request.headers.get("Content-Type", ""), "CONTENT_LENGTH": str(len(body)),
-            "GIT_PROTOCOL": request.headers.get("Git-Protocol", ""),
-            "HTTP_CONTENT_ENCODING": request.headers.get("Content-Encoding", ""),
-        }
-        command = ["git", "-c", "safe.directory=*", "http-backend"]
-        done = subprocess.run(command, input=body, env=env, capture_output=True, check=False)
-        head, _, content = done.stdout.partition(b"\r\n\r\n")
-        status, headers = 200, []
-        for line in head.decode().split("\r\n"):
-            name, _, value = line.partition(": ")
-            if name == "Status":
-                status = int(value.split()[0])
-            elif name:
-                headers.append((name, value))
-        return status, headers, content
 
 
 class MessageServer(Server):
